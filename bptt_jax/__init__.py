@@ -1,0 +1,21 @@
+"""`jax.lax.scan` with a memory budget: exact backpropagation through time inside as many bytes as you allow."""
+
+from bptt_jax import errors, planners, plans
+from bptt_jax._cost import PlanCost, cost
+from bptt_jax._plan import Chain, Remat, Repeat, Steps
+from bptt_jax._step_profile import StepProfile
+from bptt_jax.planners import make_plan
+
+__all__ = [
+    "Chain",
+    "PlanCost",
+    "Remat",
+    "Repeat",
+    "StepProfile",
+    "Steps",
+    "cost",
+    "errors",
+    "make_plan",
+    "planners",
+    "plans",
+]

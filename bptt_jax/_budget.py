@@ -1,0 +1,55 @@
+"""Budgets as users write them, to bytes."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import re
+
+_UNITS = {
+    "B": 1,
+    **{f"{p}B": 1000**i for i, p in enumerate("kMGT", start=1)},
+    **{f"{p}iB": 1024**i for i, p in enumerate("KMGT", start=1)},
+}
+_UNITS["KB"] = _UNITS["kB"]
+_SHAPE = re.compile(r"\s*(?P<number>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>%|[A-Za-z]+)\s*")
+_FORMS = 'bytes as an int, a string such as "64MiB", "1.5GB" or "5%", or None for no limit'
+
+
+def budget_to_bytes(budget: object, store_all_bytes: int) -> int | None:
+    """The bytes that a budget allows; None where it sets no limit.
+
+    Args:
+      budget: None, a positive int, or a string: a number with a unit (B, kB, MB, GB, TB in powers of 1000, KiB, MiB,
+        GiB, TiB in powers of 1024), or a percentage of `store_all_bytes`.
+      store_all_bytes: what `jax.lax.scan`'s own vjp needs at this length.
+
+    Raises:
+      TypeError, ValueError: for anything else, naming the forms that work.
+
+    >>> budget_to_bytes("1.5KiB", 0), budget_to_bytes("5%", 1000), budget_to_bytes(None, 7)
+    (1536, 50, None)
+    """
+    if budget is None:
+        return None
+    if isinstance(budget, str):
+        bytes_ = _parse(budget, store_all_bytes)
+    elif not isinstance(budget, bool) and isinstance(budget, numbers.Integral):
+        bytes_ = int(budget)
+    else:
+        raise TypeError(f"budget={budget!r} of type {type(budget).__name__} is not a budget; use {_FORMS}.")
+    if bytes_ <= 0:
+        raise ValueError(f"budget={budget!r} is {bytes_} bytes, but a budget must be positive; use {_FORMS}.")
+    return bytes_
+
+
+def _parse(budget: str, store_all_bytes: int) -> int:
+    match = _SHAPE.fullmatch(budget)
+    if match is None:
+        raise ValueError(f"budget={budget!r} is not a budget; use {_FORMS}.")
+    number, unit = float(match["number"]), match["unit"]
+    if unit == "%":
+        return max(math.ceil(number), int(number * store_all_bytes / 100))  # positive, also of a step without residuals
+    if unit not in _UNITS:
+        raise ValueError(f"budget={budget!r} has the unknown unit {unit!r}; the units are %, {', '.join(_UNITS)}.")
+    return int(number * _UNITS[unit])

@@ -1,0 +1,121 @@
+"""What a plan costs in bytes, in evaluations of the step, and in size of the compiled program.
+
+Bytes follow the *lowered* accounting: every level of the tree holds its own copy of what it keeps, as XLA does. With
+h the bytes of a carry and s those of one step's residuals,
+
+    kept(Steps n) = n·s    kept(Repeat k c) = k·kept(c)    kept(Chain cs) = Σ kept(c)    kept(Remat c) = h
+    peak(Steps n) = n·s    peak(Remat c) = h + peak(c)     peak(Repeat k c) = (k−1)·kept(c) + peak(c) + loop(c)
+    peak(Chain c1..cr) = max_i ( Σ_{j<i} kept(cj) + peak(ci) ) + copies
+
+Two terms come on top of the textbook recursion, because the plan is lowered to nested scans over slices: while one
+child of a `Repeat` is worked on, its slice of xs, of the cotangents of xs and of the cotangents of ys exist beside
+the whole (`loop`), and so does its own accumulator of parameter gradients; and the parts of a `Chain` are cut out of
+those three arrays (`copies`). Both vanish for a step without xs, ys and parameters.
+
+XLA starts the recomputation of bare `Remat` siblings early, so a `Chain` that is not in normal form (loops over
+rematerialised children, then one last child that is not rematerialised) is charged the sum of its children's peaks.
+
+Source of the recursions: Gruslys et al. (2016), eq. 1 to 4, with a tree in place of a table. Time is linear in the
+distinct nodes of the plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, _require_plan, fold, length
+from bptt_jax._step_profile import StepProfile
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanCost:
+    """The cost of a plan.
+
+    Attributes:
+      peak_bytes: temporary bytes of the backward pass at their highest.
+      forward_steps: evaluations of the step, first pass and recording ones included. The backward evaluations, one
+        per step, are not in it.
+      program_size: copies of the step's loop in the plan; compile time grows with it, not with the length.
+    """
+
+    peak_bytes: int
+    forward_steps: int
+    program_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _NodeCost:
+    kept: int
+    peak: int
+    evals: int
+    leaves: int
+
+
+def cost(plan: Plan, profile: StepProfile) -> PlanCost:
+    """The cost of running `plan` on a step of this profile.
+
+    >>> profile = StepProfile(carry_bytes=2, residual_bytes=12)
+    >>> cost(Repeat(40, Remat(Steps(25))), profile)
+    PlanCost(peak_bytes=380, forward_steps=2000, program_size=1)
+
+    Raises:
+      TypeError: if `plan` is not a plan.
+    """
+    _require_plan(plan, "the plan")
+    total = fold(plan, lambda node, children: _node_cost(node, children, profile))
+    peak_bytes = total.peak + profile.param_bytes + profile.fixed_bytes
+    return PlanCost(peak_bytes, total.evals, total.leaves)
+
+
+def slice_bytes(profile: StepProfile) -> int:
+    """Bytes per step of a part's own xs, cotangents of xs and cotangents of ys."""
+    return 2 * profile.x_bytes + profile.y_bytes
+
+
+def _node_cost(node: Plan, children: Sequence[_NodeCost], profile: StepProfile) -> _NodeCost:
+    match node:
+        case Steps(n):
+            kept = n * profile.residual_bytes
+            return _NodeCost(kept, peak=kept, evals=n, leaves=1)
+        case Remat(child):
+            (c,) = children
+            carry = profile.carry_bytes
+            return _NodeCost(carry, peak=carry + c.peak, evals=length(child) + c.evals, leaves=c.leaves)
+        case Repeat(k, child):
+            (c,) = children
+            loop_bytes = length(child) * slice_bytes(profile) + profile.param_bytes
+            peak = (k - 1) * c.kept + c.peak + loop_bytes
+            return _NodeCost(k * c.kept, peak, evals=k * c.evals, leaves=c.leaves)
+        case Chain():
+            return _chain_cost(node, children, profile)
+    raise TypeError(f"not a plan node: {node!r}")
+
+
+def _chain_cost(node: Chain, children: Sequence[_NodeCost], profile: StepProfile) -> _NodeCost:
+    kept, peak = 0, 0
+    for c in children:
+        peak = max(peak, kept + c.peak)
+        kept += c.kept
+    if not is_normal_chain(node):
+        peak = sum(c.peak for c in children)
+    if len(children) > 1:
+        peak += length(node) * slice_bytes(profile)
+    return _NodeCost(kept, peak, evals=sum(c.evals for c in children), leaves=sum(c.leaves for c in children))
+
+
+def is_normal_chain(chain: Chain) -> bool:
+    """Whether XLA frees each child of `chain` before the one before it is worked on.
+
+    So it is measured where every child but the last is a loop over at least two rematerialised children, and the
+    last is not itself rematerialised.
+
+    >>> is_normal_chain(Chain((Repeat(2, Remat(Steps(8))), Steps(3))))
+    True
+    >>> is_normal_chain(Chain((Remat(Steps(8)), Steps(3))))
+    False
+    """
+    *loops, last = chain.children
+    return not isinstance(last, Remat) and all(
+        isinstance(c, Repeat) and c.k >= 2 and isinstance(c.child, Remat) for c in loops
+    )

@@ -1,0 +1,172 @@
+"""The plan language: four nodes that say what a backward pass keeps and what it recomputes.
+
+A plan is data: frozen, hashable, comparable, without callables or arrays. It is a tree to read and a DAG in memory:
+equal parts may be one object, so that a plan for a million steps has some hundred nodes. Each node therefore knows
+its length and its hash from those of its children, and every interpreter of plans is a `fold`, which visits each
+distinct node once and does not recurse.
+
+Reference: the policies of Gruslys et al. (2016), section 3, as a tree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Plan:
+    """What the four nodes have in common. Not to be instantiated."""
+
+    _length: int
+    _hash: int
+
+    def _remember(self, length: int, *identity: int) -> None:
+        # Set once in __post_init__, through object's setter since the nodes are frozen. Both are derived from the
+        # fields; they are kept because recomputing them on a DAG takes time proportional to the unrolled tree.
+        object.__setattr__(self, "_length", length)
+        object.__setattr__(self, "_hash", hash(identity))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @property
+    def _children(self) -> tuple[Plan, ...]:
+        return ()
+
+
+def _as_count(value: Any, least: int, what: str) -> int:
+    """`value` as an int of at least `least`; errors name the field `what`."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be an integer, got {value!r} of type {type(value).__name__}.") from None
+    if count < least:
+        raise ValueError(f"{what} must be at least {least}, got {count}.")
+    return count
+
+
+def _require_plan(child: Any, what: str) -> None:
+    if not isinstance(child, Plan):
+        raise TypeError(f"{what} must be a plan (Steps, Repeat, Chain or Remat), got {child!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps(Plan):
+    """`n` ≥ 0 steps in one loop; keeps the residuals of all of them.
+
+    >>> Steps(25)
+    Steps(n=25)
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n", _as_count(self.n, 0, "Steps.n"))
+        self._remember(self.n, 1, self.n)
+
+    __hash__ = Plan.__hash__
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeat(Plan):
+    """`k` ≥ 1 equal children in one loop, one after another; keeps what each child keeps.
+
+    >>> length(Repeat(40, Remat(Steps(25))))
+    1000
+    """
+
+    k: int
+    child: Plan
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "k", _as_count(self.k, 1, "Repeat.k"))
+        _require_plan(self.child, "Repeat.child")
+        self._remember(self.k * self.child._length, 2, self.k, hash(self.child))
+
+    __hash__ = Plan.__hash__
+
+    @property
+    def _children(self) -> tuple[Plan, ...]:
+        return (self.child,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain(Plan):
+    """One child after another, in the order of the steps; keeps what its children keep.
+
+    >>> length(Chain((Repeat(40, Remat(Steps(25))), Steps(9))))
+    1009
+    """
+
+    children: tuple[Plan, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "children", tuple(self.children))
+        if not self.children:
+            raise ValueError("Chain.children must have at least one plan, got none.")
+        for child in self.children:
+            _require_plan(child, "each of Chain.children")
+        self._remember(sum(c._length for c in self.children), 3, *map(hash, self.children))
+
+    __hash__ = Plan.__hash__
+
+    @property
+    def _children(self) -> tuple[Plan, ...]:
+        return self.children
+
+
+@dataclasses.dataclass(frozen=True)
+class Remat(Plan):
+    """The child, of which only the carry that enters it is kept; the rest is recomputed for its backward.
+
+    >>> length(Remat(Steps(25)))
+    25
+    """
+
+    child: Plan
+
+    def __post_init__(self) -> None:
+        _require_plan(self.child, "Remat.child")
+        self._remember(self.child._length, 4, hash(self.child))
+
+    __hash__ = Plan.__hash__
+
+    @property
+    def _children(self) -> tuple[Plan, ...]:
+        return (self.child,)
+
+
+def length(plan: Plan) -> int:
+    """The number of steps that a plan runs through.
+
+    >>> length(Chain((Steps(3), Steps(4))))
+    7
+    """
+    _require_plan(plan, "the argument of length")
+    return plan._length
+
+
+def fold(plan: Plan, visit: Callable[[Plan, Sequence[T]], T]) -> T:
+    """`visit(node, results of its children)` from the leaves up, once for each distinct node object.
+
+    Time and memory are linear in the distinct nodes, whatever the depth and the unrolled size.
+
+    >>> fold(Repeat(3, Remat(Steps(5))), lambda node, depths: 1 + max(depths, default=0))
+    3
+    """
+    done: dict[int, T] = {}
+    todo: list[Plan] = [plan]
+    while todo:
+        node = todo[-1]
+        waiting = [c for c in node._children if id(c) not in done]
+        if waiting and id(node) not in done:
+            todo.extend(waiting)
+            continue
+        todo.pop()
+        if id(node) not in done:
+            done[id(node)] = visit(node, [done[id(c)] for c in node._children])
+    return done[id(plan)]

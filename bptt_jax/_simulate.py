@@ -1,0 +1,132 @@
+"""The schedule of a plan: the events that its backward pass consists of, in order.
+
+Positions count carries: position i is the carry that enters step i. Ranges are half-open. The order is that of the
+nested lowering: `jax.checkpoint` runs its child once and keeps nothing, then, when the backward pass arrives there,
+once more in recording mode.
+
+Complexity: linear in the number of events, which is that of the unrolled tree, generated lazily on a stack.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, _require_plan, length
+
+
+@dataclasses.dataclass(frozen=True)
+class Advance:
+    """Evaluate steps start..stop−1 and keep nothing of them but the last carry."""
+
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Save:
+    """Keep the carry at `position`."""
+
+    position: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Restore:
+    """Go back to the kept carry at `position`."""
+
+    position: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """Evaluate steps start..stop−1 and keep their residuals."""
+
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Backward:
+    """Take steps stop−1, ..., start backwards and free their residuals."""
+
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Free:
+    """Drop the kept carry at `position`."""
+
+    position: int
+
+
+Event = Advance | Save | Restore | Record | Backward | Free
+
+
+def simulate(plan: Plan) -> Iterator[Event]:
+    """The events of a gradient of a scan that runs `plan`, one by one.
+
+    >>> for event in simulate(Repeat(2, Remat(Steps(3)))):
+    ...     print(event)
+    Save(position=0)
+    Advance(start=0, stop=3)
+    Save(position=3)
+    Advance(start=3, stop=6)
+    Restore(position=3)
+    Record(start=3, stop=6)
+    Backward(start=3, stop=6)
+    Free(position=3)
+    Restore(position=0)
+    Record(start=0, stop=3)
+    Backward(start=0, stop=3)
+    Free(position=0)
+    """
+    _require_plan(plan, "the argument of simulate")
+    todo: list[_Task] = [(_backward, plan, 0), (_forward, plan, 0)]  # a stack: the last is the next
+    while todo:
+        match todo.pop():
+            case (expand, node, start):
+                todo.extend(reversed(expand(node, start)))
+            case event:
+                yield event
+
+
+_Task = Event | tuple[Callable[[Plan, int], "list[_Task]"], Plan, int]
+
+
+def _forward(node: Plan, start: int) -> list[_Task]:
+    match node:
+        case Steps(0):
+            return []
+        case Steps(n):
+            return [Record(start, start + n)]
+        case Remat(child):
+            return [Save(start), Advance(start, start + length(child))] if length(child) else []
+    return [(_forward, child, at) for child, at in _placed(node, start)]
+
+
+def _backward(node: Plan, start: int) -> list[_Task]:
+    match node:
+        case Steps(0):
+            return []
+        case Steps(n):
+            return [Backward(start, start + n)]
+        case Remat(child):
+            if not length(child):
+                return []
+            return [Restore(start), (_forward, child, start), (_backward, child, start), Free(start)]
+    return [(_backward, child, at) for child, at in reversed(_placed(node, start))]
+
+
+def _placed(node: Plan, start: int) -> list[tuple[Plan, int]]:
+    """The children of a Repeat or Chain that begins at `start`, each with its own start."""
+    match node:
+        case Repeat(k, child):
+            return [(child, start + i * length(child)) for i in range(k)]
+        case Chain(children):
+            placed = []
+            for child in children:
+                placed.append((child, start))
+                start += length(child)
+            return placed
+    raise TypeError(f"not a plan node: {node!r}")

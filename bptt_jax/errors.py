@@ -1,0 +1,40 @@
+"""The exceptions of bptt_jax, and the one place where their messages are put together.
+
+Every message says what was asked, what was found, and what would work.
+"""
+
+from __future__ import annotations
+
+
+def format_bytes(count: int) -> str:
+    """A byte count for people, exact below 1 KiB and with three digits above.
+
+    >>> format_bytes(800), format_bytes(2048), format_bytes(5_000_000)
+    ('800 B', '2.00 KiB', '4.77 MiB')
+    """
+    power = max(0, min(4, (abs(count).bit_length() - 1) // 10))
+    if power == 0:
+        return f"{count} B"
+    size = count / 1024**power
+    return f"{size:.{max(0, 2 - len(str(int(size))) + 1)}f} {'KMGT'[power - 1]}iB"
+
+
+class BudgetError(ValueError):
+    """No plan for this scan needs as few bytes as the budget allows.
+
+    Attributes:
+      budget_bytes: what was asked, in bytes.
+      smallest_bytes: the smallest budget, in bytes, for which a plan exists.
+    """
+
+    def __init__(self, length: int, budget_bytes: int, smallest_bytes: int):
+        super().__init__(
+            f"no plan for {length} steps fits a budget of {budget_bytes} bytes ({format_bytes(budget_bytes)}); "
+            f"the smallest that would do is budget={smallest_bytes} ({format_bytes(smallest_bytes)})."
+        )
+        self.length = length
+        self.budget_bytes = budget_bytes
+        self.smallest_bytes = smallest_bytes
+
+    def __reduce__(self) -> tuple[type[BudgetError], tuple[int, int, int]]:
+        return type(self), (self.length, self.budget_bytes, self.smallest_bytes)

@@ -2,7 +2,9 @@
 
 from bptt_jax import errors, planners, plans
 from bptt_jax._cost import PlanCost, cost
+from bptt_jax._measure import profile
 from bptt_jax._plan import Chain, Remat, Repeat, Steps
+from bptt_jax._scan import checkpointed, scan
 from bptt_jax._step_profile import StepProfile
 from bptt_jax.planners import make_plan
 
@@ -13,9 +15,12 @@ __all__ = [
     "Repeat",
     "StepProfile",
     "Steps",
+    "checkpointed",
     "cost",
     "errors",
     "make_plan",
     "planners",
     "plans",
+    "profile",
+    "scan",
 ]

@@ -1,0 +1,92 @@
+"""The nested lowering: `jax.checkpoint` around `jax.lax.scan`, nested as the plan's tree is.
+
+    Steps(n)      lax.scan over n steps
+    Repeat(k, c)  lax.scan over k slices of xs, each run through c
+    Chain(cs)     one child after another, each on its part of xs
+    Remat(c)      jax.checkpoint(c)
+
+Nothing but these two, so every JAX transformation works on the result. The body of every scan is the same traced
+step: the program has one copy of it per `Steps` leaf and its size does not depend on any length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, length
+from bptt_jax._step import Arrays, FlatStep
+
+Run = Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], tuple[Arrays, Arrays]]
+
+
+def lower(plan: Plan, step: FlatStep, *, reverse: bool = False, unroll: int | bool = 1) -> Run:
+    """A function (operands, carry, xs) -> (carry, ys) that runs `plan`.
+
+    Args:
+      plan: of as many steps as xs has.
+      step: the body.
+      reverse: whether the steps go through xs and ys from the end, as in `jax.lax.scan`.
+      unroll: steps per iteration of the loops over `Steps`, as in `jax.lax.scan`.
+    """
+    match plan:
+        case Steps(n):
+            return _steps(n, step, reverse, unroll)
+        case Remat(child):
+            return jax.checkpoint(lower(child, step, reverse=reverse, unroll=unroll))
+        case Repeat(k, Remat(child)) if k >= 2:
+            # A loop of at least two iterations keeps XLA from merging recomputation and first pass; the barriers that
+            # would do it elsewhere cost time in every iteration.
+            body = lower(child, step, reverse=reverse, unroll=unroll)
+            return _repeat(k, length(child), jax.checkpoint(body, prevent_cse=False), reverse)
+        case Repeat(k, child):
+            return _repeat(k, length(child), lower(child, step, reverse=reverse, unroll=unroll), reverse)
+        case Chain(children):
+            made: dict[Plan, Run] = {}
+            for child in children:
+                made.setdefault(child, lower(child, step, reverse=reverse, unroll=unroll))
+            return _chain([(length(child), made[child]) for child in children], reverse)
+    raise TypeError(f"not a plan node: {plan!r}")
+
+
+def _steps(n: int, step: FlatStep, reverse: bool, unroll: int | bool) -> Run:
+    def run(operands: Sequence[Any], carry: Sequence[Any], xs: Sequence[Any]) -> tuple[Arrays, Arrays]:
+        def body(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
+            return step(operands, carry, x)
+
+        return lax.scan(body, list(carry), list(xs), length=n, reverse=reverse, unroll=unroll)
+
+    return run
+
+
+def _repeat(k: int, n: int, child: Run, reverse: bool) -> Run:
+    def run(operands: Sequence[Any], carry: Sequence[Any], xs: Sequence[Any]) -> tuple[Arrays, Arrays]:
+        def body(carry: Arrays, part: Arrays) -> tuple[Arrays, Arrays]:
+            return child(operands, carry, part)
+
+        parts = [leaf.reshape(k, n, *leaf.shape[1:]) for leaf in xs]
+        carry, ys = lax.scan(body, list(carry), parts, length=k, reverse=reverse)
+        return carry, [leaf.reshape(k * n, *leaf.shape[2:]) for leaf in ys]
+
+    return run
+
+
+def _chain(children: Sequence[tuple[int, Run]], reverse: bool) -> Run:
+    def run(operands: Sequence[Any], carry: Sequence[Any], xs: Sequence[Any]) -> tuple[Arrays, Arrays]:
+        start = 0
+        end = sum(n for n, _ in children)
+        carry, outputs = list(carry), []
+        for n, child in children:
+            at = end - start - n if reverse else start
+            carry, ys = child(operands, carry, [lax.slice_in_dim(leaf, at, at + n) for leaf in xs])
+            outputs.append(ys)
+            start += n
+        if reverse:
+            outputs.reverse()
+        return carry, [jnp.concatenate(parts) for parts in zip(*outputs, strict=True)]
+
+    return run

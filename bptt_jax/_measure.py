@@ -1,0 +1,111 @@
+"""From a step to its `StepProfile`, by abstract evaluation: nothing is run and nothing is compiled.
+
+What a loop of steps keeps for its backward is not what the vjp of the bare step keeps: slices of xs and operands are
+there anyway, and values that do not depend on the iteration are kept once. So the residuals of two short loops are
+counted; the difference is the share of one step, and what is left over is fixed.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bptt_jax._lower.nested import lower
+from bptt_jax._plan import Steps
+from bptt_jax._step import Arrays, FlatStep, Step, trace
+from bptt_jax._step_profile import StepProfile
+
+_SHORT, _LONG = 2, 4  # at least 2: a loop of one step is not a loop
+
+_profiles: weakref.WeakKeyDictionary[FlatStep, dict[Any, StepProfile]] = weakref.WeakKeyDictionary()
+
+
+def profile(step: Step, init: Any, x: Any, *, differentiation: str = "reverse") -> StepProfile:
+    """Bytes of one step of a scan, from shapes alone.
+
+    Args:
+      step: (carry, x) -> (carry, y), as for `bptt_jax.scan`.
+      init: the first carry: any pytree of arrays or `jax.ShapeDtypeStruct`s.
+      x: one step's input (a slice of xs, without the time axis); likewise, or None.
+      differentiation: as for `bptt_jax.scan`. Both kinds have the same sizes.
+
+    Returns:
+      A `StepProfile`; each closed-over floating array counts as a differentiated parameter.
+
+    Raises:
+      what `jax.lax.scan` raises for such a step; ValueError for an unknown `differentiation`.
+
+    >>> import jax.numpy as jnp
+    >>> profile(lambda carry, x: (jnp.sin(carry) + x, carry), jnp.zeros(256), jnp.zeros(256))
+    StepProfile(carry_bytes=1024, residual_bytes=1024, x_bytes=1024, y_bytes=1024, param_bytes=0, fixed_bytes=1024)
+    """
+    check_differentiation(differentiation)
+    measured = []
+
+    def measured_here(init: Any, x: Any) -> None:
+        xs = jax.tree.map(lambda leaf: jnp.stack([leaf] * _SHORT), x)
+        traced = trace(step, (), init, xs, _SHORT)
+        measured.append(measure(traced.step, traced.operands, traced.carry, traced.xs))
+
+    jax.eval_shape(measured_here, init, x)
+    return measured[0]
+
+
+def check_differentiation(differentiation: str) -> None:
+    """Raises ValueError unless `differentiation` is one that there is."""
+    if differentiation not in ("reverse", "any"):
+        raise ValueError(f'differentiation={differentiation!r} is unknown; use "reverse" (the default) or "any".')
+
+
+def measure(step: FlatStep, operands: Sequence[Any], carry: Sequence[Any], xs: Sequence[Any]) -> StepProfile:
+    """The profile of a flat step; remembered as long as the step lives."""
+    known = _profiles.setdefault(step, {})
+    key = tuple((leaf.shape, leaf.dtype) for group in (operands, carry) for leaf in group)
+    key += tuple((leaf.shape[1:], leaf.dtype) for leaf in xs)
+    if key not in known:
+        known[key] = _measure(step, operands, carry, xs)
+    return known[key]
+
+
+def _measure(step: FlatStep, operands: Sequence[Any], carry: Sequence[Any], xs: Sequence[Any]) -> StepProfile:
+    def block(n: int) -> tuple[int, int]:
+        kept, ys = jax.eval_shape(lambda *args: _residuals(step, n, *args), operands, carry, xs)
+        return nbytes(kept), nbytes(ys)
+
+    (short, short_ys), (long, long_ys) = block(_SHORT), block(_LONG)
+    residual_bytes = max((long - short) // (_LONG - _SHORT), 0)
+    # The backward of one step works on cotangents of about its residuals' size, whatever is kept.
+    fixed_bytes = max(short - _SHORT * residual_bytes, 0) + residual_bytes
+    return StepProfile(
+        carry_bytes=nbytes(carry),
+        residual_bytes=residual_bytes,
+        x_bytes=sum(leaf_bytes(leaf) // max(leaf.shape[0], 1) for leaf in xs),
+        y_bytes=(long_ys - short_ys) // (_LONG - _SHORT),
+        param_bytes=nbytes([leaf for leaf in operands if jnp.issubdtype(leaf.dtype, jnp.inexact)]),
+        fixed_bytes=fixed_bytes,
+    )
+
+
+def _residuals(step: FlatStep, n: int, operands: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
+    """What the vjp of n steps keeps beyond its arguments, and the n outputs."""
+    xs = [lax.broadcast(leaf[0], (n,)) for leaf in xs]
+    (_, ys), vjp = jax.vjp(lower(Steps(n), step), operands, carry, xs)
+    arguments = {id(leaf) for leaf in (*operands, *carry, *xs)}
+    return [leaf for leaf in jax.tree.leaves(vjp) if id(leaf) not in arguments], ys
+
+
+def leaf_bytes(leaf: Any) -> int:
+    """Bytes of an array, a tracer or a shape; a PRNG key counts as its data."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    return int(leaf.size) * leaf.dtype.itemsize
+
+
+def nbytes(leaves: Sequence[Any]) -> int:
+    """Bytes of all the leaves."""
+    return sum(map(leaf_bytes, leaves))

@@ -42,7 +42,7 @@ def profile(step: Step, init: Any, x: Any, *, differentiation: str = "reverse") 
 
     >>> import jax.numpy as jnp
     >>> profile(lambda carry, x: (jnp.sin(carry) + x, carry), jnp.zeros(256), jnp.zeros(256))
-    StepProfile(carry_bytes=1024, residual_bytes=1024, x_bytes=1024, y_bytes=1024, param_bytes=0, fixed_bytes=1024)
+    StepProfile(carry_bytes=1024, residual_bytes=1024, x_bytes=1024, y_bytes=1024, param_bytes=0, fixed_bytes=3072)
     """
     check_differentiation(differentiation)
     measured = []
@@ -79,8 +79,9 @@ def _measure(step: FlatStep, operands: Sequence[Any], carry: Sequence[Any], xs: 
 
     (short, short_ys), (long, long_ys) = block(_SHORT), block(_LONG)
     residual_bytes = max((long - short) // (_LONG - _SHORT), 0)
-    # The backward of one step works on cotangents of about its residuals' size, whatever is kept.
-    fixed_bytes = max(short - _SHORT * residual_bytes, 0) + residual_bytes
+    # The backward of one step works on cotangents of its residuals and of both its carries, whatever is kept.
+    working_bytes = residual_bytes + 2 * nbytes(carry)
+    fixed_bytes = max(short - _SHORT * residual_bytes, 0) + working_bytes
     return StepProfile(
         carry_bytes=nbytes(carry),
         residual_bytes=residual_bytes,

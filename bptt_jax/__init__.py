@@ -2,6 +2,7 @@
 
 from bptt_jax import errors, planners, plans
 from bptt_jax._cost import PlanCost, cost
+from bptt_jax._explain import explain
 from bptt_jax._measure import profile
 from bptt_jax._plan import Chain, Remat, Repeat, Steps
 from bptt_jax._scan import checkpointed, scan
@@ -18,6 +19,7 @@ __all__ = [
     "checkpointed",
     "cost",
     "errors",
+    "explain",
     "make_plan",
     "planners",
     "plans",

@@ -11,6 +11,7 @@ step: the program has one copy of it per `Steps` leaf and its size does not depe
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,22 +34,23 @@ def lower(plan: Plan, step: FlatStep, *, reverse: bool = False, unroll: int | bo
       reverse: whether the steps go through xs and ys from the end, as in `jax.lax.scan`.
       unroll: steps per iteration of the loops over `Steps`, as in `jax.lax.scan`.
     """
+    lower_child = functools.partial(lower, step=step, reverse=reverse, unroll=unroll)
     match plan:
         case Steps(n):
             return _steps(n, step, reverse, unroll)
         case Remat(child):
-            return jax.checkpoint(lower(child, step, reverse=reverse, unroll=unroll))
+            return jax.checkpoint(lower_child(child))
         case Repeat(k, Remat(child)) if k >= 2:
             # A loop of at least two iterations keeps XLA from merging recomputation and first pass; the barriers that
             # would do it elsewhere cost time in every iteration.
-            body = lower(child, step, reverse=reverse, unroll=unroll)
-            return _repeat(k, length(child), jax.checkpoint(body, prevent_cse=False), reverse)
+            body = jax.checkpoint(_slice_runner(length(child), lower_child(child)), prevent_cse=False)
+            return _repeat(k, length(child), body, reverse)
         case Repeat(k, child):
-            return _repeat(k, length(child), lower(child, step, reverse=reverse, unroll=unroll), reverse)
+            return _repeat(k, length(child), _slice_runner(length(child), lower_child(child)), reverse)
         case Chain(children):
             made: dict[Plan, Run] = {}
             for child in children:
-                made.setdefault(child, lower(child, step, reverse=reverse, unroll=unroll))
+                made.setdefault(child, lower_child(child))
             return _chain([(length(child), made[child]) for child in children], reverse)
     raise TypeError(f"not a plan node: {plan!r}")
 
@@ -58,6 +60,9 @@ def _steps(n: int, step: FlatStep, reverse: bool, unroll: int | bool) -> Run:
         def body(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
             return step(operands, carry, x)
 
+        if n == 1:
+            carry, y = step(operands, carry, [leaf[0] for leaf in xs])
+            return carry, [leaf[None] for leaf in y]
         return lax.scan(body, list(carry), list(xs), length=n, reverse=reverse, unroll=unroll)
 
     return run
@@ -68,9 +73,25 @@ def _repeat(k: int, n: int, child: Run, reverse: bool) -> Run:
         def body(carry: Arrays, part: Arrays) -> tuple[Arrays, Arrays]:
             return child(operands, carry, part)
 
-        parts = [leaf.reshape(k, n, *leaf.shape[1:]) for leaf in xs]
+        parts = list(xs) if n == 1 else [leaf.reshape(k, n, *leaf.shape[1:]) for leaf in xs]
         carry, ys = lax.scan(body, list(carry), parts, length=k, reverse=reverse)
-        return carry, [leaf.reshape(k * n, *leaf.shape[2:]) for leaf in ys]
+        return carry, ys if n == 1 else [leaf.reshape(k * n, *leaf.shape[2:]) for leaf in ys]
+
+    return run
+
+
+def _slice_runner(n: int, child: Run) -> Run:
+    """`child` of n steps as the body of a loop.
+
+    A single step is sliced out of xs without its time axis. A whole array with an axis of length 1 gets another layout
+    from XLA, and a copy for it (of xs and of the cotangents of ys; CPU, JAX 0.10 and 0.12).
+    """
+    if n != 1:
+        return child
+
+    def run(operands: Sequence[Any], carry: Sequence[Any], x: Sequence[Any]) -> tuple[Arrays, Arrays]:
+        carry, ys = child(operands, carry, [leaf[None] for leaf in x])
+        return carry, [leaf[0] for leaf in ys]
 
     return run
 

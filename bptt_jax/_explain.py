@@ -1,0 +1,166 @@
+"""`explain`: what a budget buys. The plan, its predicted bytes, and those that XLA reports for the compiled program."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from bptt_jax._budget import budget_to_bytes
+from bptt_jax._cost import PlanCost, cost
+from bptt_jax._measure import measure
+from bptt_jax._plan import Plan
+from bptt_jax._plan import length as length_of
+from bptt_jax._render import render
+from bptt_jax._scan import Budget, any_program, check_options, choose_plan, reverse_program
+from bptt_jax._step import Step, TracedScan, trace
+from bptt_jax._step_profile import StepProfile
+from bptt_jax.errors import format_bytes
+
+_BACKWARD_TIME = 2.0  # of one step, in evaluations of the step
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a scan under a budget takes. `str(report)` is a table and a timeline.
+
+    Attributes:
+      plan: the plan that runs.
+      profile: sizes of one step.
+      budget_bytes: the budget in bytes, None without one.
+      predicted_bytes: peak temporary bytes of the backward pass by the profile.
+      measured_bytes: `temp_size_in_bytes` that XLA reports for the jitted vjp over (params, init, xs).
+      store_all_bytes: predicted bytes of `jax.lax.scan`'s own vjp.
+      forward_steps: evaluations of the step, first pass included.
+      program_size: copies of the step's loop in the plan.
+      overhead: predicted time over that of keeping everything, backward = 2 forwards.
+    """
+
+    plan: Plan
+    profile: StepProfile
+    budget_bytes: int | None
+    measured_bytes: int
+
+    @property
+    def _cost(self) -> PlanCost:
+        return cost(self.plan, self.profile)
+
+    @property
+    def predicted_bytes(self) -> int:
+        return self._cost.peak_bytes
+
+    @property
+    def store_all_bytes(self) -> int:
+        return self.profile.store_all_bytes(length_of(self.plan))
+
+    @property
+    def forward_steps(self) -> int:
+        return self._cost.forward_steps
+
+    @property
+    def program_size(self) -> int:
+        return self._cost.program_size
+
+    @property
+    def overhead(self) -> float:
+        steps = length_of(self.plan)
+        if steps == 0:
+            return 1.0
+        return (self.forward_steps / steps + _BACKWARD_TIME) / (1 + _BACKWARD_TIME)
+
+    def __str__(self) -> str:
+        steps = length_of(self.plan)
+        budget = "none" if self.budget_bytes is None else _bytes(self.budget_bytes)
+        rows = [
+            ("budget", budget),
+            ("predicted by the profile", _bytes(self.predicted_bytes)),
+            ("measured by XLA", _bytes(self.measured_bytes)),
+            ("keeping everything", _bytes(self.store_all_bytes)),
+            ("one carry", _bytes(self.profile.carry_bytes)),
+            ("residuals of one step", _bytes(self.profile.residual_bytes)),
+            ("parameters", _bytes(self.profile.param_bytes)),
+            ("forward steps", f"{self.forward_steps:,} for {steps:,}"),
+            ("predicted time", f"{self.overhead:.2f} of keeping everything"),
+            ("step loops in the program", f"{self.program_size}"),
+        ]
+        table = "\n".join(f"{name:<26} {value}" for name, value in rows)
+        return f"{table}\n\n{render(self.plan)}"
+
+
+def explain(
+    step: Step,
+    init: Any,
+    xs: Any = None,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int | bool = 1,
+    *,
+    budget: Budget = None,
+    plan: Plan | None = None,
+    differentiation: str = "reverse",
+) -> Report:
+    """What `scan` with the same arguments does, compiled but not run.
+
+    Compiles the vjp of the scan over its parameters, `init` and `xs`, for arguments of their shapes, and reads the
+    bytes that XLA reports. This takes as long as compiling the scan itself.
+
+    Args: as for `bptt_jax.scan`; the arrays may also be `jax.ShapeDtypeStruct`s.
+
+    Raises: as for `bptt_jax.scan`; `BudgetError` at once.
+
+    >>> import jax.numpy as jnp
+    >>> report = explain(lambda c, x: (jnp.sin(c) * x, None), jnp.ones(64), jnp.ones((100, 64)), budget="40%")
+    >>> report.forward_steps, report.measured_bytes <= report.budget_bytes
+    (200, True)
+    """
+    check_options(budget, plan, differentiation)
+    reports: list[Report] = []
+
+    def inspect(init: Any, xs: Any) -> None:
+        traced = trace(step, (), init, xs, length, reverse=reverse, unroll=unroll)
+        reports.append(explain_traced(traced, reverse, unroll, budget, plan, differentiation))
+
+    jax.eval_shape(inspect, init, xs)
+    return reports[0]
+
+
+def explain_traced(
+    traced: TracedScan, reverse: bool, unroll: int | bool, budget: Budget, plan: Plan | None, differentiation: str
+) -> Report:
+    """The report on a traced scan."""
+    profile = measure(traced.step, traced.operands, traced.carry, traced.xs)
+    chosen = choose_plan(traced, budget, plan)
+    if differentiation == "any":
+        program = any_program(traced.step, chosen, reverse, unroll)
+    else:
+        program = reverse_program(traced.step, traced.length, chosen, None, reverse, unroll)
+    return Report(
+        plan=chosen,
+        profile=profile,
+        budget_bytes=budget_to_bytes(budget, profile.store_all_bytes(traced.length)),
+        measured_bytes=_temporaries_of_vjp(program, traced),
+    )
+
+
+def _temporaries_of_vjp(program: Any, traced: TracedScan) -> int:
+    arguments = (traced.operands, traced.carry, traced.xs)
+    shapes = [[jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in group] for group in arguments]
+
+    def vjp(arguments: Any, cotangents: Any) -> Any:
+        out, pull = jax.vjp(program, *arguments)
+        return out, pull(cotangents)
+
+    cotangents = jax.tree.map(_cotangent, jax.eval_shape(program, *shapes))
+    compiled = jax.jit(vjp).lower(shapes, cotangents).compile()
+    return int(compiled.memory_analysis().temp_size_in_bytes)
+
+
+def _cotangent(out: Any) -> Any:
+    if jax.numpy.issubdtype(out.dtype, jax.numpy.inexact):
+        return jax.ShapeDtypeStruct(out.shape, out.dtype)
+    return jax.ShapeDtypeStruct(out.shape, jax.dtypes.float0)
+
+
+def _bytes(count: int) -> str:
+    return f"{format_bytes(count):>10}  ({count:,} bytes)"

@@ -1,5 +1,8 @@
 """`jax.lax.scan` with a memory budget: exact backpropagation through time inside as many bytes as you allow."""
 
+import importlib
+from typing import Any
+
 from bptt_jax import errors, planners, plans
 from bptt_jax._cost import PlanCost, cost
 from bptt_jax._explain import explain
@@ -26,3 +29,14 @@ __all__ = [
     "profile",
     "scan",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`bptt_jax.linen` is imported when it is first used, for it needs Flax."""
+    if name == "linen":
+        return importlib.import_module("bptt_jax.linen")
+    raise AttributeError(f"module 'bptt_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "linen"]

@@ -153,7 +153,10 @@ def _temporaries_of_vjp(program: Any, traced: TracedScan) -> int:
 
     cotangents = jax.tree.map(_cotangent, jax.eval_shape(program, *shapes))
     compiled = jax.jit(vjp).lower(shapes, cotangents).compile()
-    return int(compiled.memory_analysis().temp_size_in_bytes)
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        raise NotImplementedError(f"the backend {jax.default_backend()} does not report the memory of its programs.")
+    return int(analysis.temp_size_in_bytes)
 
 
 def _cotangent(out: Any) -> Any:

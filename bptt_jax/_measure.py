@@ -8,7 +8,6 @@ counted; the difference is the share of one step, and what is left over is fixed
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -62,7 +61,7 @@ def check_differentiation(differentiation: str) -> None:
         raise ValueError(f'differentiation={differentiation!r} is unknown; use "reverse" (the default) or "any".')
 
 
-def measure(step: FlatStep, operands: Sequence[Any], carry: Sequence[Any], xs: Sequence[Any]) -> StepProfile:
+def measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> StepProfile:
     """The profile of a flat step; remembered as long as the step lives."""
     known = _profiles.setdefault(step, {})
     key = tuple((leaf.shape, leaf.dtype) for group in (operands, carry) for leaf in group)
@@ -72,7 +71,7 @@ def measure(step: FlatStep, operands: Sequence[Any], carry: Sequence[Any], xs: S
     return known[key]
 
 
-def _measure(step: FlatStep, operands: Sequence[Any], carry: Sequence[Any], xs: Sequence[Any]) -> StepProfile:
+def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> StepProfile:
     def block(n: int) -> tuple[int, int]:
         kept, ys = jax.eval_shape(lambda *args: _residuals(step, n, *args), operands, carry, xs)
         return nbytes(kept), nbytes(ys)
@@ -104,9 +103,9 @@ def leaf_bytes(leaf: Any) -> int:
     """Bytes of an array, a tracer or a shape; a PRNG key counts as its data."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-    return int(leaf.size) * leaf.dtype.itemsize
+    return int(leaf.size * leaf.dtype.itemsize)
 
 
-def nbytes(leaves: Sequence[Any]) -> int:
+def nbytes(leaves: Arrays) -> int:
     """Bytes of all the leaves."""
     return sum(map(leaf_bytes, leaves))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -168,7 +168,7 @@ def choose_plan(traced: TracedScan, budget: Budget, plan: Plan | None) -> Plan:
     return plan
 
 
-def _plan_within(budget: Budget, length: int, step: FlatStep, *arguments: Sequence[Any]) -> Plan:
+def _plan_within(budget: Budget, length: int, step: FlatStep, *arguments: Arrays) -> Plan:
     if budget is None or length == 0:
         return Steps(length)
     return make_plan(measure(step, *arguments), length, budget)
@@ -220,18 +220,18 @@ def reverse_program(
 
     Planning waits for the rule: a call that is never differentiated pays nothing and fits any budget.
     """
-    options = {"reverse": reverse, "unroll": unroll}
+    lower_plan = functools.partial(lower, step=step, reverse=reverse, unroll=unroll)
 
     @jax.custom_vjp
     def program(operands: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
-        return lower(Steps(length), step, **options)(operands, carry, xs)
+        return lower_plan(Steps(length))(operands, carry, xs)
 
     # Jitted for its cache: JAX may call the rule several times for one program and takes the residuals' tree of the
     # last call for all of them; from the cache they all have the same.
     @jax.jit
     def forward(operands: Arrays, carry: Arrays, xs: Arrays) -> Any:
         chosen = _plan_within(budget, length, step, operands, carry, xs) if plan is None else plan
-        return jax.vjp(lower(chosen, step, **options), operands, carry, xs)
+        return jax.vjp(lower_plan(chosen), operands, carry, xs)
 
     def backward(vjp: Any, cotangents: Any) -> Any:
         return vjp(cotangents)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-Arrays = list[Any]
+Arrays = Sequence[Any]
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
 
@@ -34,7 +34,7 @@ class FlatStep:
     jaxpr: Any
     moving: tuple[bool, ...]
 
-    def __call__(self, operands: Sequence[Any], carry: Sequence[Any], x: Sequence[Any]) -> tuple[Arrays, Arrays]:
+    def __call__(self, operands: Arrays, carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
         outs = core.jaxpr_as_fun(self.jaxpr)(*operands, *carry, *x)
         return outs[: sum(self.moving)], outs[sum(self.moving) :]
 
@@ -138,5 +138,6 @@ def _make_flat_step(jaxpr: Any, n_carry: int, n_x: int) -> FlatStep:
         outvars=outs,
         eqns=jaxpr.eqns,
         effects=jaxpr.effects,
+        debug_info=core.DebugInfo("bptt_jax", jaxpr.debug_info.func_src_info, None, None),
     )
     return FlatStep(core.ClosedJaxpr(opened, ()), moving)

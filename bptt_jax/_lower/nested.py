@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from jax import lax
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, length
 from bptt_jax._step import Arrays, FlatStep
 
-Run = Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], tuple[Arrays, Arrays]]
+Run = Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
 
 
 def lower(plan: Plan, step: FlatStep, *, reverse: bool = False, unroll: int | bool = 1) -> Run:
@@ -56,25 +55,27 @@ def lower(plan: Plan, step: FlatStep, *, reverse: bool = False, unroll: int | bo
 
 
 def _steps(n: int, step: FlatStep, reverse: bool, unroll: int | bool) -> Run:
-    def run(operands: Sequence[Any], carry: Sequence[Any], xs: Sequence[Any]) -> tuple[Arrays, Arrays]:
+    def run(operands: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
         def body(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
             return step(operands, carry, x)
 
         if n == 1:
             carry, y = step(operands, carry, [leaf[0] for leaf in xs])
             return carry, [leaf[None] for leaf in y]
-        return lax.scan(body, list(carry), list(xs), length=n, reverse=reverse, unroll=unroll)
+        start: Arrays = list(carry)
+        return lax.scan(body, start, list(xs), length=n, reverse=reverse, unroll=unroll)
 
     return run
 
 
 def _repeat(k: int, n: int, child: Run, reverse: bool) -> Run:
-    def run(operands: Sequence[Any], carry: Sequence[Any], xs: Sequence[Any]) -> tuple[Arrays, Arrays]:
+    def run(operands: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
         def body(carry: Arrays, part: Arrays) -> tuple[Arrays, Arrays]:
             return child(operands, carry, part)
 
         parts = list(xs) if n == 1 else [leaf.reshape(k, n, *leaf.shape[1:]) for leaf in xs]
-        carry, ys = lax.scan(body, list(carry), parts, length=k, reverse=reverse)
+        start: Arrays = list(carry)
+        carry, ys = lax.scan(body, start, parts, length=k, reverse=reverse)
         return carry, ys if n == 1 else [leaf.reshape(k * n, *leaf.shape[2:]) for leaf in ys]
 
     return run
@@ -89,7 +90,7 @@ def _slice_runner(n: int, child: Run) -> Run:
     if n != 1:
         return child
 
-    def run(operands: Sequence[Any], carry: Sequence[Any], x: Sequence[Any]) -> tuple[Arrays, Arrays]:
+    def run(operands: Arrays, carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
         carry, ys = child(operands, carry, [leaf[None] for leaf in x])
         return carry, [leaf[0] for leaf in ys]
 
@@ -97,10 +98,10 @@ def _slice_runner(n: int, child: Run) -> Run:
 
 
 def _chain(children: Sequence[tuple[int, Run]], reverse: bool) -> Run:
-    def run(operands: Sequence[Any], carry: Sequence[Any], xs: Sequence[Any]) -> tuple[Arrays, Arrays]:
+    def run(operands: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
         start = 0
         end = sum(n for n, _ in children)
-        carry, outputs = list(carry), []
+        outputs = []
         for n, child in children:
             at = end - start - n if reverse else start
             carry, ys = child(operands, carry, [lax.slice_in_dim(leaf, at, at + n) for leaf in xs])

@@ -1,0 +1,341 @@
+"""Flax Linen: recurrent layers whose backward pass stays within a budget of bytes.
+
+`RNN` is `flax.linen.RNN` plus a budget; `rnn` makes such a layer of a cell class. The parameter tree is the one of
+`flax.linen.RNN`, so trained weights move both ways.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+try:
+    import flax.linen as nn
+    from flax.core import FrozenDict
+except ImportError as error:
+    raise ImportError("bptt_jax.linen needs Flax; install it with: python -m pip install 'bptt_jax[flax]'") from error
+
+from bptt_jax._explain import Report
+from bptt_jax._explain import explain as _explain
+from bptt_jax._plan import Plan
+from bptt_jax._scan import Budget, check_options, checkpointed
+
+__all__ = ["RNN", "explain", "rnn"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """How a layer runs its cell: the options of `flax.linen.RNN` and those of `bptt_jax.scan`."""
+
+    budget: Budget = None
+    plan: Plan | None = None
+    differentiation: str = "reverse"
+    unroll: int | bool = 1
+    time_major: bool = False
+    return_carry: bool = False
+    reverse: bool = False
+    keep_order: bool = False
+
+    def __post_init__(self) -> None:
+        check_options(self.budget, self.plan, self.differentiation)
+
+    @property
+    def scan(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("budget", "plan", "differentiation", "unroll")}
+
+
+class _Recurrent(nn.Module):
+    """A cell run over time. What the layers share: they differ in where `self.cell` and the options come from."""
+
+    @nn.nowrap
+    def _options(self) -> _Options:
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        *,
+        initial_carry: Any = None,
+        init_key: jax.Array | None = None,
+        seq_lengths: jax.Array | None = None,
+        return_carry: bool | None = None,
+        time_major: bool | None = None,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
+    ) -> Any:
+        """Runs the cell over the inputs, as `flax.linen.RNN` does.
+
+        Args:
+          inputs: (*batch, time, *features), or (time, *batch, *features) if `time_major`.
+          initial_carry: the first carry; by default the cell's `initialize_carry`.
+          init_key: key for `initialize_carry`; by default `jax.random.key(0)`.
+          seq_lengths: not available yet; raises NotImplementedError.
+          return_carry, time_major, reverse, keep_order: override the layer's own.
+
+        Returns:
+          the outputs, or (last carry, outputs) if `return_carry`.
+        """
+        if seq_lengths is not None:
+            raise NotImplementedError("seq_lengths is not available in bptt_jax.linen yet; flax.linen.RNN has it.")
+        overrides: dict[str, Any] = {
+            "return_carry": return_carry,
+            "time_major": time_major,
+            "reverse": reverse,
+            "keep_order": keep_order,
+        }
+        options = dataclasses.replace(self._options(), **{k: v for k, v in overrides.items() if v is not None})
+        step, variables, carry, xs, time_axis = self._prepare(inputs, initial_carry, init_key, options.time_major)
+        run = checkpointed(step, params=True, **options.scan)
+        carry, outputs = run(variables, carry, xs, reverse=options.reverse)
+        if options.reverse and not options.keep_order:
+            outputs = jax.tree.map(lambda leaf: jnp.flip(leaf, 0), outputs)
+        outputs = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, time_axis), outputs)
+        return (carry, outputs) if options.return_carry else outputs
+
+    def _report(self, inputs: jax.Array) -> Report:
+        options = self._options()
+        step, variables, carry, xs, _ = self._prepare(inputs, None, None, options.time_major)
+        return _explain(functools.partial(step, variables), carry, xs, reverse=options.reverse, **options.scan)
+
+    @nn.nowrap
+    def _prepare(self, inputs: jax.Array, carry: Any, key: jax.Array | None, time_major: bool) -> tuple[Any, ...]:
+        """The cell as a pure step with its variables, the first carry, the time-major inputs and their time axis."""
+        time_axis = 0 if time_major else inputs.ndim - (self.cell.num_feature_axes + 1)
+        xs = jnp.moveaxis(inputs, time_axis, 0)
+        if carry is None:
+            carry = self.cell.initialize_carry(jax.random.key(0) if key is None else key, xs.shape[1:])
+        if self.is_initializing():
+            self.cell(carry, xs[0])
+        cell, variables = self.cell.unbind()
+        unknown = sorted(set(variables) - {"params"})
+        if unknown:
+            raise NotImplementedError(
+                f"the cell {type(cell).__name__} has variables in {unknown}, but bptt_jax.linen runs cells with "
+                "variables in 'params' only so far; flax.linen.RNN has variable_axes, variable_broadcast and "
+                "variable_carry for others."
+            )
+        return _step_of(cell), variables, carry, xs, time_axis
+
+
+def _step_of(cell: nn.Module) -> Callable[..., Any]:
+    """(variables, carry, x) -> (carry, y); equal cells have the same, so that calls outside jit compile once."""
+    try:
+        return _remembered_step(cell)
+    except TypeError:  # a cell with an unhashable field
+        return _new_step(cell)
+
+
+def _new_step(cell: nn.Module) -> Callable[..., Any]:
+    def step(variables: Any, carry: Any, x: Any) -> Any:
+        return cell.apply(variables, carry, x)
+
+    return step
+
+
+_remembered_step = functools.lru_cache(maxsize=256)(_new_step)
+
+
+def _check_cell(cell: Any, what: str) -> None:
+    """Raises unless `cell` (a module or a class of modules) is a recurrent cell."""
+    wanted = ("initialize_carry", "num_feature_axes")
+    missing = [name for name in wanted if not hasattr(cell if isinstance(cell, type) else type(cell), name)]
+    module = issubclass(cell, nn.Module) if isinstance(cell, type) else isinstance(cell, nn.Module)
+    if module and not missing:
+        return
+    name = f"the class {cell.__name__}" if isinstance(cell, type) else f"an instance of {type(cell).__name__}"
+    found = "which is no flax.linen module" if not module else f"which has no {' and no '.join(missing)}"
+    raise TypeError(
+        f"{what} must be a recurrent cell such as flax.linen.LSTMCell or a subclass of flax.linen.RNNCellBase, "
+        f"got {name}, {found}."
+    )
+
+
+class RNN(_Recurrent):
+    """`flax.linen.RNN` with a budget for the temporary bytes of its backward pass.
+
+    Attributes:
+      cell: a recurrent cell.
+      time_major, return_carry, reverse, keep_order, unroll: as in `flax.linen.RNN`.
+      variable_axes, variable_broadcast, variable_carry, split_rngs: as in `flax.linen.RNN`; only the defaults are
+        available yet, other values raise NotImplementedError.
+      budget, plan, differentiation: as in `bptt_jax.scan`.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> layer = RNN(nn.LSTMCell(features=8), budget="40%")
+    >>> variables = layer.init(jax.random.key(0), jnp.ones((2, 100, 3)))
+    >>> layer.apply(variables, jnp.ones((2, 100, 3))).shape
+    (2, 100, 8)
+    """
+
+    cell: nn.RNNCellBase
+    time_major: bool = False
+    return_carry: bool = False
+    reverse: bool = False
+    keep_order: bool = False
+    unroll: int = 1
+    variable_axes: Mapping[Any, Any] = FrozenDict()
+    variable_broadcast: Any = "params"
+    variable_carry: Any = False
+    split_rngs: Mapping[Any, bool] = FrozenDict({"params": False})
+    budget: Budget = None
+    plan: Plan | None = None
+    differentiation: str = "reverse"
+
+    def __post_init__(self) -> None:
+        _check_cell(self.cell, "RNN.cell")
+        available = {
+            "variable_axes": {},
+            "variable_broadcast": "params",
+            "variable_carry": False,
+            "split_rngs": {"params": False},
+        }
+        for name, value in available.items():
+            given = getattr(self, name)
+            if (dict(given) if isinstance(given, Mapping) else given) != value:
+                raise NotImplementedError(
+                    f"RNN({name}={given!r}) is not available in bptt_jax.linen yet, only {value!r}; "
+                    "flax.linen.RNN has it."
+                )
+        self._options()
+        super().__post_init__()
+
+    @nn.nowrap
+    def _options(self) -> _Options:
+        return _Options(**{field.name: getattr(self, field.name) for field in dataclasses.fields(_Options)})
+
+
+def rnn(
+    *,
+    budget: Budget = None,
+    plan: Plan | None = None,
+    differentiation: str = "reverse",
+    unroll: int | bool = 1,
+    time_major: bool = False,
+    return_carry: bool = False,
+    reverse: bool = False,
+    keep_order: bool = False,
+) -> Callable[[type[nn.Module]], Any]:
+    """Decorator: from a Linen cell class to the class of a recurrent layer with a budget.
+
+    The layer takes the cell's constructor arguments, and inputs (*batch, time, *features) instead of one step's. Its
+    parameters are those of `flax.linen.RNN(Cell(...))`: the cell's, under the name "cell". The cell class itself stays
+    reachable as `Layer.cell_class`.
+
+    Args:
+      budget, plan, differentiation: as in `bptt_jax.scan`.
+      unroll, time_major, return_carry, reverse, keep_order: as in `flax.linen.RNN`; the last four can be overridden
+        in the call.
+
+    Raises:
+      TypeError: when applied to a class that is no recurrent cell.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> LSTM = rnn(budget="40%")(nn.OptimizedLSTMCell)
+    >>> layer = LSTM(features=8)
+    >>> variables = layer.init(jax.random.key(0), jnp.ones((2, 100, 3)))
+    >>> list(variables["params"])
+    ['cell']
+    >>> layer.apply(variables, jnp.ones((2, 100, 3))).shape
+    (2, 100, 8)
+    """
+    options = _Options(budget, plan, differentiation, unroll, time_major, return_carry, reverse, keep_order)
+
+    def decorate(cell_class: Any) -> Any:
+        if not isinstance(cell_class, type):
+            raise TypeError(
+                f"rnn(...) decorates a cell class, got an instance of {type(cell_class).__name__}; "
+                "for a cell there is RNN(cell, ...)."
+            )
+        _check_cell(cell_class, "what rnn(...) decorates")
+        return _layer_class(cell_class, options, isinstance(unroll, bool))
+
+    return decorate
+
+
+@functools.cache
+def _layer_class(cell_class: Any, options: _Options, _unroll_is_bool: bool) -> Any:
+    # One class per cell class and options, so that an unpickled layer is of the class of the pickled one. The type of
+    # unroll is in the key because True and 1 are equal and differ.
+    fields = [f for f in dataclasses.fields(cell_class) if f.init and f.name not in ("parent", "name")]
+    if any(field.name == "cell" for field in fields):
+        raise TypeError(f"{cell_class.__name__} has a field 'cell', the name that its layer gives to the cell.")
+
+    def setup(self: Any) -> None:
+        self.cell = cell_class(**{field.name: getattr(self, field.name) for field in fields})
+
+    def reduce(self: Any) -> Any:
+        # Only what differs from the defaults, some of which (JAX's own activations) pickle cannot name.
+        arguments = {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) is not f.default}
+        return _rebuild, (cell_class, options, {**arguments, "name": self.name})
+
+    def body(namespace: dict[str, Any]) -> None:
+        namespace["__annotations__"] = {field.name: field.type for field in fields}
+        for field in fields:
+            namespace.update(_default(field))
+        namespace["__doc__"] = cell_class.__doc__
+        namespace["__module__"] = cell_class.__module__
+        namespace["__qualname__"] = cell_class.__qualname__
+        namespace["__reduce__"] = nn.nowrap(reduce)
+        namespace["cell_class"] = cell_class
+        namespace["setup"] = setup
+        namespace["_options"] = nn.nowrap(lambda self: options)
+
+    layer = types.new_class(cell_class.__name__, (_Recurrent,), exec_body=body)
+    if _found_by_name(cell_class) is not cell_class:
+        # Used as @rnn(...): the cell's name is about to be bound to the layer. The cell is found below it.
+        cell_class.__qualname__ = f"{cell_class.__qualname__}.cell_class"
+    return layer
+
+
+def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    """The namespace entry that gives a layer's field the default of the cell's."""
+    if field.default_factory is not dataclasses.MISSING:
+        return {field.name: dataclasses.field(default_factory=field.default_factory, kw_only=bool(field.kw_only))}
+    if field.default is not dataclasses.MISSING:
+        return {field.name: dataclasses.field(default=field.default, kw_only=bool(field.kw_only))}
+    return {field.name: dataclasses.field(kw_only=True)} if field.kw_only is True else {}
+
+
+def _found_by_name(cls: type) -> Any:
+    """What a class's module and qualified name lead to, as pickle would look it up; None if to nothing."""
+    found: Any = sys.modules.get(cls.__module__)
+    for name in cls.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def _rebuild(cell_class: Any, options: _Options, arguments: dict[str, Any]) -> Any:
+    return _layer_class(cell_class, options, isinstance(options.unroll, bool))(**arguments)
+
+
+def explain(layer: nn.Module, variables: Any, xs: Any) -> Report:
+    """What a recurrent layer takes for these inputs, compiled but not run; see `bptt_jax.explain`.
+
+    Args:
+      layer: an `RNN` or a layer made by `rnn`, not inside a parent.
+      variables: its variables, arrays or `jax.ShapeDtypeStruct`s.
+      xs: inputs as for calling it, likewise.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> layer, xs = RNN(nn.GRUCell(features=16), budget="50%"), jnp.ones((4, 200, 16))
+    >>> report = explain(layer, layer.init(jax.random.key(0), xs), xs)
+    >>> report.measured_bytes <= report.budget_bytes
+    True
+    """
+    if not isinstance(layer, _Recurrent):
+        raise TypeError(f"explain needs a layer of bptt_jax.linen (RNN, or made by rnn), got {type(layer).__name__}.")
+    reports: list[Report] = []
+
+    def inspect(variables: Any, xs: Any) -> None:
+        report: Any = layer.apply(variables, xs, method="_report")
+        reports.append(report)
+
+    jax.eval_shape(inspect, variables, xs)
+    return reports[0]

@@ -1,0 +1,20 @@
+"""Strict modes for every test: double precision, no silent promotion of dtypes or ranks."""
+
+import jax
+import pytest
+
+_STRICT = {
+    "jax_enable_x64": True,
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_numpy_rank_promotion": "raise",
+}
+
+
+@pytest.fixture(autouse=True)
+def strict_jax():
+    before = {name: getattr(jax.config, name) for name in _STRICT}
+    for name, value in _STRICT.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)

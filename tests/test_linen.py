@@ -1,0 +1,167 @@
+"""The Flax Linen layers: results, parameters and gradients of `flax.linen.RNN`."""
+
+import pickle
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+import bptt_jax
+from tests import comparison
+
+CELLS = [nn.SimpleCell, nn.LSTMCell, nn.OptimizedLSTMCell, nn.GRUCell, nn.MGUCell]
+ORDERS = [{}, {"reverse": True}, {"reverse": True, "keep_order": True}]
+
+
+@bptt_jax.linen.rnn(budget="50%")
+class Elman(nn.RNNCellBase):
+    """A cell of the user's own."""
+
+    features: int
+    gain: float = 0.5
+
+    @nn.compact
+    def __call__(self, carry, x):
+        mixed = nn.Dense(self.features)(x) + self.gain * nn.Dense(self.features, use_bias=False)(carry)
+        carry = nn.tanh(mixed)
+        return carry, 2 * carry
+
+    def initialize_carry(self, rng, input_shape):
+        return jnp.zeros((*input_shape[:-1], self.features), jnp.float32)
+
+    @property
+    def num_feature_axes(self):
+        return 1
+
+
+@pytest.fixture(autouse=True)
+def flax_promotion():
+    """Flax's initialisers mix dtypes under x64."""
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+
+
+def loss_of(layer, inputs, **call):
+    def loss(variables, inputs):
+        result = layer.apply(variables, inputs, **call)
+        return sum(jnp.sum(jnp.sin(leaf)) / leaf.size for leaf in jax.tree.leaves(result)), result
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+
+
+def in_double(variables):
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+@pytest.mark.parametrize("cell_class", CELLS)
+def test_equals_flax(cell_class, order):
+    inputs = jax.random.normal(jax.random.key(1), (2, 60, 5))
+    cell = cell_class(7, param_dtype=jnp.float64)
+    theirs = nn.RNN(cell, return_carry=True, **order)
+    ours = bptt_jax.linen.RNN(cell, return_carry=True, budget="70%", **order)
+    variables = in_double(theirs.init(jax.random.key(0), inputs))
+    comparison.assert_same(in_double(ours.init(jax.random.key(0), inputs)), variables, tolerance=0)
+    decorated = bptt_jax.linen.rnn(budget="70%", return_carry=True, **order)(cell_class)(7, param_dtype=jnp.float64)
+    expected = loss_of(theirs, inputs)(variables, inputs)
+    for layer in (ours, decorated):
+        comparison.assert_same(loss_of(layer, inputs)(variables, inputs), expected, tolerance=1e-10)
+
+
+def test_call_options_and_time_axes():
+    inputs = jax.random.normal(jax.random.key(1), (40, 2, 3, 5))  # time, two batch axes, features
+    cell = nn.GRUCell(4, param_dtype=jnp.float64)
+    theirs, ours = nn.RNN(cell), bptt_jax.linen.RNN(cell, budget="70%")
+    carry = jax.random.normal(jax.random.key(2), (2, 3, 4))
+    call = {"time_major": True, "return_carry": True, "reverse": True, "keep_order": True, "initial_carry": carry}
+    variables = in_double(theirs.init(jax.random.key(0), inputs, **call))
+    results = [loss_of(layer, inputs, **call)(variables, inputs) for layer in (ours, theirs)]
+    comparison.assert_same(*results, tolerance=1e-10)
+    batch_major = jnp.moveaxis(inputs, 0, 2)
+    results = [loss_of(layer, batch_major)(variables, batch_major) for layer in (ours, theirs)]
+    comparison.assert_same(*results, tolerance=1e-10)
+
+
+def test_conv_lstm():
+    inputs = jax.random.normal(jax.random.key(1), (2, 12, 6, 6, 3))
+    cell = nn.ConvLSTMCell(4, kernel_size=(3, 3), param_dtype=jnp.float64)
+    theirs, ours = nn.RNN(cell), bptt_jax.linen.RNN(cell, budget="80%")
+    variables = in_double(theirs.init(jax.random.key(0), inputs))
+    results = [loss_of(layer, inputs)(variables, inputs) for layer in (ours, theirs)]
+    comparison.assert_same(*results, tolerance=1e-10)
+
+
+def test_parameter_trees():
+    inputs = jnp.ones((2, 30, 5), jnp.float32)
+    lstm = bptt_jax.linen.rnn(budget="80%")(nn.LSTMCell)
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = Elman(6)(x)
+            x = lstm(features=4)(x)
+            return bptt_jax.linen.RNN(nn.GRUCell(3))(x)
+
+    class FlaxModel(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.RNN(Elman.cell_class(6), name="other")(x)
+            x = nn.RNN(nn.LSTMCell(4))(x)
+            return nn.RNN(nn.GRUCell(3))(x)
+
+    ours = Model().init(jax.random.key(0), inputs)["params"]
+    theirs = FlaxModel().init(jax.random.key(0), inputs)["params"]
+    assert sorted(ours) == ["Elman_0", "GRUCell_0", "LSTMCell_0"]
+    assert list(ours["Elman_0"]) == ["cell"]
+    assert jax.tree.structure(ours["GRUCell_0"]) == jax.tree.structure(theirs["GRUCell_0"])
+    assert jax.tree.structure(ours["LSTMCell_0"]["cell"]) == jax.tree.structure(theirs["LSTMCell_0"])
+    alone = Elman(6).init(jax.random.key(0), inputs)
+    assert jax.tree.structure(alone) == jax.tree.structure(nn.RNN(Elman.cell_class(6)).init(jax.random.key(0), inputs))
+
+
+def test_decorated_class_keeps_the_cells_identity():
+    assert Elman.__name__ == Elman.__qualname__ == "Elman"
+    assert Elman.__doc__ == "A cell of the user's own."
+    assert issubclass(Elman.cell_class, nn.RNNCellBase)
+    layer = Elman(features=3, gain=0.25)
+    assert (layer.features, layer.gain) == (3, 0.25)
+    assert layer == Elman(3, 0.25)
+    with pytest.raises(TypeError, match="features"):
+        Elman()
+    again = pickle.loads(pickle.dumps(layer))
+    assert again == layer
+    assert type(again) is Elman
+    cell = pickle.loads(pickle.dumps(Elman.cell_class(3)))
+    assert type(cell) is Elman.cell_class
+    lstm = bptt_jax.linen.rnn(budget="5%")(nn.OptimizedLSTMCell)
+    assert pickle.loads(pickle.dumps(lstm(3))) == lstm(3)
+    assert nn.OptimizedLSTMCell.__qualname__ == "OptimizedLSTMCell"
+
+
+def test_calls_outside_jit_trace_once():
+    inputs = jnp.ones((2, 40, 5), jnp.float32)
+    layer = bptt_jax.linen.RNN(nn.GRUCell(4), budget="80%")
+    variables = layer.init(jax.random.key(0), inputs)
+    compiled = []
+
+    def listen(event, duration, **kwargs):
+        compiled.append(event) if event == "/jax/core/compile/backend_compile_duration" else None
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        layer.apply(variables, inputs)
+        before = len(compiled)
+        layer.apply(variables, inputs)
+        assert len(compiled) == before
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_explain_of_a_layer():
+    layer = Elman(features=32)
+    inputs = jax.ShapeDtypeStruct((4, 300, 8), jnp.float32)
+    variables = jax.eval_shape(layer.init, jax.random.key(0), inputs)
+    report = bptt_jax.linen.explain(layer, variables, inputs)
+    assert report.measured_bytes <= report.budget_bytes
+    assert report.forward_steps == 600

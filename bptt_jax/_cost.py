@@ -13,8 +13,8 @@ Three terms come on top of the textbook recursion, because the plan is lowered t
 * parts: a `Chain` cuts xs and the cotangents of ys into parts, and joins ys and the cotangents of xs from parts;
 * every loop and every `Chain` on the way to a leaf has its own sum of parameter gradients.
 
-All vanish for a step without xs, ys and parameters. Nested loops are predicted within 4 %, a `Chain` is an over-estimate of
-some per cent, inside a loop of up to a third (measured on CPU over LSTM, GRU and PDE steps; tests/test_bytes.py).
+All vanish for a step without xs, ys and parameters. For nested loops the peak is within 4 % of what XLA reports; for a
+`Chain` it is above it, by some per cent, inside a loop by up to half (CPU; tests/test_bytes.py holds it).
 
 XLA starts the recomputation of bare `Remat` siblings early, so a `Chain` that is not in normal form (loops over
 rematerialised children, then one last child that is not rematerialised) is charged the sum of its children's peaks.

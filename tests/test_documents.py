@@ -1,0 +1,68 @@
+"""What the README and the examples say, run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture
+def lax_modes():
+    """As a user has them: single precision, standard promotion."""
+    for name, value in [
+        ("jax_enable_x64", False),
+        ("jax_numpy_dtype_promotion", "standard"),
+        ("jax_numpy_rank_promotion", "allow"),
+    ]:
+        jax.config.update(name, value)
+
+
+def without_measurement(report):
+    """A report without what depends on the version of XLA."""
+    return [line.rstrip() for line in report.splitlines() if line.strip() and not line.startswith("measured")]
+
+
+def test_readme_code_runs_and_prints_what_it_shows(lax_modes, capsys):
+    blocks = re.findall(r"```(python|text)\n(.*?)```", README, flags=re.DOTALL)
+    assert [kind for kind, _ in blocks].count("text") == 1
+    namespace = {}
+    for kind, text in blocks:
+        if kind == "python":
+            capsys.readouterr()
+            exec(compile(text, "README.md", "exec"), namespace)
+        else:
+            assert without_measurement(capsys.readouterr().out) == without_measurement(text)
+
+
+def test_readme_before_and_after_is_short():
+    first = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)[1]
+    assert len(first.splitlines()) <= 12
+
+
+def test_byte_lm_learns_and_reports():
+    options = ["--length", "300", "--batch", "4", "--width", "32", "--steps", "12", "--budget", "30%"]
+    run = subprocess.run(
+        [sys.executable, ROOT / "examples" / "byte_lm.py", *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    before, after = map(float, re.search(r"([\d.]+) before, ([\d.]+) after 12 steps", run.stdout).groups())
+    assert after < before - 1
+    plain, ours = (float(size) for size in re.findall(r"([\d.]+) MiB", run.stdout))
+    assert ours < plain
+
+
+def test_byte_lm_refuses_nonsense():
+    run = subprocess.run(
+        [sys.executable, ROOT / "examples" / "byte_lm.py", "--steps", "0"], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 2
+    assert "--steps must be at least 1, got 0" in run.stderr

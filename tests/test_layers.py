@@ -1,0 +1,123 @@
+"""The architecture: a module imports only from lower rows, the pure rows import no JAX, and one door leads in."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bptt_jax
+
+PACKAGE = Path(bptt_jax.__file__).parent
+
+# Rows from the bottom up. The first three are pure: plain Python and NumPy.
+ROWS = [
+    ["errors", "_plan", "_step_profile", "_budget"],
+    ["_cost", "_simulate", "_render", "plans"],
+    ["planners", "planners.equal"],
+    ["_step", "_lower"],
+    ["_lower.nested"],
+    ["_measure"],
+    ["_scan"],
+    ["_explain"],
+    ["linen"],
+    [""],
+]
+PURE_ROWS = 3
+WITHIN_A_ROW = {("_step_profile", "_plan"), ("_render", "_simulate"), ("plans", "_render"), ("plans", "_simulate")}
+WITHIN_A_ROW |= {("planners", "planners.equal")}
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def row_of(name):
+    return next(number for number, row in enumerate(ROWS) if name in row)
+
+
+def imports(source):
+    """The modules that a source imports, as absolute dotted names."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def violations(name, source):
+    """What a module imports against the direction of the rows."""
+    found = []
+    for target in imports(source):
+        root, _, inner = target.partition(".")
+        if root in ("jax", "jaxlib", "flax", "optax") and row_of(name) < PURE_ROWS:
+            found.append(f"{name} is pure and imports {target}")
+        if target.startswith(("jax._src", "flax.core.lift")):
+            found.append(f"{name} imports the private {target}")
+        known = any(inner in row for row in ROWS)
+        if root == "bptt_jax" and inner and known and inner != name:
+            allowed = row_of(inner) < row_of(name) or (name, inner) in WITHIN_A_ROW
+            if not allowed:
+                found.append(f"{name} imports {inner}, which is not below it")
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=module_name)
+def test_imports_point_downwards(path):
+    assert violations(module_name(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("_cost", "def f():\n    import jax.numpy as jnp"),
+        ("planners.equal", "from jax import lax"),
+        ("_plan", "from bptt_jax._cost import cost"),
+        ("_measure", "from bptt_jax import _scan"),
+        ("_scan", "from jax._src import core"),
+    ],
+)
+def test_planted_violations_are_found(name, source):
+    assert len(violations(name, source)) >= 1
+
+
+def test_public_names():
+    assert sorted(bptt_jax.__all__) == [
+        "Chain",
+        "PlanCost",
+        "Remat",
+        "Repeat",
+        "StepProfile",
+        "Steps",
+        "checkpointed",
+        "cost",
+        "errors",
+        "explain",
+        "make_plan",
+        "planners",
+        "plans",
+        "profile",
+        "scan",
+    ]
+    public = {name for name in vars(bptt_jax) if not name.startswith("_")} - {"linen", "importlib", "Any"}
+    assert public == set(bptt_jax.__all__)
+    assert {"scan", "linen"} <= set(dir(bptt_jax))
+    with pytest.raises(AttributeError, match="module 'bptt_jax' has no attribute 'sacn'"):
+        bptt_jax.sacn  # noqa: B018  the access is the test
+
+
+def test_works_without_flax():
+    program = """
+import sys
+sys.modules["flax"] = sys.modules["flax.linen"] = None
+import bptt_jax
+try:
+    bptt_jax.linen
+except ImportError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "bptt_jax.linen needs Flax; install it with: python -m pip install 'bptt_jax[flax]'" in run.stdout

@@ -114,15 +114,15 @@ def _element(xs: Any, n: int) -> Any:
 
 # From the jaxpr that make_jaxpr returns, which JAX keeps one of per step and types, to the flat form. Weak, because
 # the key holds what the step closes over, which the value does not.
-_flat_steps: weakref.WeakKeyDictionary[Any, FlatStep] = weakref.WeakKeyDictionary()
+_flat_steps: weakref.WeakKeyDictionary[Any, dict[tuple[int, int], FlatStep]] = weakref.WeakKeyDictionary()
 
 
 def flat_step(closed: Any, n_carry: int, n_x: int) -> FlatStep:
     """The flat form of a step's jaxpr; the same object for the same jaxpr."""
-    jaxpr = closed.jaxpr
-    if jaxpr not in _flat_steps:
-        _flat_steps[jaxpr] = _make_flat_step(jaxpr, n_carry, n_x)
-    return _flat_steps[jaxpr]
+    known = _flat_steps.setdefault(closed.jaxpr, {})
+    if (n_carry, n_x) not in known:
+        known[n_carry, n_x] = _make_flat_step(closed.jaxpr, n_carry, n_x)
+    return known[n_carry, n_x]
 
 
 def _make_flat_step(jaxpr: Any, n_carry: int, n_x: int) -> FlatStep:

@@ -25,7 +25,7 @@ except ImportError as error:
 from bptt_jax._explain import Report
 from bptt_jax._explain import explain as _explain
 from bptt_jax._plan import Plan
-from bptt_jax._scan import Budget, check_options, checkpointed
+from bptt_jax._scan import Budget, check_options, scan
 
 __all__ = ["RNN", "explain", "rnn"]
 
@@ -91,9 +91,8 @@ class _Recurrent(nn.Module):
             "keep_order": keep_order,
         }
         options = dataclasses.replace(self._options(), **{k: v for k, v in overrides.items() if v is not None})
-        step, variables, carry, xs, time_axis = self._prepare(inputs, initial_carry, init_key, options.time_major)
-        run = checkpointed(step, params=True, **options.scan)
-        carry, outputs = run(variables, carry, xs, reverse=options.reverse)
+        step, carry, xs, time_axis = self._prepare(inputs, initial_carry, init_key, options.time_major)
+        carry, outputs = scan(step, carry, xs, reverse=options.reverse, **options.scan)
         if options.reverse and not options.keep_order:
             outputs = jax.tree.map(lambda leaf: jnp.flip(leaf, 0), outputs)
         outputs = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, time_axis), outputs)
@@ -101,12 +100,12 @@ class _Recurrent(nn.Module):
 
     def _report(self, inputs: jax.Array) -> Report:
         options = self._options()
-        step, variables, carry, xs, _ = self._prepare(inputs, None, None, options.time_major)
-        return _explain(functools.partial(step, variables), carry, xs, reverse=options.reverse, **options.scan)
+        step, carry, xs, _ = self._prepare(inputs, None, None, options.time_major)
+        return _explain(step, carry, xs, reverse=options.reverse, **options.scan)
 
     @nn.nowrap
     def _prepare(self, inputs: jax.Array, carry: Any, key: jax.Array | None, time_major: bool) -> tuple[Any, ...]:
-        """The cell as a pure step with its variables, the first carry, the time-major inputs and their time axis."""
+        """The cell as a pure step, the first carry, the time-major inputs and the time axis of the inputs as given."""
         time_axis = 0 if time_major else inputs.ndim - (self.cell.num_feature_axes + 1)
         xs = jnp.moveaxis(inputs, time_axis, 0)
         if carry is None:
@@ -121,25 +120,11 @@ class _Recurrent(nn.Module):
                 "variables in 'params' only so far; flax.linen.RNN has variable_axes, variable_broadcast and "
                 "variable_carry for others."
             )
-        return _step_of(cell), variables, carry, xs, time_axis
 
+        def step(carry: Any, x: Any) -> Any:
+            return cell.apply(variables, carry, x)
 
-def _step_of(cell: nn.Module) -> Callable[..., Any]:
-    """(variables, carry, x) -> (carry, y); equal cells have the same, so that calls outside jit compile once."""
-    try:
-        return _remembered_step(cell)
-    except TypeError:  # a cell with an unhashable field
-        return _new_step(cell)
-
-
-def _new_step(cell: nn.Module) -> Callable[..., Any]:
-    def step(variables: Any, carry: Any, x: Any) -> Any:
-        return cell.apply(variables, carry, x)
-
-    return step
-
-
-_remembered_step = functools.lru_cache(maxsize=256)(_new_step)
+        return step, carry, xs, time_axis
 
 
 def _check_cell(cell: Any, what: str) -> None:

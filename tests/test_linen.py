@@ -139,25 +139,6 @@ def test_decorated_class_keeps_the_cells_identity():
     assert nn.OptimizedLSTMCell.__qualname__ == "OptimizedLSTMCell"
 
 
-def test_calls_outside_jit_trace_once():
-    inputs = jnp.ones((2, 40, 5), jnp.float32)
-    layer = bptt_jax.linen.RNN(nn.GRUCell(4), budget="80%")
-    variables = layer.init(jax.random.key(0), inputs)
-    compiled = []
-
-    def listen(event, duration, **kwargs):
-        compiled.append(event) if event == "/jax/core/compile/backend_compile_duration" else None
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        layer.apply(variables, inputs)
-        before = len(compiled)
-        layer.apply(variables, inputs)
-        assert len(compiled) == before
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-
-
 def test_explain_of_a_layer():
     layer = Elman(features=32)
     inputs = jax.ShapeDtypeStruct((4, 300, 8), jnp.float32)

@@ -1,6 +1,6 @@
 """Compile time does not grow with the length. Not part of the suite; run it on a quiet machine:
 
-    python -m pytest tests/bench/test_compile_time.py -s
+python -m pytest tests/bench/test_compile_time.py -s
 """
 
 import statistics

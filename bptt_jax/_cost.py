@@ -4,16 +4,17 @@ Bytes follow the *lowered* accounting: every level of the tree holds its own cop
 h the bytes of a carry and s those of one step's residuals,
 
     kept(Steps n) = n·s    kept(Repeat k c) = k·kept(c)    kept(Chain cs) = Σ kept(c)    kept(Remat c) = h
-    peak(Steps n) = n·s    peak(Remat c) = h + peak(c)     peak(Repeat k c) = (k−1)·kept(c) + peak(c) + slices(c)
-    peak(Chain c1..cr) = max_i ( Σ_{j<i} kept(cj) + peak(ci) ) + parts
+    peak(Steps n) = n·s    peak(Remat c) = h + peak(c)     peak(Repeat k c) = (k−1)·kept(c) + peak(c) + loop(c)
+    peak(Chain c1..cr) = max_i ( Σ_{j<i} kept(cj) + peak(ci) ) + parts(c1..cr)
 
-Three terms come on top of the textbook recursion, because the plan is lowered to nested scans over slices:
+Two terms come on top of the textbook recursion, because the plan is lowered to nested scans over slices:
 
-* slices: while one child of a `Repeat` is worked on, its own xs, cotangents of xs and cotangents of ys exist;
-* parts: a `Chain` cuts xs and the cotangents of ys into parts, and joins ys and the cotangents of xs from parts;
-* every loop and every `Chain` on the way to a leaf has its own sum of parameter gradients.
+* loop: while one child of a `Repeat` is worked on, its own xs, cotangents of xs and cotangents of ys exist, and its
+  own sum of parameter gradients;
+* parts: a `Chain` cuts xs and the cotangents of ys into parts, joins ys and the cotangents of xs from parts, and adds
+  up the parameter gradients of its children.
 
-All vanish for a step without xs, ys and parameters. For nested loops the peak is within 4 % of what XLA reports; for a
+Both vanish for a step without xs, ys and parameters. For nested loops the peak is within 4 % of what XLA reports; for a
 `Chain` it is above it, by some per cent, inside a loop by up to half (CPU; tests/test_bytes.py holds it).
 
 XLA starts the recomputation of bare `Remat` siblings early, so a `Chain` that is not in normal form (loops over
@@ -54,7 +55,6 @@ class _NodeCost:
     peak: int
     evals: int
     leaves: int
-    sums: int  # of parameter gradients, on the way to the deepest leaf
 
 
 def cost(plan: Plan, profile: StepProfile) -> PlanCost:
@@ -69,7 +69,7 @@ def cost(plan: Plan, profile: StepProfile) -> PlanCost:
     """
     _require_plan(plan, "the plan")
     total = fold(plan, lambda node, children: _node_cost(node, children, profile))
-    peak_bytes = total.peak + (1 + total.sums) * profile.param_bytes + profile.fixed_bytes
+    peak_bytes = total.peak + profile.param_bytes + profile.fixed_bytes
     return PlanCost(peak_bytes, total.evals, total.leaves)
 
 
@@ -77,16 +77,15 @@ def _node_cost(node: Plan, children: Sequence[_NodeCost], profile: StepProfile) 
     match node:
         case Steps(n):
             kept = n * profile.residual_bytes
-            return _NodeCost(kept, peak=kept, evals=n, leaves=1, sums=0)
+            return _NodeCost(kept, peak=kept, evals=n, leaves=1)
         case Remat(child):
             (c,) = children
             carry = profile.carry_bytes
-            return _NodeCost(carry, carry + c.peak, evals=length(child) + c.evals, leaves=c.leaves, sums=c.sums)
+            return _NodeCost(carry, carry + c.peak, evals=length(child) + c.evals, leaves=c.leaves)
         case Repeat(k, child):
             (c,) = children
-            peak = (k - 1) * c.kept + c.peak + slices_bytes(length(child), profile)
-            sums = c.sums + (length(child) > 1)  # a single step is no loop with a sum of its own
-            return _NodeCost(k * c.kept, peak, evals=k * c.evals, leaves=c.leaves, sums=sums)
+            peak = (k - 1) * c.kept + c.peak + loop_bytes(length(child), profile)
+            return _NodeCost(k * c.kept, peak, evals=k * c.evals, leaves=c.leaves)
         case Chain((_,)):
             return children[0]
         case Chain():
@@ -103,21 +102,25 @@ def _chain_cost(node: Chain, children: Sequence[_NodeCost], profile: StepProfile
         peak = sum(c.peak for c in children)
     return _NodeCost(
         kept,
-        peak + parts_bytes(length(node), length(node.children[-1]), profile),
+        peak + chain_bytes(length(node), length(node.children[-1]), profile),
         evals=sum(c.evals for c in children),
         leaves=sum(c.leaves for c in children),
-        sums=max(c.sums for c in children) + 1,
     )
 
 
-def slices_bytes(n: int, profile: StepProfile) -> int:
-    """Bytes that a loop copies for a child of n steps: its xs, cotangents of xs and cotangents of ys."""
-    return n * (2 * profile.x_bytes + profile.y_bytes)
+def loop_bytes(n: int, profile: StepProfile) -> int:
+    """Bytes that a loop takes beside its children, each of n steps: its slices and its sum of parameter gradients."""
+    sums = 1 if n > 1 else 0  # XLA inlines a child of one step, which then has no sum of its own
+    return n * (2 * profile.x_bytes + profile.y_bytes) + sums * profile.param_bytes
 
 
-def parts_bytes(n: int, last: int, profile: StepProfile) -> int:
-    """Bytes that a `Chain` of n steps copies: xs, ys and cotangents of ys, and for its last child xs both ways."""
-    return n * (profile.x_bytes + 2 * profile.y_bytes) + last * 2 * profile.x_bytes
+def chain_bytes(n: int, last: int, profile: StepProfile) -> int:
+    """Bytes that a `Chain` of n steps takes beside its children, the last of which has `last` steps.
+
+    Its parts of xs, ys and cotangents of ys, the last child's xs and cotangents of xs, and two sums of parameter
+    gradients.
+    """
+    return n * (profile.x_bytes + 2 * profile.y_bytes) + last * 2 * profile.x_bytes + 2 * profile.param_bytes
 
 
 def is_normal_chain(chain: Chain) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fractions
 import math
 import numbers
 import re
@@ -47,7 +48,7 @@ def _parse(budget: str, store_all_bytes: int) -> int:
     match = _SHAPE.fullmatch(budget)
     if match is None:
         raise ValueError(f"budget={budget!r} is not a budget; use {_FORMS}.")
-    number, unit = float(match["number"]), match["unit"]
+    number, unit = fractions.Fraction(match["number"]), match["unit"]
     if unit == "%":
         return max(math.ceil(number), int(number * store_all_bytes / 100))  # positive, also of a step without residuals
     if unit not in _UNITS:

@@ -13,7 +13,7 @@ from bptt_jax._measure import measure
 from bptt_jax._plan import Plan
 from bptt_jax._plan import length as length_of
 from bptt_jax._render import render
-from bptt_jax._scan import Budget, any_program, check_options, choose_plan, reverse_program
+from bptt_jax._scan import Budget, check_options, choose_plan, compiled_program
 from bptt_jax._step import Step, TracedScan, trace
 from bptt_jax._step_profile import StepProfile
 from bptt_jax.errors import format_bytes
@@ -119,28 +119,18 @@ def explain(
 
     def inspect(init: Any, xs: Any) -> None:
         traced = trace(step, (), init, xs, length, reverse=reverse, unroll=unroll)
-        reports.append(explain_traced(traced, reverse, unroll, budget, plan, differentiation))
+        profile = measure(traced.step, traced.operands, traced.carry, traced.xs)
+        chosen = choose_plan(traced, budget, plan)
+        report = Report(
+            plan=chosen,
+            profile=profile,
+            budget_bytes=budget_to_bytes(budget, profile.store_all_bytes(traced.length)),
+            measured_bytes=_temporaries_of_vjp(compiled_program(traced.step, chosen, reverse, unroll), traced),
+        )
+        reports.append(report)
 
     jax.eval_shape(inspect, init, xs)
     return reports[0]
-
-
-def explain_traced(
-    traced: TracedScan, reverse: bool, unroll: int | bool, budget: Budget, plan: Plan | None, differentiation: str
-) -> Report:
-    """The report on a traced scan."""
-    profile = measure(traced.step, traced.operands, traced.carry, traced.xs)
-    chosen = choose_plan(traced, budget, plan)
-    if differentiation == "any":
-        program = any_program(traced.step, chosen, reverse, unroll)
-    else:
-        program = reverse_program(traced.step, traced.length, chosen, None, reverse, unroll)
-    return Report(
-        plan=chosen,
-        profile=profile,
-        budget_bytes=budget_to_bytes(budget, profile.store_all_bytes(traced.length)),
-        measured_bytes=_temporaries_of_vjp(program, traced),
-    )
 
 
 def _temporaries_of_vjp(program: Any, traced: TracedScan) -> int:

@@ -7,6 +7,7 @@ counted; the difference is the share of one step, and what is left over is fixed
 
 from __future__ import annotations
 
+import functools
 import weakref
 from typing import Any
 
@@ -73,7 +74,7 @@ def measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> Step
 
 def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> StepProfile:
     def block(n: int) -> tuple[int, int]:
-        kept, ys = jax.eval_shape(lambda *args: _residuals(step, n, *args), operands, carry, xs)
+        kept, ys = jax.eval_shape(functools.partial(_residuals, step, n), operands, carry, _of_length(n, xs))
         return nbytes(kept), nbytes(ys)
 
     (short, short_ys), (long, long_ys) = block(_SHORT), block(_LONG)
@@ -91,9 +92,18 @@ def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> Ste
     )
 
 
+def _of_length(n: int, xs: Arrays) -> Arrays:
+    """The types of n steps' inputs. By slicing where there is something to slice: sharding comes along."""
+    return [
+        jax.eval_shape(lambda leaf: lax.broadcast(leaf[0], (n,)), leaf)
+        if leaf.shape[0]
+        else jax.ShapeDtypeStruct((n, *leaf.shape[1:]), leaf.dtype)
+        for leaf in xs
+    ]
+
+
 def _residuals(step: FlatStep, n: int, operands: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
     """What the vjp of n steps keeps beyond its arguments, and the n outputs."""
-    xs = [lax.broadcast(leaf[0], (n,)) for leaf in xs]
     (_, ys), vjp = jax.vjp(lower(Steps(n), step), operands, carry, xs)
     arguments = {id(leaf) for leaf in (*operands, *carry, *xs)}
     return [leaf for leaf in jax.tree.leaves(vjp) if id(leaf) not in arguments], ys

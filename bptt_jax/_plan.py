@@ -2,8 +2,8 @@
 
 A plan is data: frozen, hashable, comparable, without callables or arrays. It is a tree to read and a DAG in memory:
 equal parts may be one object, so that a plan for a million steps has some hundred nodes. Each node therefore knows
-its length and its hash from those of its children, and every interpreter of plans is a `fold`, which visits each
-distinct node once and does not recurse.
+its length and its hash from those of its children, and the pure interpreters of plans visit each distinct node once
+and do not recurse (`fold`). Lowering a plan and printing its `repr` do; plans that are compiled are small.
 
 Reference: the policies of Gruslys et al. (2016), section 3, as a tree.
 """

@@ -6,7 +6,7 @@ import collections
 import itertools
 from collections.abc import Iterator, Sequence
 
-from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, _require_plan, fold, length
+from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, _as_count, _require_plan, fold, length
 from bptt_jax._simulate import Advance, Backward, Event, Free, Record, Save, simulate
 
 LEGEND = "> advance   r record   < backward   | kept carry   : kept residuals"
@@ -42,7 +42,7 @@ def render(plan: Plan, *, width: int = 64, rows: int = 24) -> str:
 
     Args:
       plan: a plan of at least one step.
-      width: columns for the steps.
+      width: columns for the steps, at least 1.
       rows: the greatest number of rows of the timeline, at least 2.
 
     >>> print(render(Repeat(3, Remat(Steps(4)))))
@@ -58,6 +58,7 @@ def render(plan: Plan, *, width: int = 64, rows: int = 24) -> str:
     > advance   r record   < backward   | kept carry   : kept residuals
     """
     _require_plan(plan, "the argument of render")
+    width, rows = _as_count(width, 1, "width"), _as_count(rows, 2, "rows")
     steps = length(plan)
     if steps == 0:
         return f"{notation(plan)}\n(no steps)"

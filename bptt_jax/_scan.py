@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from bptt_jax._budget import budget_to_bytes
 from bptt_jax._lower.nested import Run, lower
 from bptt_jax._measure import check_differentiation, measure
 from bptt_jax._plan import Plan, Steps
 from bptt_jax._plan import length as length_of
-from bptt_jax._step import Arrays, FlatStep, Step, TracedScan, trace
+from bptt_jax._step import FlatStep, Step, TracedScan, trace
+from bptt_jax.errors import BudgetError
 from bptt_jax.planners import make_plan
 
 Budget = int | str | None
@@ -35,8 +36,7 @@ def scan(
     """`jax.lax.scan`, whose backward pass stays within a budget of bytes.
 
     Values and gradients are those of `jax.lax.scan`: nothing is truncated. What the backward pass keeps and what it
-    computes again is planned from the sizes of the step and the budget, when the call is differentiated; a call that
-    is not differentiated is `jax.lax.scan`.
+    computes again is planned from the sizes of the step and the budget, when the call is traced.
 
     With the default `differentiation="reverse"`, grad, vjp, vmap and derivatives of gradients work; jvp, linearize
     and jacfwd raise a TypeError. With "any" they all work.
@@ -67,7 +67,7 @@ def scan(
       (carry, ys), as `jax.lax.scan`.
 
     Raises:
-      BudgetError: when differentiated (at once for "any"), if no plan fits the budget.
+      BudgetError: if no plan fits the budget; with "reverse" only when the call is differentiated.
       TypeError, ValueError: what `jax.lax.scan` raises, or for malformed options.
 
     >>> import jax, jax.numpy as jnp
@@ -85,7 +85,8 @@ def scan(
     """
     check_options(budget, plan, differentiation)
     traced = trace(step, (), init, xs, length, reverse=reverse, unroll=unroll)
-    return _run(traced, reverse, unroll, budget, plan, differentiation)
+    pair: tuple[Any, Any] = _run(traced, reverse, unroll, budget, plan, differentiation)
+    return pair
 
 
 def checkpointed(
@@ -100,7 +101,8 @@ def checkpointed(
     """Decorator form of `scan`: from a step to a function that scans it.
 
     Args:
-      step: (carry, x) -> (carry, y), or (params, carry, x) -> (carry, y) with `params=True`.
+      step: (carry, x) -> (carry, y), or (params, carry, x) -> (carry, y) with `params=True`. Like a function under
+        `jax.jit` it is traced once for inputs of the same types; what it reads from elsewhere is read then.
       params: whether the step, and so the decorated function, takes parameters first.
       unroll, budget, plan, differentiation: as for `scan`.
 
@@ -122,7 +124,7 @@ def checkpointed(
             checkpointed, params=params, unroll=unroll, budget=budget, plan=plan, differentiation=differentiation
         )
 
-    def scan_with(given: tuple[Any, ...], init: Any, xs: Any, length: int | None, reverse: bool) -> tuple[Any, Any]:
+    def scan_with(given: tuple[Any, ...], init: Any, xs: Any, length: int | None, reverse: bool) -> Any:
         traced = trace(step, given, init, xs, length, reverse=reverse, unroll=unroll)
         return _run(traced, reverse, unroll, budget, plan, differentiation)
 
@@ -161,80 +163,71 @@ def choose_plan(traced: TracedScan, budget: Budget, plan: Plan | None) -> Plan:
       ValueError: for a plan of another length.
       BudgetError: if no plan fits the budget.
     """
-    if plan is None:
-        return _plan_within(budget, traced.length, traced.step, traced.operands, traced.carry, traced.xs)
-    if length_of(plan) != traced.length:
-        raise ValueError(f"the plan has {length_of(plan)} steps, but the scan has {traced.length}.")
-    return plan
-
-
-def _plan_within(budget: Budget, length: int, step: FlatStep, *arguments: Arrays) -> Plan:
-    if budget is None or length == 0:
-        return Steps(length)
-    return make_plan(measure(step, *arguments), length, budget)
+    if plan is not None:
+        if length_of(plan) != traced.length:
+            raise ValueError(f"the plan has {length_of(plan)} steps, but the scan has {traced.length}.")
+        return plan
+    if budget is None or traced.length == 0:
+        return Steps(traced.length)
+    return make_plan(measure(traced.step, traced.operands, traced.carry, traced.xs), traced.length, budget)
 
 
 def _run(
     traced: TracedScan, reverse: bool, unroll: int | bool, budget: Budget, plan: Plan | None, differentiation: str
-) -> tuple[Any, Any]:
-    if plan is not None or differentiation == "any":
-        plan, budget = choose_plan(traced, budget, plan), None
-    if differentiation == "any":
-        program = any_program(traced.step, plan, reverse, unroll)
-    else:
-        program = reverse_program(traced.step, traced.length, plan, budget, reverse, unroll)
-    with _forward_mode_explained(differentiation):
-        return traced.unflatten(*program(traced.operands, traced.carry, traced.xs))
-
-
-@contextlib.contextmanager
-def _forward_mode_explained(differentiation: str) -> Iterator[None]:
-    """Says what to do where JAX says that a custom_vjp, of which the user need not know, has no forward mode."""
+) -> Any:
+    arguments = (traced.operands, traced.carry, traced.xs)
     try:
-        yield
-    except TypeError as error:
-        if differentiation == "any" or "forward-mode" not in str(error) or "custom_vjp" not in str(error):
+        program = compiled_program(traced.step, choose_plan(traced, budget, plan), reverse, unroll)
+    except BudgetError as error:
+        if differentiation == "any":
             raise
+        # Forwards any budget is enough; it is the gradient for which there is no plan.
+        program = _without_gradient(compiled_program(traced.step, Steps(traced.length), reverse, unroll), error)
+    if differentiation == "reverse":
+        arguments = jax.tree.map(_reverse_only, arguments)
+    return traced.unflatten(*program(*arguments))
+
+
+# Typed, for unroll=True and unroll=1 are equal and differ; bounded, for a step that is made anew for each call never
+# asks for the same program twice. Jitted, so that calls outside jit compile once.
+@functools.lru_cache(maxsize=256, typed=True)
+def compiled_program(step: FlatStep, plan: Plan, reverse: bool, unroll: int | bool) -> Run:
+    """The nest of checkpoints and scans that runs a plan, jitted; the same function for the same arguments."""
+    return jax.jit(lower(plan, step, reverse=reverse, unroll=unroll))
+
+
+def _reverse_only(leaf: Any) -> Any:
+    """`leaf`, of which there is a vjp but no jvp.
+
+    A rule around each argument and not one around the scan: under vmap, JAX 0.10 takes a custom_vjp's primal and its
+    forward rule to put the batch on the same axis of every result, and sums the cotangent of a result without one
+    over the batch. Around one leaf neither can go wrong, and what is not differentiated is not touched.
+    """
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return leaf
+    try:
+        return _no_forward_mode(leaf)
+    except TypeError as error:
         raise TypeError(
             'bptt_jax.scan with differentiation="reverse" has no forward mode (jvp, linearize, jacfwd), found one '
             'applied to it; differentiation="any" has one.'
         ) from error
 
 
-# Typed, for unroll=True and unroll=1 are equal and differ; bounded, for a step that is made anew for each call
-# never asks for the same program twice. Each is a jitted function, so that calls outside jit compile once.
-_remember = functools.lru_cache(maxsize=256, typed=True)
+@jax.custom_vjp
+def _no_forward_mode(leaf: Any) -> Any:
+    return leaf
 
 
-@_remember
-def any_program(step: FlatStep, plan: Plan, reverse: bool, unroll: int | bool) -> Run:
-    """The pure nest of checkpoints and scans: all of JAX's transformations work on it."""
-    return jax.jit(lower(plan, step, reverse=reverse, unroll=unroll))
+_no_forward_mode.defvjp(lambda leaf: (leaf, None), lambda _, cotangent: (cotangent,))
 
 
-@_remember
-def reverse_program(
-    step: FlatStep, length: int, plan: Plan | None, budget: Budget, reverse: bool, unroll: int | bool
-) -> Run:
-    """A plain scan whose derivative rule runs the plan; without a plan, the rule makes one for the budget.
+def _without_gradient(program: Run, error: BudgetError) -> Run:
+    """`program`, raising `error` when it is differentiated."""
 
-    Planning waits for the rule: a call that is never differentiated pays nothing and fits any budget.
-    """
-    lower_plan = functools.partial(lower, step=step, reverse=reverse, unroll=unroll)
+    def fail(*_: Any) -> Any:
+        raise error
 
-    @jax.custom_vjp
-    def program(operands: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
-        return lower_plan(Steps(length))(operands, carry, xs)
-
-    # Jitted for its cache: JAX may call the rule several times for one program and takes the residuals' tree of the
-    # last call for all of them; from the cache they all have the same.
-    @jax.jit
-    def forward(operands: Arrays, carry: Arrays, xs: Arrays) -> Any:
-        chosen = _plan_within(budget, length, step, operands, carry, xs) if plan is None else plan
-        return jax.vjp(lower_plan(chosen), operands, carry, xs)
-
-    def backward(vjp: Any, cotangents: Any) -> Any:
-        return vjp(cotangents)
-
-    program.defvjp(forward, backward)
-    return jax.jit(program)
+    run: Run = jax.custom_vjp(program)
+    run.defvjp(fail, fail)  # type: ignore[attr-defined]
+    return run

@@ -48,7 +48,7 @@ class TracedScan:
     operands: Arrays
     carry: Arrays
     xs: Arrays
-    unflatten: Callable[[Arrays, Arrays], tuple[Any, Any]]
+    unflatten: Callable[[Arrays, Arrays], Any]
 
 
 def trace(step: Step, params: tuple[Any, ...], init: Any, xs: Any, length: Any, **scan_options: Any) -> TracedScan:
@@ -63,24 +63,23 @@ def trace(step: Step, params: tuple[Any, ...], init: Any, xs: Any, length: Any, 
     Raises:
       what `jax.lax.scan` raises, in its words and the user's names.
     """
-    # lax.scan itself judges the call: its errors name the user's pytrees, and its result has the carry's final type,
-    # which for a weakly typed init is not the type that came in. Without params the user's own function goes in, so
-    # that JAX's trace cache knows it.
+    # lax.scan itself judges the call: its errors name the user's pytrees. Without params the user's own function goes
+    # in, so that JAX's trace cache knows it.
     body = functools.partial(step, *params) if params else step
-    final_carry, _ = jax.eval_shape(lambda: lax.scan(body, init, xs, length, **scan_options))
+    jax.eval_shape(lambda: lax.scan(body, init, xs, length, **scan_options))
     xs = jax.tree.map(jnp.asarray, xs)
     n = _length(xs, length)
-    init = jax.tree.map(_with_type_of, init, final_carry)
-    jaxpr, out = jax.make_jaxpr(step, return_shape=True)(*params, init, _element(xs, n))
+    x = _element(xs, n)
+    init = _promote(body, jax.tree.map(jnp.asarray, init), x)
+    jaxpr, out = jax.make_jaxpr(step, return_shape=True)(*params, init, x)
     carry, out_tree = jax.tree.leaves(init), jax.tree.structure(out)
     flat = flat_step(jaxpr, n_carry=len(carry), n_x=len(jax.tree.leaves(xs)))
     still = [leaf for leaf, moves in zip(carry, flat.moving, strict=True) if not moves]
 
-    def unflatten(moved: Arrays, ys: Arrays) -> tuple[Any, Any]:
+    def unflatten(moved: Arrays, ys: Arrays) -> Any:
         movers, stayers = iter(moved), iter(still)
         leaves = [next(movers if moves else stayers) for moves in flat.moving]
-        rebuilt: tuple[Any, Any] = jax.tree.unflatten(out_tree, [*leaves, *ys])
-        return rebuilt[0], rebuilt[1]
+        return jax.tree.unflatten(out_tree, [*leaves, *ys])
 
     return TracedScan(
         step=flat,
@@ -98,11 +97,26 @@ def _length(xs: Any, length: Any) -> int:
     return int(leaves[0].shape[0] if leaves else length)
 
 
-def _with_type_of(leaf: Any, aval: Any) -> Any:
-    """`leaf` with the type that the carry has in the loop; they differ only where `leaf` is weakly typed."""
-    leaf = jnp.asarray(leaf)
-    weak = getattr(leaf, "weak_type", False)  # PRNG keys have no such thing
-    return lax.convert_element_type(leaf, aval.dtype) if weak and not aval.weak_type else leaf
+def _promote(body: Step, init: Any, x: Any) -> Any:
+    """`init` with the types that the carry has in the loop, by the rule of `jax.lax.scan`.
+
+    A weakly typed leaf that the step returns as another dtype becomes strongly typed, of the dtype of both.
+    """
+    if not any(map(_is_weak, jax.tree.leaves(init))):
+        return init
+    leaves, tree = jax.tree.flatten(init)
+    first = jax.tree.leaves(jax.eval_shape(body, init, x))[: len(leaves)]
+    promoted = [
+        lax.convert_element_type(leaf, jnp.result_type(leaf, new))
+        if _is_weak(leaf) and leaf.dtype != new.dtype
+        else leaf
+        for leaf, new in zip(leaves, first, strict=True)
+    ]
+    return jax.tree.unflatten(tree, promoted)
+
+
+def _is_weak(leaf: Any) -> bool:
+    return getattr(leaf, "weak_type", False)  # PRNG keys have no such thing
 
 
 def _element(xs: Any, n: int) -> Any:

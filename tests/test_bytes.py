@@ -121,6 +121,13 @@ def test_store_all_is_what_lax_scan_takes():
     assert plain <= report.store_all_bytes <= 1.02 * plain + report.profile.param_bytes
 
 
+def test_explain_of_no_steps():
+    report = bptt_jax.explain(lambda c, x: (c + x, c), jnp.ones(3), jnp.ones((0, 3)), budget="5%")
+    assert report.plan == Steps(0)
+    assert report.overhead == 1.0
+    assert "(no steps)" in str(report)
+
+
 def test_a_read_only_carry_takes_no_slot():
     memory = jnp.ones((100, 100))
 

@@ -142,6 +142,9 @@ def test_forward_mode_of_reverse_says_what_to_do():
     for run in (bptt_jax.checkpointed(step), bptt_jax.checkpointed(step, budget="60%")):
         with pytest.raises(TypeError, match=r'has no forward mode .* differentiation="any" has one'):
             jax.jvp(lambda init, run=run: run(init, XS)[0], (INIT,), (INIT,))
+        for forward in (jax.jacfwd, lambda f: lambda init: jax.linearize(f, init)[1](init)):
+            with pytest.raises(TypeError, match=r"can't apply forward-mode|has no forward mode"):
+                forward(lambda init, run=run: run(init, XS)[0])(INIT)
 
 
 @pytest.mark.parametrize(

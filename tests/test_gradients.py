@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,8 @@ TRANSFORMS = (
     ("any", comparison.reverse_over_reverse),
 )
 DIRECTIONS = (False, True)
+REST = Chain((Repeat(2, Remat(Steps(2))), Steps(2)))
+INLINED = Chain((Repeat(2, Remat(Repeat(2, Remat(Steps(1))))), Repeat(2, Steps(1))))
 
 
 def pairwise(*columns):
@@ -187,6 +190,77 @@ def test_any_pytree_length_and_budget(carry_kinds, x_kinds, length, share, rever
     comparison.assert_same(*results, tolerance=1e-12)
 
 
+@pytest.mark.parametrize("differentiation", ["reverse", "any"])
+@pytest.mark.parametrize("batched", ["all", "first", "last"])
+@pytest.mark.parametrize(("name", "plan"), [(name, p) for name in STEPS[1:3] for p in (Steps(6), REST, INLINED)])
+def test_gradient_of_a_batch_equals_lax_scan(name, plan, batched, differentiation):
+    """A batch as large as the length, so that an exchange of the two axes is not an error but a wrong number."""
+    case = case_named(name, jnp.float64)
+    ours = functools.partial(bptt_jax.scan, plan=plan, differentiation=differentiation)
+    results = []
+    for scan in (ours, lax.scan):
+        loss, floats = comparison.make_loss(case, 6, scan)
+        is_batched = {"all": lambda i: True, "first": lambda i: i == 0, "last": lambda i: i == len(floats) - 1}[batched]  # noqa: B023
+        results.append(comparison.grad_of_vmap(loss, floats, is_batched, size=6))
+    comparison.assert_same(*results, tolerance=1e-12)
+
+
+def test_results_that_a_batch_shares():
+    """Outputs that do not depend on what is batched, by the default options and no budget."""
+    xs, init = jnp.linspace(0.1, 1.0, 8), jnp.linspace(-1.0, 1.0, 8)
+
+    def loss_with(scan):
+        def model(carry, xs):
+            return scan(lambda c, x: ((jnp.sin(c[0] + x), 0.9 * c[1]), (c[0], x**2, c[1])), (carry, 1.0), xs)
+
+        def loss(init, xs):
+            weights = jnp.arange(64.0).reshape(8, 8)
+            (carry, rate), ys = jax.vmap(model, in_axes=(0, None))(init, xs)
+            return sum(jnp.sum(jnp.sin(leaf) * weights) for leaf in ys) + jnp.sum(carry * rate)
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+
+    comparison.assert_same(loss_with(bptt_jax.scan)(init, xs), loss_with(lax.scan)(init, xs), tolerance=1e-12)
+
+
+def test_inputs_that_are_not_differentiated_need_no_derivative():
+    """A loop without a reverse rule on them, as `jax.lax.scan` allows."""
+    fixed = jnp.array(3.0)
+
+    def step(carry, x):
+        halved = lax.while_loop(lambda v: v > 0.5, lambda v: 0.5 * v, x * fixed)
+        return jnp.sin(carry) + halved, halved
+
+    xs = jnp.linspace(0.0, 5.0, 12)
+    for plan in (Steps(12), Repeat(3, Remat(Steps(4)))):
+        ours = jax.grad(lambda init, plan=plan: bptt_jax.scan(step, init, xs, plan=plan)[0])(0.3)
+        comparison.assert_same(ours, jax.grad(lambda init: lax.scan(step, init, xs)[0])(0.3), tolerance=1e-12)
+
+
+def test_unroll_is_heeded():
+    def printed(scan, unroll):
+        return str(jax.make_jaxpr(functools.partial(scan, lambda c, x: (jnp.sin(c) + x, None), unroll=unroll))(0.0, xs))
+
+    xs = jnp.ones(6)
+    for unroll, shown in ((1, "unroll=1"), (3, "unroll=3"), (True, "unroll=6"), (0, "unroll=0")):
+        assert shown in printed(lax.scan, unroll)
+        assert shown in printed(bptt_jax.scan, unroll)
+
+
+@pytest.mark.parametrize("pair", [list, lambda pair: Pair(*pair), lambda pair: {"carry": pair[0], "ys": pair[1]}])
+def test_the_pair_is_of_the_steps_own_type(pair):
+    def step(carry, x):
+        return pair((jnp.sin(carry) + x, carry))
+
+    ours, theirs = (scan(step, 0.0, jnp.ones(6)) for scan in (bptt_jax.scan, lax.scan))
+    comparison.assert_same(ours, theirs, tolerance=0)
+
+
+class Pair(NamedTuple):
+    carry: Any
+    ys: Any
+
+
 def test_unroll_and_decorator():
     case = case_named("outputs", jnp.float64)
     budget = budget_in_bytes("smallest", case, 97)
@@ -246,9 +320,15 @@ def test_weakly_typed_carry_is_promoted_as_lax_scan_does():
     def step(carry, x):
         return carry * 0.5 + x, carry
 
-    for init in (0, 0.0, jnp.float32(0)):
-        ours, theirs = (scan(step, init, xs) for scan in (bptt_jax.scan, lax.scan))
+    def swapped(carry, x):
+        return (carry[1], carry[0] * 1.5), carry[0]
+
+    calls = [(step, 0), (step, 0.0), (step, jnp.float32(0)), (swapped, (1, 2.0)), (swapped, (1.0, jnp.float32(2)))]
+    for body, init in calls:
+        ours, theirs = (scan(body, init, xs) for scan in (bptt_jax.scan, lax.scan))
         comparison.assert_same(ours, theirs, tolerance=0)
+        weak = [[leaf.weak_type for leaf in jax.tree.leaves(result)] for result in (ours, theirs)]
+        assert weak[0] == weak[1]
 
 
 def test_numpy_inputs():

@@ -15,7 +15,6 @@ import functools
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, length
@@ -49,7 +48,8 @@ def lower(plan: Plan, step: FlatStep, *, reverse: bool = False, unroll: int | bo
         case Chain(children):
             made: dict[Plan, Run] = {}
             for child in children:
-                made.setdefault(child, lower_child(child))
+                if child not in made:
+                    made[child] = lower_child(child)
             return _chain([(length(child), made[child]) for child in children], reverse)
     raise TypeError(f"not a plan node: {plan!r}")
 
@@ -109,6 +109,6 @@ def _chain(children: Sequence[tuple[int, Run]], reverse: bool) -> Run:
             start += n
         if reverse:
             outputs.reverse()
-        return carry, [jnp.concatenate(parts) for parts in zip(*outputs, strict=True)]
+        return carry, [lax.concatenate(parts, 0) for parts in zip(*outputs, strict=True)]
 
     return run

@@ -33,6 +33,27 @@ class Plan:
     def __hash__(self) -> int:
         return self._hash
 
+    def __eq__(self, other: object) -> bool:
+        # With a stack, and each pair of nodes once: a plan may be deeper than Python's stack, and longer than memory.
+        todo: list[tuple[object, object]] = [(self, other)]
+        seen: set[tuple[int, int]] = set()
+        while todo:
+            a, b = todo.pop()
+            if a is b or (id(a), id(b)) in seen:
+                continue
+            seen.add((id(a), id(b)))
+            if not (isinstance(a, Plan) and isinstance(b, Plan) and type(a) is type(b) and a._hash == b._hash):
+                return False
+            if a._size != b._size or len(a._children) != len(b._children):
+                return False
+            todo.extend(zip(a._children, b._children, strict=True))
+        return True
+
+    @property
+    def _size(self) -> int:
+        """What distinguishes a node from one of the same kind with equal children."""
+        return 0
+
     @property
     def _children(self) -> tuple[Plan, ...]:
         return ()
@@ -54,7 +75,7 @@ def _require_plan(child: Any, what: str) -> None:
         raise TypeError(f"{what} must be a plan (Steps, Repeat, Chain or Remat), got {child!r}.")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Steps(Plan):
     """`n` ≥ 0 steps in one loop; keeps the residuals of all of them.
 
@@ -68,10 +89,12 @@ class Steps(Plan):
         object.__setattr__(self, "n", _as_count(self.n, 0, "Steps.n"))
         self._remember(self.n, 1, self.n)
 
-    __hash__ = Plan.__hash__
+    @property
+    def _size(self) -> int:
+        return self.n
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Repeat(Plan):
     """`k` ≥ 1 equal children in one loop, one after another; keeps what each child keeps.
 
@@ -87,14 +110,16 @@ class Repeat(Plan):
         _require_plan(self.child, "Repeat.child")
         self._remember(self.k * self.child._length, 2, self.k, hash(self.child))
 
-    __hash__ = Plan.__hash__
+    @property
+    def _size(self) -> int:
+        return self.k
 
     @property
     def _children(self) -> tuple[Plan, ...]:
         return (self.child,)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Chain(Plan):
     """One child after another, in the order of the steps; keeps what its children keep.
 
@@ -112,14 +137,12 @@ class Chain(Plan):
             _require_plan(child, "each of Chain.children")
         self._remember(sum(c._length for c in self.children), 3, *map(hash, self.children))
 
-    __hash__ = Plan.__hash__
-
     @property
     def _children(self) -> tuple[Plan, ...]:
         return self.children
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Remat(Plan):
     """The child, of which only the carry that enters it is kept; the rest is recomputed for its backward.
 
@@ -132,8 +155,6 @@ class Remat(Plan):
     def __post_init__(self) -> None:
         _require_plan(self.child, "Remat.child")
         self._remember(self.child._length, 4, hash(self.child))
-
-    __hash__ = Plan.__hash__
 
     @property
     def _children(self) -> tuple[Plan, ...]:

@@ -3,13 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from bptt_jax._plan import _as_count
 
 
 @dataclasses.dataclass(frozen=True)
+class StepTimes:
+    """How long the parts of a scan take, relative to each other; planners compare plans by it.
+
+    >>> StepTimes(backward=2.5).of_everything_kept(1000)
+    3500.0
+
+    Attributes:
+      forward: one step that is evaluated without keeping anything.
+      recording: one step that is evaluated and of which the residuals are kept.
+      backward: one step backwards.
+      block: what running a block of steps costs beside its steps, each time that it is evaluated. It makes planners
+        prefer long blocks.
+    """
+
+    forward: float = 1.0
+    recording: float = 1.0
+    backward: float = 2.0
+    block: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"StepTimes.{field.name} must be a number, got {value!r}.")
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"StepTimes.{field.name} must be finite and not negative, got {value}.")
+            object.__setattr__(self, field.name, float(value))
+
+    def of_everything_kept(self, length: int) -> float:
+        """The time of a gradient that keeps the residuals of all its steps."""
+        return length * (self.recording + self.backward) + (self.block if length else 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class StepProfile:
-    """Sizes of one step of a scan, in bytes.
+    """Sizes of one step of a scan, in bytes, and what takes how long in it.
 
     `bptt_jax.profile` measures one; by hand it is just as good:
 
@@ -24,6 +59,7 @@ class StepProfile:
       y_bytes: one step's output `y`.
       param_bytes: the closed-over floating arrays, each of which has a gradient.
       fixed_bytes: what a backward pass needs whatever its length and plan.
+      times: relative times, for planners only: bytes and counts of evaluations do not depend on them.
     """
 
     carry_bytes: int
@@ -32,9 +68,14 @@ class StepProfile:
     y_bytes: int = 0
     param_bytes: int = 0
     fixed_bytes: int = 0
+    times: StepTimes = StepTimes()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.times, StepTimes):
+            raise TypeError(f"StepProfile.times must be StepTimes, got {self.times!r}.")
         for field in dataclasses.fields(self):
+            if field.name == "times":
+                continue
             count = _as_count(getattr(self, field.name), 0, f"StepProfile.{field.name}")
             object.__setattr__(self, field.name, count)
 

@@ -1,37 +1,16 @@
-"""A plan as text: a one-line notation, and a timeline of what runs when and what is kept meanwhile."""
+"""A plan as text: a timeline of what runs when and what is kept meanwhile."""
 
 from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, _as_count, _require_plan, fold, length
+from bptt_jax._notation import notation
+from bptt_jax._plan import Plan, _as_count, _require_plan, length
 from bptt_jax._simulate import Advance, Backward, Event, Free, Record, Save, simulate
 
 LEGEND = "> advance   r record   < backward   | kept carry   : kept residuals"
-
-
-def notation(plan: Plan) -> str:
-    """A plan on one line: `n` for Steps(n), `k*c` for Repeat, `(a + b)` for Chain, `[c]` for Remat.
-
-    >>> notation(Chain((Repeat(40, Remat(Steps(25))), Steps(9))))
-    '(40*[25] + 9)'
-    """
-    return fold(plan, _node_notation)
-
-
-def _node_notation(node: Plan, children: Sequence[str]) -> str:
-    match node:
-        case Steps(n):
-            return str(n)
-        case Repeat(k):
-            return f"{k}*{children[0]}"
-        case Remat():
-            return f"[{children[0]}]"
-        case Chain():
-            return f"({' + '.join(children)})"
-    raise TypeError(f"not a plan node: {node!r}")
 
 
 def render(plan: Plan, *, width: int = 64, rows: int = 24) -> str:
@@ -45,6 +24,7 @@ def render(plan: Plan, *, width: int = 64, rows: int = 24) -> str:
       width: columns for the steps, at least 1.
       rows: the greatest number of rows of the timeline, at least 2.
 
+    >>> from bptt_jax import Remat, Repeat, Steps
     >>> print(render(Repeat(3, Remat(Steps(4)))))
     3*[4]
     step 0         11

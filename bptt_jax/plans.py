@@ -1,7 +1,9 @@
 """What one can do with a plan without JAX: the schedule it yields, and pictures of it."""
 
+from bptt_jax._notation import notation, parse
+from bptt_jax._picture import plot, svg
 from bptt_jax._plan import Plan, length
-from bptt_jax._render import notation, render
+from bptt_jax._render import render
 from bptt_jax._simulate import Advance, Backward, Event, Free, Record, Restore, Save, simulate
 
 __all__ = [
@@ -15,6 +17,9 @@ __all__ = [
     "Save",
     "length",
     "notation",
+    "parse",
+    "plot",
     "render",
     "simulate",
+    "svg",
 ]

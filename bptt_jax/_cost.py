@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, _require_plan, fold, length
 from bptt_jax._step_profile import StepProfile
@@ -47,6 +48,19 @@ class PlanCost:
     peak_bytes: int
     forward_steps: int
     program_size: int
+
+
+class Sizes(Protocol):
+    """What copies and sums are made of: of a `StepProfile`, or of a planner's lattice."""
+
+    @property
+    def x_bytes(self) -> int: ...
+
+    @property
+    def y_bytes(self) -> int: ...
+
+    @property
+    def param_bytes(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,16 +125,26 @@ def _chain_cost(node: Chain, children: Sequence[_NodeCost], profile: StepProfile
 def loop_bytes(n: int, profile: StepProfile) -> int:
     """Bytes that a loop takes beside its children, each of n steps: its slices and its sum of parameter gradients."""
     sums = 1 if n > 1 else 0  # XLA inlines a child of one step, which then has no sum of its own
-    return n * (2 * profile.x_bytes + profile.y_bytes) + sums * profile.param_bytes
+    return n * slice_bytes(profile) + sums * profile.param_bytes
 
 
-def chain_bytes(n: int, last: int, profile: StepProfile) -> int:
+def chain_bytes(n: int, last: int, profile: Sizes) -> int:
     """Bytes that a `Chain` of n steps takes beside its children, the last of which has `last` steps.
 
     Its parts of xs, ys and cotangents of ys, the last child's xs and cotangents of xs, and two sums of parameter
     gradients.
     """
-    return n * (profile.x_bytes + 2 * profile.y_bytes) + last * 2 * profile.x_bytes + 2 * profile.param_bytes
+    return n * part_bytes(profile) + last * 2 * profile.x_bytes + 2 * profile.param_bytes
+
+
+def slice_bytes(profile: Sizes) -> int:
+    """Bytes that a loop copies for each step of a child."""
+    return 2 * profile.x_bytes + profile.y_bytes
+
+
+def part_bytes(profile: Sizes) -> int:
+    """Bytes that a `Chain` copies for each of its steps."""
+    return profile.x_bytes + 2 * profile.y_bytes
 
 
 def is_normal_chain(chain: Chain) -> bool:

@@ -41,8 +41,9 @@ def profile(step: Step, init: Any, x: Any, *, differentiation: str = "reverse") 
       what `jax.lax.scan` raises for such a step; ValueError for an unknown `differentiation`.
 
     >>> import jax.numpy as jnp
-    >>> profile(lambda carry, x: (jnp.sin(carry) + x, carry), jnp.zeros(256), jnp.zeros(256))
-    StepProfile(carry_bytes=1024, residual_bytes=1024, x_bytes=1024, y_bytes=1024, param_bytes=0, fixed_bytes=3072)
+    >>> measured = profile(lambda carry, x: (jnp.sin(carry) + x, carry), jnp.zeros(256), jnp.zeros(256))
+    >>> measured.carry_bytes, measured.residual_bytes, measured.x_bytes, measured.y_bytes
+    (1024, 1024, 1024, 1024)
     """
     check_differentiation(differentiation)
     measured = []

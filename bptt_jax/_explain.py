@@ -72,10 +72,11 @@ class Report:
     def __str__(self) -> str:
         steps = length_of(self.plan)
         budget = "none" if self.budget_bytes is None else _bytes(self.budget_bytes)
+        over = "  OVER THE BUDGET" if self.measured_bytes > (self.budget_bytes or self.measured_bytes) else ""
         rows = [
             ("budget", budget),
             ("predicted by the profile", _bytes(self.predicted_bytes)),
-            ("measured by XLA", _bytes(self.measured_bytes)),
+            ("measured by XLA", _bytes(self.measured_bytes) + over),
             ("keeping everything", _bytes(self.store_all_bytes)),
             ("one carry", _bytes(self.profile.carry_bytes)),
             ("residuals of one step", _bytes(self.profile.residual_bytes)),

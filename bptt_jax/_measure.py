@@ -20,6 +20,7 @@ from bptt_jax._plan import Steps
 from bptt_jax._step import Arrays, FlatStep, Step, trace
 from bptt_jax._step_profile import StepProfile
 
+_COUNTERS_BYTES = 256  # of loops and of the tables that they are called with
 _SHORT, _LONG = 2, 4  # at least 2: a loop of one step is not a loop
 
 _profiles: weakref.WeakKeyDictionary[FlatStep, dict[Any, StepProfile]] = weakref.WeakKeyDictionary()
@@ -81,7 +82,7 @@ def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> Ste
     (short, short_ys), (long, long_ys) = block(_SHORT), block(_LONG)
     residual_bytes = max((long - short) // (_LONG - _SHORT), 0)
     # The backward of one step works on cotangents of its residuals and of both its carries, whatever is kept.
-    working_bytes = residual_bytes + 2 * nbytes(carry)
+    working_bytes = residual_bytes + 2 * nbytes(carry) + _COUNTERS_BYTES
     fixed_bytes = max(short - _SHORT * residual_bytes, 0) + working_bytes
     return StepProfile(
         carry_bytes=nbytes(carry),

@@ -38,8 +38,8 @@ def scan(
     Values and gradients are those of `jax.lax.scan`: nothing is truncated. What the backward pass keeps and what it
     computes again is planned from the sizes of the step and the budget, when the call is traced.
 
-    With the default `differentiation="reverse"`, grad, vjp, vmap and derivatives of gradients work; jvp, linearize
-    and jacfwd raise a TypeError. With "any" they all work.
+    With the default `differentiation="reverse"`, grad, vjp, vmap and derivatives of gradients work; jvp, jacfwd, and
+    applying what linearize returns, raise a TypeError. With "any" they all work.
 
     Reference program, as for `jax.lax.scan`::
 
@@ -59,7 +59,7 @@ def scan(
       reverse: whether to go through `xs` from the end; `ys` are in the order of `xs`.
       unroll: steps per iteration of the innermost loops, as in `jax.lax.scan`.
       budget: temporary bytes of the compiled backward pass: None (no limit), an int, "64MiB", "1.5GB", or "5%" of
-        what `jax.lax.scan` would need. Under vmap it counts one example.
+        what `jax.lax.scan` would need, as predicted from the step's shapes. Under vmap it counts one example.
       plan: a plan to run as it is, instead of a budget.
       differentiation: "reverse" or "any".
 
@@ -75,7 +75,7 @@ def scan(
     ...     carry = jnp.tanh(carry + x)
     ...     return carry, carry
     >>> xs = jnp.linspace(0.0, 1.0, 100)
-    >>> loss = lambda xs: scan(step, 0.0, xs, budget="25%")[0]
+    >>> loss = lambda xs: scan(step, 0.0, xs, budget="60%")[0]
     >>> reference = lambda xs: jax.lax.scan(step, 0.0, xs)[0]
     >>> bool(jnp.allclose(jax.grad(loss)(xs), jax.grad(reference)(xs)))
     True
@@ -110,7 +110,7 @@ def checkpointed(
       run([params,] init, xs=None, length=None, reverse=False) -> (carry, ys).
 
     >>> import jax, jax.numpy as jnp
-    >>> @checkpointed(budget="25%", params=True)
+    >>> @checkpointed(budget="60%", params=True)
     ... def run(w, carry, x):
     ...     carry = jnp.tanh(w * carry + x)
     ...     return carry, None

@@ -27,14 +27,15 @@ class BudgetError(ValueError):
       smallest_bytes: the smallest budget, in bytes, for which a plan exists.
     """
 
-    def __init__(self, length: int, budget_bytes: int, smallest_bytes: int):
+    def __init__(self, length: int, budget: object, budget_bytes: int, smallest_bytes: int):
         super().__init__(
-            f"no plan for {length} steps fits a budget of {budget_bytes} bytes ({format_bytes(budget_bytes)}); "
+            f"no plan for a scan of length {length} fits budget={budget!r}, which is {budget_bytes:,} bytes; "
             f"the smallest that would do is budget={smallest_bytes} ({format_bytes(smallest_bytes)})."
         )
         self.length = length
+        self.budget = budget
         self.budget_bytes = budget_bytes
         self.smallest_bytes = smallest_bytes
 
-    def __reduce__(self) -> tuple[type[BudgetError], tuple[int, int, int]]:
-        return type(self), (self.length, self.budget_bytes, self.smallest_bytes)
+    def __reduce__(self) -> tuple[type[BudgetError], tuple[int, object, int, int]]:
+        return type(self), (self.length, self.budget, self.budget_bytes, self.smallest_bytes)

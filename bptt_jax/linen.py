@@ -19,6 +19,7 @@ import jax.numpy as jnp
 try:
     import flax.linen as nn
     from flax.core import FrozenDict
+    from flax.errors import InvalidRngError
 except ImportError as error:
     raise ImportError("bptt_jax.linen needs Flax; install it with: python -m pip install 'bptt_jax[flax]'") from error
 
@@ -122,7 +123,13 @@ class _Recurrent(nn.Module):
             )
 
         def step(carry: Any, x: Any) -> Any:
-            return cell.apply(variables, carry, x)
+            try:
+                return cell.apply(variables, carry, x)
+            except InvalidRngError as error:
+                raise NotImplementedError(
+                    f"the cell {type(cell).__name__} draws random numbers of its own (dropout, say), which is not "
+                    "available in bptt_jax.linen yet; flax.linen.RNN has it."
+                ) from error
 
         return step, carry, xs, time_axis
 
@@ -174,6 +181,8 @@ class RNN(_Recurrent):
     differentiation: str = "reverse"
 
     def __post_init__(self) -> None:
+        if isinstance(self.cell, type):
+            raise TypeError(f"RNN.cell must be a cell, got the class {self.cell.__name__}; for that there is rnn(...).")
         _check_cell(self.cell, "RNN.cell")
         available = {
             "variable_axes": {},

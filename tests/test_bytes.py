@@ -1,5 +1,7 @@
 """The bytes that XLA reports follow the predicted ones, and stay within the budget."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -119,6 +121,13 @@ def test_store_all_is_what_lax_scan_takes():
     cotangents = jax.eval_shape(lambda *a: lax.scan(step, *a), init_shape, xs)
     plain = temporaries(vjp, init_shape, xs, cotangents)
     assert plain <= report.store_all_bytes <= 1.02 * plain + report.profile.param_bytes
+
+
+def test_explain_says_when_the_budget_is_exceeded():
+    report = bptt_jax.explain(lambda c, x: (jnp.sin(c) + x, None), jnp.ones(64), jnp.ones((100, 64)), budget="50%")
+    assert "OVER" not in str(report)
+    exceeded = dataclasses.replace(report, budget_bytes=report.measured_bytes - 1)
+    assert "OVER THE BUDGET" in str(exceeded).splitlines()[2]
 
 
 def test_explain_of_no_steps():

@@ -53,7 +53,7 @@ def test_malformed_budgets(run, budget, error, text):
 
 def test_budget_too_small():
     with pytest.raises(
-        BudgetError, match=r"no plan for 100 steps fits a budget of 1 bytes \(1 B\); the smallest"
+        BudgetError, match=r"no plan for a scan of length 100 fits budget=1, which is 1 bytes; the"
     ) as info:
         gradient(budget=1)
     error = info.value
@@ -178,6 +178,11 @@ def test_plans_and_profiles(make, error, text):
     [
         (lambda L: L.RNN(nn.Dense(3)), TypeError, "RNN.cell must be a recurrent cell such as flax.linen.LSTMCell"),
         (lambda L: L.RNN(nn.Dense(3)), TypeError, "an instance of Dense, which has no initialize_carry and no num_"),
+        (
+            lambda L: L.RNN(nn.GRUCell),
+            TypeError,
+            "RNN.cell must be a cell, got the class GRUCell; for that",
+        ),
         (lambda L: L.rnn()(int), TypeError, "the class int, which is no flax.linen module."),
         (lambda L: L.rnn()(nn.GRUCell(3)), TypeError, "decorates a cell class, got an instance of GRUCell; for a cell"),
         (lambda L: L.rnn(budget="lots"), ValueError, "budget='lots' is not a budget"),
@@ -204,6 +209,25 @@ def test_linen_calls():
         layer.init(jax.random.key(0), jnp.ones((2, 5, 3)), seq_lengths=jnp.array([3, 5]))
     with pytest.raises(NotImplementedError, match=r"the cell Counting has variables in \['stats'\]"):
         bptt_jax.linen.RNN(Counting()).init(jax.random.key(0), jnp.ones((2, 5, 3)))
+
+
+class Dropping(nn.RNNCellBase):
+    @nn.compact
+    def __call__(self, carry, x):
+        return carry, nn.Dropout(0.5, deterministic=False)(x)
+
+    def initialize_carry(self, rng, input_shape):
+        return jnp.zeros(input_shape)
+
+    @property
+    def num_feature_axes(self):
+        return 1
+
+
+def test_a_linen_cell_with_dropout():
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    with pytest.raises(NotImplementedError, match="the cell Dropping draws random numbers of its own"):
+        bptt_jax.linen.RNN(Dropping()).init(rngs, jnp.ones((2, 5, 3)))
 
 
 class Counting(nn.RNNCellBase):

@@ -66,7 +66,7 @@ def make_plan(profile: StepProfile, length: int, budget: int | str | None = None
         return everything
     fastest = _fastest(profile, length, budget_bytes)
     if fastest is None:
-        raise BudgetError(length, budget_bytes, smallest_bytes(profile, length))
+        raise BudgetError(length, budget, budget_bytes, smallest_bytes(profile, length))
     return fastest
 
 

@@ -7,9 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import sys
-import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +22,7 @@ except ImportError as error:
 
 from bptt_jax._explain import Report
 from bptt_jax._explain import explain as _explain
+from bptt_jax._linen_class import layer_class
 from bptt_jax._plan import Plan
 from bptt_jax._scan import Budget, check_options, scan
 
@@ -248,65 +246,9 @@ def rnn(
                 "for a cell there is RNN(cell, ...)."
             )
         _check_cell(cell_class, "what rnn(...) decorates")
-        return _layer_class(cell_class, options, isinstance(unroll, bool))
+        return layer_class(_Recurrent, cell_class, options, isinstance(unroll, bool))
 
     return decorate
-
-
-@functools.cache
-def _layer_class(cell_class: Any, options: _Options, _unroll_is_bool: bool) -> Any:
-    # One class per cell class and options, so that an unpickled layer is of the class of the pickled one. The type of
-    # unroll is in the key because True and 1 are equal and differ.
-    fields = [f for f in dataclasses.fields(cell_class) if f.init and f.name not in ("parent", "name")]
-    if any(field.name == "cell" for field in fields):
-        raise TypeError(f"{cell_class.__name__} has a field 'cell', the name that its layer gives to the cell.")
-
-    def setup(self: Any) -> None:
-        self.cell = cell_class(**{field.name: getattr(self, field.name) for field in fields})
-
-    def reduce(self: Any) -> Any:
-        # Only what differs from the defaults, some of which (JAX's own activations) pickle cannot name.
-        arguments = {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) is not f.default}
-        return _rebuild, (cell_class, options, {**arguments, "name": self.name})
-
-    def body(namespace: dict[str, Any]) -> None:
-        namespace["__annotations__"] = {field.name: field.type for field in fields}
-        for field in fields:
-            namespace.update(_default(field))
-        namespace["__doc__"] = cell_class.__doc__
-        namespace["__module__"] = cell_class.__module__
-        namespace["__qualname__"] = cell_class.__qualname__
-        namespace["__reduce__"] = nn.nowrap(reduce)
-        namespace["cell_class"] = cell_class
-        namespace["setup"] = setup
-        namespace["_options"] = nn.nowrap(lambda self: options)
-
-    layer = types.new_class(cell_class.__name__, (_Recurrent,), exec_body=body)
-    if _found_by_name(cell_class) is not cell_class:
-        # Used as @rnn(...): the cell's name is about to be bound to the layer. The cell is found below it.
-        cell_class.__qualname__ = f"{cell_class.__qualname__}.cell_class"
-    return layer
-
-
-def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
-    """The namespace entry that gives a layer's field the default of the cell's."""
-    if field.default_factory is not dataclasses.MISSING:
-        return {field.name: dataclasses.field(default_factory=field.default_factory, kw_only=bool(field.kw_only))}
-    if field.default is not dataclasses.MISSING:
-        return {field.name: dataclasses.field(default=field.default, kw_only=bool(field.kw_only))}
-    return {field.name: dataclasses.field(kw_only=True)} if field.kw_only is True else {}
-
-
-def _found_by_name(cls: type) -> Any:
-    """What a class's module and qualified name lead to, as pickle would look it up; None if to nothing."""
-    found: Any = sys.modules.get(cls.__module__)
-    for name in cls.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found
-
-
-def _rebuild(cell_class: Any, options: _Options, arguments: dict[str, Any]) -> Any:
-    return _layer_class(cell_class, options, isinstance(options.unroll, bool))(**arguments)
 
 
 def explain(layer: nn.Module, variables: Any, xs: Any) -> Report:

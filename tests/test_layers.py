@@ -27,6 +27,7 @@ ROWS = [
     ["_measure"],
     ["_scan"],
     ["_explain"],
+    ["_linen_class"],
     ["linen"],
     [""],
 ]

@@ -133,7 +133,7 @@ def checkpointed(
         def run(params: Any, init: Any, xs: Any = None, length: int | None = None, reverse: bool = False) -> Any:
             return scan_with((params,), init, xs, length, reverse)
     else:
-
+        # mypy wants both branches of one signature; that they differ is the point of `params`.
         def run(init: Any, xs: Any = None, length: int | None = None, reverse: bool = False) -> Any:  # type: ignore[misc]
             return scan_with((), init, xs, length, reverse)
 
@@ -228,6 +228,6 @@ def _without_gradient(program: Run, error: BudgetError) -> Run:
     def fail(*_: Any) -> Any:
         raise error
 
-    run: Run = jax.custom_vjp(program)
-    run.defvjp(fail, fail)  # type: ignore[attr-defined]
+    run = jax.custom_vjp(program)
+    run.defvjp(fail, fail)
     return run

@@ -21,6 +21,10 @@ def real_sum(leaf: Any) -> Any:
     return jnp.sum(jnp.real(leaf) + jnp.imag(leaf), dtype=jnp.float64)
 
 
+def distinct_weights(leaf: Any) -> Any:
+    return jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)
+
+
 def split(case: Case, length: int) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     """The float leaves of (params, init, xs), and how to put them back among the others."""
     leaves, tree = jax.tree.flatten((case.params, case.init, case.xs(length)))
@@ -78,9 +82,8 @@ def grad_of_vmap(loss: Any, floats: list[Any], is_batched: Callable[[int], bool]
     def total(inputs: list[Any]) -> Any:
         results = jax.vmap(lambda floats: loss(floats)[1], in_axes=(axes,))(inputs)
         # Every entry has a weight of its own, so that none can be exchanged for another unnoticed.
-        weigh = lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)  # noqa: E731
         leaves = [leaf for leaf in jax.tree.leaves(results) if is_float(leaf)]
-        return sum(real_sum(jnp.sin(leaf) * weigh(leaf)) for leaf in leaves)
+        return sum(real_sum(jnp.sin(leaf) * distinct_weights(leaf)) for leaf in leaves)
 
     return jax.jit(jax.value_and_grad(total))(inputs)
 

@@ -17,6 +17,14 @@ Two terms come on top of the textbook recursion, because the plan is lowered to 
 Both vanish for a step without xs, ys and parameters. For nested loops the peak is within 4 % of what XLA reports; for a
 `Chain` it is above it, by some per cent, inside a loop by up to half (CPU; tests/test_bytes.py holds it).
 
+That is the nest. The sweep (`profile.plain` is not None) indexes one xs and sums gradients once, so it has neither
+term. Instead, a block holds block_bytes for each of its steps while it is worked on, and long `Steps` are cut into
+blocks; a loop over children that are not rematerialised works on a copy of what one of them keeps:
+
+    peak(Steps n) = n·block_bytes + max(n·s + some of product_bytes, n·left_bytes + product_bytes)
+    peak(Repeat k c) = k·kept(c) + peak(c)    c not a Remat
+    peak(Chain cs) = the textbook's + a sum of parameter gradients
+
 XLA starts the recomputation of bare `Remat` siblings early, so a `Chain` that is not in normal form (loops over
 rematerialised children, then one last child that is not rematerialised) is charged the sum of its children's peaks.
 
@@ -30,8 +38,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
-from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, _require_plan, fold, length
+from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, _require_plan, fold, in_blocks, length
 from bptt_jax._step_profile import StepProfile
+from bptt_jax._time import evaluations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +76,6 @@ class Sizes(Protocol):
 class _NodeCost:
     kept: int
     peak: int
-    evals: int
     leaves: int
 
 
@@ -82,24 +90,29 @@ def cost(plan: Plan, profile: StepProfile) -> PlanCost:
       TypeError: if `plan` is not a plan.
     """
     _require_plan(plan, "the plan")
+    if profile.lowering == "sweep":
+        plan = in_blocks(plan, profile.block_steps)
     total = fold(plan, lambda node, children: _node_cost(node, children, profile))
-    peak_bytes = total.peak + profile.param_bytes + profile.fixed_bytes
-    return PlanCost(peak_bytes, total.evals, total.leaves)
+    always_bytes = profile.fixed_bytes + (profile.param_bytes if profile.lowering == "nested" else 0)
+    return PlanCost(total.peak + always_bytes, evaluations(plan, profile.lowering).steps, total.leaves)
 
 
 def _node_cost(node: Plan, children: Sequence[_NodeCost], profile: StepProfile) -> _NodeCost:
     match node:
         case Steps(n):
             kept = n * profile.residual_bytes
-            return _NodeCost(kept, peak=kept, evals=n, leaves=1)
-        case Remat(child):
+            return _NodeCost(kept, n * profile.block_bytes + _block_peak(n, profile), leaves=1)
+        case Remat():
             (c,) = children
-            carry = profile.carry_bytes
-            return _NodeCost(carry, carry + c.peak, evals=length(child) + c.evals, leaves=c.leaves)
+            return _NodeCost(profile.carry_bytes, profile.carry_bytes + c.peak, c.leaves)
         case Repeat(k, child):
             (c,) = children
-            peak = (k - 1) * c.kept + c.peak + loop_bytes(length(child), profile)
-            return _NodeCost(k * c.kept, peak, evals=k * c.evals, leaves=c.leaves)
+            if profile.lowering == "nested":
+                beside = loop_bytes(length(child), profile)
+            else:
+                beside = 0 if isinstance(child, Remat) or k == 1 else c.kept
+            peak = (k - 1) * c.kept + c.peak + beside
+            return _NodeCost(k * c.kept, peak, c.leaves)
         case Chain((_,)):
             return children[0]
         case Chain():
@@ -107,19 +120,34 @@ def _node_cost(node: Plan, children: Sequence[_NodeCost], profile: StepProfile) 
     raise TypeError(f"not a plan node: {node!r}")
 
 
+# How much of a block's residuals the products at its end find still in place: fitted to XLA (CPU), which frees them
+# only as far as its buffers happen to fit.
+_IN_PLACE = 0.55
+
+
+def _block_peak(n: int, profile: StepProfile) -> int:
+    """Bytes of a block's residuals and of the products at its end, at their highest."""
+    kept, products = n * profile.residual_bytes, profile.product_bytes if n else 0
+    return max(kept + min(products, int(_IN_PLACE * kept)), n * profile.left_bytes + products)
+
+
 def _chain_cost(node: Chain, children: Sequence[_NodeCost], profile: StepProfile) -> _NodeCost:
     kept, peak = 0, 0
     for c in children:
         peak = max(peak, kept + c.peak)
         kept += c.kept
-    if not is_normal_chain(node):
+    if not (is_normal_chain(node) or (profile.lowering == "sweep" and _keeps_order(node))):
         peak = sum(c.peak for c in children)
-    return _NodeCost(
-        kept,
-        peak + chain_bytes(length(node), length(node.children[-1]), profile),
-        evals=sum(c.evals for c in children),
-        leaves=sum(c.leaves for c in children),
-    )
+    if profile.lowering == "nested":
+        parts = chain_bytes(length(node), length(node.children[-1]), profile)
+    else:
+        parts = chain_sums_bytes(profile)
+    return _NodeCost(kept, peak + parts, sum(c.leaves for c in children))
+
+
+def _keeps_order(chain: Chain) -> bool:
+    """Whether the sweep takes the children of `chain` one after another: none is a bare `Remat`."""
+    return not any(isinstance(c, Remat) for c in chain.children)
 
 
 def loop_bytes(n: int, profile: StepProfile) -> int:
@@ -135,6 +163,11 @@ def chain_bytes(n: int, last: int, profile: Sizes) -> int:
     gradients.
     """
     return n * part_bytes(profile) + last * 2 * profile.x_bytes + 2 * profile.param_bytes
+
+
+def chain_sums_bytes(profile: StepProfile) -> int:
+    """Bytes that a `Chain` takes in the sweep: the sum of gradients so far, where it is handed from child to child."""
+    return profile.param_bytes
 
 
 def slice_bytes(profile: Sizes) -> int:

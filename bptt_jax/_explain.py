@@ -9,11 +9,10 @@ import jax
 
 from bptt_jax._budget import budget_to_bytes
 from bptt_jax._cost import PlanCost, cost
-from bptt_jax._measure import measure
 from bptt_jax._plan import Plan
 from bptt_jax._plan import length as length_of
 from bptt_jax._render import render
-from bptt_jax._scan import Budget, check_options, choose_plan, compiled_program
+from bptt_jax._scan import Budget, check_options, choose
 from bptt_jax._step import Step, TracedScan, trace
 from bptt_jax._step_profile import StepProfile
 from bptt_jax.errors import format_bytes
@@ -86,7 +85,7 @@ class Report:
             ("step loops in the program", f"{self.program_size}"),
         ]
         table = "\n".join(f"{name:<26} {value}" for name, value in rows)
-        return f"{table}\n\n{render(self.plan)}"
+        return f"{table}\n\n{render(self.plan, lowering=self.profile.lowering)}"
 
 
 def explain(
@@ -120,13 +119,12 @@ def explain(
 
     def inspect(init: Any, xs: Any) -> None:
         traced = trace(step, (), init, xs, length, reverse=reverse, unroll=unroll)
-        profile = measure(traced.step, traced.operands, traced.carry, traced.xs)
-        chosen = choose_plan(traced, budget, plan)
+        choice = choose(traced, budget, plan, differentiation)
         report = Report(
-            plan=chosen,
-            profile=profile,
-            budget_bytes=budget_to_bytes(budget, profile.store_all_bytes(traced.length)),
-            measured_bytes=_temporaries_of_vjp(compiled_program(traced.step, chosen, reverse, unroll), traced),
+            plan=choice.plan,
+            profile=choice.profile,
+            budget_bytes=budget_to_bytes(budget, choice.profile.store_all_bytes(traced.length)),
+            measured_bytes=_temporaries_of_vjp(choice.program(traced.step, reverse, unroll), traced),
         )
         reports.append(report)
 

@@ -1,8 +1,9 @@
 """From a step to its `StepProfile`, by abstract evaluation: nothing is run and nothing is compiled.
 
-What a loop of steps keeps for its backward is not what the vjp of the bare step keeps: slices of xs and operands are
-there anyway, and values that do not depend on the iteration are kept once. So the residuals of two short loops are
-counted; the difference is the share of one step, and what is left over is fixed.
+For the sweep, the equations of a step say what is kept and what a block holds. For the nest, JAX decides: what a loop
+of steps keeps for its backward is not what the vjp of the bare step keeps, since slices of xs and operands are there
+anyway, and values that do not depend on the iteration are kept once. So the residuals of two short loops are counted;
+the difference is the share of one step, and what is left over is fixed.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bptt_jax._lower.block import block_sizes
 from bptt_jax._lower.nested import lower
+from bptt_jax._lower.sweep import can_sweep
 from bptt_jax._plan import Steps
-from bptt_jax._step import Arrays, FlatStep, Step, trace
-from bptt_jax._step_profile import StepProfile
+from bptt_jax._step import Arrays, FlatStep, Step, TracedScan, trace
+from bptt_jax._step_profile import Lowering, StepProfile, StepTimes
 
 _COUNTERS_BYTES = 256  # of loops and of the tables that they are called with
+# Of an LSTM on CPU, relative to a step that is advanced in the sweep; a block's products count as some steps.
+_SWEEP_TIMES = StepTimes(forward=1.0, recording=1.2, backward=1.6, block=2.0)
 _SHORT, _LONG = 2, 4  # at least 2: a loop of one step is not a loop
 
 _profiles: weakref.WeakKeyDictionary[FlatStep, dict[Any, StepProfile]] = weakref.WeakKeyDictionary()
@@ -33,7 +38,7 @@ def profile(step: Step, init: Any, x: Any, *, differentiation: str = "reverse") 
       step: (carry, x) -> (carry, y), as for `bptt_jax.scan`.
       init: the first carry: any pytree of arrays or `jax.ShapeDtypeStruct`s.
       x: one step's input (a slice of xs, without the time axis); likewise, or None.
-      differentiation: as for `bptt_jax.scan`. Both kinds have the same sizes.
+      differentiation: as for `bptt_jax.scan`; "reverse" runs the sweep where it can, which keeps less.
 
     Returns:
       A `StepProfile`; each closed-over floating array counts as a differentiated parameter.
@@ -52,7 +57,7 @@ def profile(step: Step, init: Any, x: Any, *, differentiation: str = "reverse") 
     def measured_here(init: Any, x: Any) -> None:
         xs = jax.tree.map(lambda leaf: jnp.stack([leaf] * _SHORT), x)
         traced = trace(step, (), init, xs, _SHORT)
-        measured.append(measure(traced.step, traced.operands, traced.carry, traced.xs))
+        measured.append(measure(traced, lowering_of(traced, differentiation)))
 
     jax.eval_shape(measured_here, init, x)
     return measured[0]
@@ -64,8 +69,42 @@ def check_differentiation(differentiation: str) -> None:
         raise ValueError(f'differentiation={differentiation!r} is unknown; use "reverse" (the default) or "any".')
 
 
-def measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> StepProfile:
-    """The profile of a flat step; remembered as long as the step lives."""
+def lowering_of(traced: TracedScan, differentiation: str) -> Lowering:
+    """The sweep where only reverse mode is asked for, unless the step has something that only the nest takes."""
+    return "sweep" if differentiation == "reverse" and traced.length > 0 and can_sweep(traced.step) else "nested"
+
+
+def measure(traced: TracedScan, lowering: Lowering, joined: bool = True) -> StepProfile:
+    """The profile of a traced step under a lowering; remembered as long as the step lives.
+
+    Args:
+      traced: the call.
+      lowering: "sweep" only where the step can be swept.
+      joined: for the sweep, whether products are merged; see `split`.
+    """
+    plain = _measure_plain(traced.step, traced.operands, traced.carry, traced.xs)
+    return plain if lowering == "nested" else _of_sweep(traced.step, plain, joined)
+
+
+def _of_sweep(step: FlatStep, plain: StepProfile, joined: bool) -> StepProfile:
+    sizes = block_sizes(step, joined)
+    return StepProfile(
+        carry_bytes=plain.carry_bytes,
+        residual_bytes=sizes.saved_bytes,
+        x_bytes=plain.x_bytes,
+        y_bytes=plain.y_bytes,
+        param_bytes=plain.param_bytes,
+        fixed_bytes=sizes.fixed_bytes + 10 * plain.carry_bytes + _COUNTERS_BYTES,
+        block_bytes=sizes.working_bytes,
+        left_bytes=sizes.left_bytes,
+        product_bytes=sizes.product_bytes,
+        block_steps=sizes.most_steps,
+        plain=plain,
+        times=_SWEEP_TIMES,
+    )
+
+
+def _measure_plain(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> StepProfile:
     known = _profiles.setdefault(step, {})
     key = tuple((leaf.shape, leaf.dtype) for group in (operands, carry) for leaf in group)
     key += tuple((leaf.shape[1:], leaf.dtype) for leaf in xs)

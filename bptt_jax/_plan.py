@@ -191,3 +191,31 @@ def fold(plan: Plan, visit: Callable[[Plan, Sequence[T]], T]) -> T:
         if id(node) not in done:
             done[id(node)] = visit(node, [done[id(c)] for c in node._children])
     return done[id(plan)]
+
+
+def in_blocks(plan: Plan, most_steps: int) -> Plan:
+    """The same plan with each `Steps` of more than `most_steps` steps cut into loops of shorter ones.
+
+    What is kept stays the same. Blocks are equal where a divisor allows, otherwise a shorter one comes last.
+
+    >>> in_blocks(Steps(100), 48), in_blocks(Steps(97), 48)
+    (Repeat(k=4, child=Steps(n=25)), Chain(children=(Repeat(k=2, child=Steps(n=48)), Steps(n=1))))
+    """
+    return fold(plan, lambda node, children: _in_blocks(node, children, most_steps))
+
+
+def _in_blocks(node: Plan, children: Sequence[Plan], most_steps: int) -> Plan:
+    match node:
+        case Steps(n) if n > most_steps:
+            equal = next((b for b in range(most_steps, max(most_steps // 2, 1) - 1, -1) if n % b == 0), None)
+            if equal is not None:
+                return Repeat(n // equal, Steps(equal))
+            whole = Repeat(n // most_steps, Steps(most_steps)) if n >= 2 * most_steps else Steps(most_steps)
+            return Chain((whole, Steps(n % most_steps)))
+        case Repeat(k):
+            return Repeat(k, children[0])
+        case Chain():
+            return Chain(tuple(children))
+        case Remat():
+            return Remat(children[0])
+    return node

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from bptt_jax._notation import notation
 from bptt_jax._plan import Plan, _as_count, _require_plan, length
 from bptt_jax._simulate import Advance, Backward, Event, Free, Record, Save, simulate
+from bptt_jax._step_profile import Lowering
 
 LEGEND = "> advance   r record   < backward   | kept carry   : kept residuals"
 
 
-def render(plan: Plan, *, width: int = 64, rows: int = 24) -> str:
+def render(plan: Plan, *, width: int = 64, rows: int = 24, lowering: Lowering = "nested") -> str:
     """The notation of a plan and its timeline: steps from left to right, time from top to bottom.
 
     One row is one run of steps. Long sequences share columns, and of long schedules the first and last rows are
@@ -23,6 +24,7 @@ def render(plan: Plan, *, width: int = 64, rows: int = 24) -> str:
       plan: a plan of at least one step.
       width: columns for the steps, at least 1.
       rows: the greatest number of rows of the timeline, at least 2.
+      lowering: as for `simulate`.
 
     >>> from bptt_jax import Remat, Repeat, Steps
     >>> print(render(Repeat(3, Remat(Steps(4)))))
@@ -44,7 +46,7 @@ def render(plan: Plan, *, width: int = 64, rows: int = 24) -> str:
         return f"{notation(plan)}\n(no steps)"
     columns = min(width, steps)
     ends = f"step 0{str(steps - 1).rjust(columns - 1)}" if columns > len(str(steps - 1)) + 1 else f"step 0..{steps - 1}"
-    drawn = list(_first_and_last(_timeline(simulate(plan), steps, columns), rows))
+    drawn = list(_first_and_last(_timeline(simulate(plan, lowering), steps, columns), rows))
     return "\n".join([notation(plan), ends, *drawn, LEGEND])
 
 

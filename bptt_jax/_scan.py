@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax._budget import budget_to_bytes
-from bptt_jax._lower.nested import Run, lower
-from bptt_jax._measure import check_differentiation, measure
+from bptt_jax._lower import nested, sweep
+from bptt_jax._lower.nested import Run
+from bptt_jax._lower.split import has_merges
+from bptt_jax._measure import check_differentiation, lowering_of, measure
 from bptt_jax._plan import Plan, Steps
 from bptt_jax._plan import length as length_of
 from bptt_jax._step import FlatStep, Step, TracedScan, trace
+from bptt_jax._step_profile import Lowering, StepProfile
 from bptt_jax.errors import BudgetError
 from bptt_jax.planners import make_plan
 
@@ -156,20 +160,49 @@ def check_options(budget: Budget, plan: Plan | None, differentiation: str) -> No
         raise ValueError(f"got budget={budget!r} and a plan: a plan is run as it is; pass one of the two.")
 
 
-def choose_plan(traced: TracedScan, budget: Budget, plan: Plan | None) -> Plan:
-    """The plan that a scan runs: the one given, or the one made for the budget.
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How a scan is run.
+
+    Attributes:
+      plan: the plan.
+      lowering: what runs it.
+      joined: for the sweep, whether products that share an operand are merged.
+      profile: sizes of one step, run so.
+    """
+
+    plan: Plan
+    lowering: Lowering
+    joined: bool
+    profile: StepProfile
+
+    def program(self, step: FlatStep, reverse: bool, unroll: int | bool) -> Run:
+        """The program, jitted; the same function for the same arguments."""
+        return _program(step, self.plan, self.lowering, self.joined, reverse, unroll)
+
+
+def choose(traced: TracedScan, budget: Budget, plan: Plan | None, differentiation: str) -> Choice:
+    """How to run a scan: the plan given, or the fastest for the budget, as the sweep where that is possible.
+
+    Merged products are faster, but take a copy of their weights: where that does not fit, they are left alone.
 
     Raises:
       ValueError: for a plan of another length.
       BudgetError: if no plan fits the budget.
     """
-    if plan is not None:
-        if length_of(plan) != traced.length:
-            raise ValueError(f"the plan has {length_of(plan)} steps, but the scan has {traced.length}.")
-        return plan
-    if budget is None or traced.length == 0:
-        return Steps(traced.length)
-    return make_plan(measure(traced.step, traced.operands, traced.carry, traced.xs), traced.length, budget)
+    lowering = lowering_of(traced, differentiation)
+    if plan is not None and length_of(plan) != traced.length:
+        raise ValueError(f"the plan has {length_of(plan)} steps, but the scan has {traced.length}.")
+    if plan is not None or budget is None or traced.length == 0:
+        return Choice(plan or Steps(traced.length), lowering, True, measure(traced, lowering))
+    errors = []
+    for joined in (True, False) if lowering == "sweep" and has_merges(traced.step) else (True,):
+        profile = measure(traced, lowering, joined)
+        try:
+            return Choice(make_plan(profile, traced.length, budget), lowering, joined, profile)
+        except BudgetError as error:
+            errors.append(error)
+    raise min(errors, key=lambda error: error.smallest_bytes)
 
 
 def _run(
@@ -177,12 +210,13 @@ def _run(
 ) -> Any:
     arguments = (traced.operands, traced.carry, traced.xs)
     try:
-        program = compiled_program(traced.step, choose_plan(traced, budget, plan), reverse, unroll)
+        program = choose(traced, budget, plan, differentiation).program(traced.step, reverse, unroll)
     except BudgetError as error:
         if differentiation == "any":
             raise
         # Forwards any budget is enough; it is the gradient for which there is no plan.
-        program = _without_gradient(compiled_program(traced.step, Steps(traced.length), reverse, unroll), error)
+        everything = choose(traced, None, None, differentiation).program(traced.step, reverse, unroll)
+        program = _without_gradient(everything, error)
     if differentiation == "reverse":
         arguments = jax.tree.map(_reverse_only, arguments)
     return traced.unflatten(*program(*arguments))
@@ -191,9 +225,10 @@ def _run(
 # Typed, for unroll=True and unroll=1 are equal and differ; bounded, for a step that is made anew for each call never
 # asks for the same program twice. Jitted, so that calls outside jit compile once.
 @functools.lru_cache(maxsize=256, typed=True)
-def compiled_program(step: FlatStep, plan: Plan, reverse: bool, unroll: int | bool) -> Run:
-    """The nest of checkpoints and scans that runs a plan, jitted; the same function for the same arguments."""
-    return jax.jit(lower(plan, step, reverse=reverse, unroll=unroll))
+def _program(step: FlatStep, plan: Plan, lowering: Lowering, joined: bool, reverse: bool, unroll: int | bool) -> Run:
+    if lowering == "sweep":
+        return jax.jit(sweep.lower(plan, step, joined=joined, reverse=reverse, unroll=unroll))
+    return jax.jit(nested.lower(plan, step, reverse=reverse, unroll=unroll))
 
 
 def _reverse_only(leaf: Any) -> Any:

@@ -1,8 +1,9 @@
 """The schedule of a plan: the events that its backward pass consists of, in order.
 
-Positions count carries: position i is the carry that enters step i. Ranges are half-open. The order is that of the
-nested lowering: `jax.checkpoint` runs its child once and keeps nothing, then, when the backward pass arrives there,
-once more in recording mode.
+Positions count carries: position i is the carry that enters step i. Ranges are half-open. In both lowerings a `Remat`
+runs its child once and keeps nothing, then, when the backward pass arrives there, once more, keeping what the child
+says. The nest then runs the child to its end; the sweep does not advance the last of the rematerialised parts, since
+nobody asks for the carry behind it.
 
 Complexity: linear in the number of events, which is that of the unrolled tree, generated lazily on a stack.
 """
@@ -13,6 +14,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, _require_plan, length
+from bptt_jax._step_profile import Lowering
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +65,12 @@ class Free:
 Event = Advance | Save | Restore | Record | Backward | Free
 
 
-def simulate(plan: Plan) -> Iterator[Event]:
+def simulate(plan: Plan, lowering: Lowering = "nested") -> Iterator[Event]:
     """The events of a gradient of a scan that runs `plan`, one by one.
+
+    Args:
+      plan: the plan.
+      lowering: "nested", or "sweep" as `StepProfile.lowering` says.
 
     >>> for event in simulate(Repeat(2, Remat(Steps(3)))):
     ...     print(event)
@@ -82,7 +88,10 @@ def simulate(plan: Plan) -> Iterator[Event]:
     Free(position=0)
     """
     _require_plan(plan, "the argument of simulate")
-    todo: list[_Task] = [(_backward, plan, 0), (_forward, plan, 0)]  # a stack: the last is the next
+    if lowering not in ("nested", "sweep"):
+        raise ValueError(f'lowering={lowering!r} is unknown; there are "nested" and "sweep".')
+    backward = _backward if lowering == "nested" else _sweep_backward
+    todo: list[_Task] = [(backward, plan, 0), (_forward, plan, 0)]  # a stack: the last is the next
     while todo:
         match todo.pop():
             case (expand, node, start):
@@ -116,6 +125,28 @@ def _backward(node: Plan, start: int) -> list[_Task]:
                 return []
             return [Restore(start), (_forward, child, start), (_backward, child, start), Free(start)]
     return [(_backward, child, at) for child, at in reversed(_placed(node, start))]
+
+
+def _sweep_backward(node: Plan, start: int) -> list[_Task]:
+    match node:
+        case Steps():
+            return _backward(node, start)
+        case Remat(child):
+            if not length(child):
+                return []
+            return [Restore(start), (_revisit, child, start), (_sweep_backward, child, start), Free(start)]
+    return [(_sweep_backward, child, at) for child, at in reversed(_placed(node, start))]
+
+
+def _revisit(node: Plan, start: int) -> list[_Task]:
+    """What is run to keep what a node says, where the carry behind it is not needed."""
+    match node:
+        case Remat(child):
+            return [Save(start)] if length(child) else []
+        case Repeat(_, Remat()) | Chain():
+            *before, (last, at) = _placed(node, start)
+            return [*((_forward, child, place) for child, place in before), (_revisit, last, at)]
+    return _forward(node, start)
 
 
 def _placed(node: Plan, start: int) -> list[tuple[Plan, int]]:

@@ -29,10 +29,16 @@ class FlatStep:
     Attributes:
       jaxpr: closed over nothing; its inputs are operands, carry and x, its outputs carry and y.
       moving: for each leaf of the user's carry whether the step computes it; the others are operands.
+      n_x: how many of the jaxpr's inputs are x.
     """
 
     jaxpr: Any
     moving: tuple[bool, ...]
+    n_x: int
+
+    @property
+    def n_operands(self) -> int:
+        return len(self.jaxpr.jaxpr.invars) - sum(self.moving) - self.n_x
 
     def __call__(self, operands: Arrays, carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
         outs = core.jaxpr_as_fun(self.jaxpr)(*operands, *carry, *x)
@@ -154,4 +160,4 @@ def _make_flat_step(jaxpr: Any, n_carry: int, n_x: int) -> FlatStep:
         effects=jaxpr.effects,
         debug_info=core.DebugInfo("bptt_jax", jaxpr.debug_info.func_src_info, None, None),
     )
-    return FlatStep(core.ClosedJaxpr(opened, ()), moving)
+    return FlatStep(core.ClosedJaxpr(opened, ()), moving, n_x)

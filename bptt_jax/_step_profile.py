@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 from bptt_jax._plan import _as_count
+
+Lowering = Literal["nested", "sweep"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +62,12 @@ class StepProfile:
       y_bytes: one step's output `y`.
       param_bytes: the closed-over floating arrays, each of which has a gradient.
       fixed_bytes: what a backward pass needs whatever its length and plan.
+      block_bytes: what a block holds for each of its steps while it is worked on, beside their residuals.
+      left_bytes: of residual_bytes, what a block holds until its end, for the products over all of its steps.
+      product_bytes: the results of these products, before they are added to the gradients.
+      block_steps: the length of the longest block; longer `Steps` are run as several.
+      plain: the profile of `jax.lax.scan` for the same step, where the other numbers are those of the sweep. None: they
+        are those of `jax.lax.scan` and of the nest that is made of it.
       times: relative times, for planners only: bytes and counts of evaluations do not depend on them.
     """
 
@@ -68,20 +77,35 @@ class StepProfile:
     y_bytes: int = 0
     param_bytes: int = 0
     fixed_bytes: int = 0
+    block_bytes: int = 0
+    left_bytes: int = 0
+    product_bytes: int = 0
+    block_steps: int = 1
+    plain: StepProfile | None = None
     times: StepTimes = StepTimes()
 
     def __post_init__(self) -> None:
         if not isinstance(self.times, StepTimes):
             raise TypeError(f"StepProfile.times must be StepTimes, got {self.times!r}.")
+        if self.plain is not None and (not isinstance(self.plain, StepProfile) or self.plain.plain is not None):
+            raise TypeError(f"StepProfile.plain must be the profile of a nest or None, got {self.plain!r}.")
         for field in dataclasses.fields(self):
-            if field.name == "times":
+            if field.name in ("times", "plain"):
                 continue
-            count = _as_count(getattr(self, field.name), 0, f"StepProfile.{field.name}")
+            least = 1 if field.name == "block_steps" else 0
+            count = _as_count(getattr(self, field.name), least, f"StepProfile.{field.name}")
             object.__setattr__(self, field.name, count)
+
+    @property
+    def lowering(self) -> Lowering:
+        """How a plan for this step is run: "nested" or "sweep"."""
+        return "nested" if self.plain is None else "sweep"
 
     def store_all_bytes(self, length: int) -> int:
         """Temporary bytes of `jax.lax.scan`'s own vjp over (params, init, xs): every step's residuals are kept.
 
-        Equals `cost(Steps(length), self).peak_bytes`, since that plan is `jax.lax.scan`.
+        Without `plain` it equals `cost(Steps(length), self).peak_bytes`, since that plan is `jax.lax.scan`.
         """
+        if self.plain is not None:
+            return self.plain.store_all_bytes(length)
         return length * self.residual_bytes + self.param_bytes + self.fixed_bytes

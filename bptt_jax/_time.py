@@ -6,26 +6,20 @@ advance:
     time = n·(recording + backward) + (evaluations − n)·forward + block·(blocks evaluated)
 
 The blocks evaluated obey the recursion of the evaluations with 1 in place of n: a `Remat` runs each block below it
-once more.
+once more. In the sweep, what is run once more ends before its last rematerialised part.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, _require_plan, fold, length
-from bptt_jax._step_profile import StepTimes
+from bptt_jax._step_profile import Lowering, StepTimes
 
 
-@dataclasses.dataclass(frozen=True)
-class _Counts:
-    evals: int
-    blocks: int
-    blocks_evaluated: int
-
-
-def predicted_time(plan: Plan, times: StepTimes) -> float:
+def predicted_time(plan: Plan, times: StepTimes, lowering: Lowering = "nested") -> float:
     """The time of a gradient under `plan`, in the unit of `times`.
 
     >>> predicted_time(Repeat(40, Remat(Steps(25))), StepTimes())
@@ -37,23 +31,61 @@ def predicted_time(plan: Plan, times: StepTimes) -> float:
       TypeError: if `plan` is not a plan.
     """
     _require_plan(plan, "the plan")
-    counts = fold(plan, _counts)
+    counts = evaluations(plan, lowering)
     steps = length(plan)
-    advances = (counts.evals - steps) * times.forward
-    return steps * (times.recording + times.backward) + advances + counts.blocks_evaluated * times.block
+    advances = (counts.steps - steps) * times.forward
+    return steps * (times.recording + times.backward) + advances + counts.blocks * times.block
 
 
-def _counts(node: Plan, children: Sequence[_Counts]) -> _Counts:
+@dataclasses.dataclass(frozen=True)
+class Evaluations:
+    """How many steps and blocks (`Steps` nodes) are evaluated, first pass included."""
+
+    steps: int
+    blocks: int
+
+
+def evaluations(plan: Plan, lowering: Lowering) -> Evaluations:
+    """What a gradient under `plan` evaluates. Time is linear in the distinct nodes of the plan."""
+    total = fold(plan, functools.partial(_counts, is_sweep=lowering == "sweep"))
+    return Evaluations(length(plan) + total.back_steps, total.blocks + total.back_blocks)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counts:
+    """Blocks of a node; steps and blocks that are run to revisit it, and within its backward."""
+
+    blocks: int
+    revisit_steps: int
+    revisit_blocks: int
+    back_steps: int
+    back_blocks: int
+
+
+def _counts(node: Plan, children: Sequence[_Counts], is_sweep: bool) -> _Counts:
     match node:
         case Steps(n):
-            return _Counts(n, blocks=int(n > 0), blocks_evaluated=int(n > 0))
+            blocks = int(n > 0)
+            return _Counts(blocks, n, blocks, 0, 0)
         case Remat(child):
             (c,) = children
-            return _Counts(length(child) + c.evals, c.blocks, c.blocks + c.blocks_evaluated)
-        case Repeat(k):
+            again = (0, 0) if is_sweep else (length(child), c.blocks)
+            return _Counts(c.blocks, *again, c.revisit_steps + c.back_steps, c.revisit_blocks + c.back_blocks)
+        case Repeat(k, child):
             (c,) = children
-            return _Counts(k * c.evals, k * c.blocks, k * c.blocks_evaluated)
-        case Chain():
-            totals = zip(*((c.evals, c.blocks, c.blocks_evaluated) for c in children), strict=True)
-            return _Counts(*map(sum, totals))
+            ends_early = is_sweep and isinstance(child, Remat)
+            revisited = (k - 1) * length(child) + c.revisit_steps if ends_early else length(node)
+            blocks = (k - 1) * c.blocks + c.revisit_blocks if ends_early else k * c.blocks
+            return _Counts(k * c.blocks, revisited, blocks, k * c.back_steps, k * c.back_blocks)
+        case Chain(nodes):
+            before = length(node) - length(nodes[-1])
+            blocks = sum(c.blocks for c in children)
+            last = children[-1]
+            return _Counts(
+                blocks,
+                before + last.revisit_steps if is_sweep else length(node),
+                blocks - last.blocks + last.revisit_blocks if is_sweep else blocks,
+                sum(c.back_steps for c in children),
+                sum(c.back_blocks for c in children),
+            )
     raise TypeError(f"not a plan node: {node!r}")

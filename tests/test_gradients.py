@@ -59,9 +59,10 @@ def case_named(name, dtype):
     return next(case for case in make_cases(dtype) if case.name == name)
 
 
-def smallest_budget(case: Case, length: int) -> int:
+def smallest_budget(case: Case, length: int, differentiation: str) -> int:
     """The smallest budget that the error for a budget of one byte names; 1 if that is enough."""
-    loss, floats = comparison.make_loss(case, length, functools.partial(bptt_jax.scan, budget=1))
+    scan = functools.partial(bptt_jax.scan, budget=1, differentiation=differentiation)
+    loss, floats = comparison.make_loss(case, length, scan)
     try:
         jax.eval_shape(jax.grad(loss, has_aux=True), floats)
     except BudgetError as error:
@@ -69,14 +70,15 @@ def smallest_budget(case: Case, length: int) -> int:
     return 1
 
 
-def budget_in_bytes(kind, case, length):
+def budget_in_bytes(kind, case, length, differentiation="reverse"):
     if kind is None or length == 0:
         return None if kind is None else 1
-    smallest = smallest_budget(case, length)
+    smallest = smallest_budget(case, length, differentiation)
     step = functools.partial(case.step, case.params)
     xs = case.xs(length)
     x = None if xs is None else jax.tree.map(lambda leaf: leaf[0], xs)
-    everything = bptt_jax.profile(step, case.init, x).store_all_bytes(length)
+    profile = bptt_jax.profile(step, case.init, x, differentiation=differentiation)
+    everything = max(bptt_jax.cost(Steps(length), profile).peak_bytes, smallest)
     return {"smallest": smallest, "between": (smallest + everything) // 2, "everything": max(everything, 1)}[kind]
 
 
@@ -90,7 +92,7 @@ def test_equals_lax_scan(length, budget, name, transform, reverse):
     ours = functools.partial(
         bptt_jax.scan,
         reverse=reverse,
-        budget=budget_in_bytes(budget, case, length),
+        budget=budget_in_bytes(budget, case, length, differentiation),
         differentiation=differentiation,
     )
     theirs = functools.partial(lax.scan, reverse=reverse)

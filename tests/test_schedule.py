@@ -1,6 +1,7 @@
 """The compiled program evaluates the step as often and in the order that the plan says, and traces it a fixed number
 of times."""
 
+import dataclasses
 import functools
 from collections import Counter
 
@@ -24,10 +25,16 @@ PLANS = [
 ]
 
 
-def evaluations(plan):
+LOWERING = {"reverse": "sweep", "any": "nested"}
+
+
+def evaluations(plan, lowering):
     """The steps that a plan evaluates, in order, by its simulated events."""
     return [
-        i for event in simulate(plan) if isinstance(event, Advance | Record) for i in range(event.start, event.stop)
+        i
+        for event in simulate(plan, lowering)
+        if isinstance(event, Advance | Record)
+        for i in range(event.start, event.stop)
     ]
 
 
@@ -48,15 +55,18 @@ def test_order_of_evaluations(plan, differentiation):
 
     jax.block_until_ready(jax.jit(jax.grad(loss))(jnp.ones((length(plan), 3))))
     jax.effects_barrier()
-    assert seen == evaluations(plan)
+    assert seen == evaluations(plan, LOWERING[differentiation])
 
 
+@pytest.mark.parametrize("lowering", ["sweep", "nested"])
 @pytest.mark.parametrize("plan", PLANS, ids=notation)
-def test_simulation_is_consistent(plan):
+def test_simulation_is_consistent(plan, lowering):
     """Evaluations as `cost` counts them; every step recorded once and taken back once, from the last to the first."""
-    events = list(simulate(plan))
-    profile = bptt_jax.StepProfile(carry_bytes=1, residual_bytes=1)
-    assert len(evaluations(plan)) == bptt_jax.cost(plan, profile).forward_steps
+    events = list(simulate(plan, lowering))
+    plain = bptt_jax.StepProfile(carry_bytes=1, residual_bytes=1)
+    profile = plain if lowering == "nested" else dataclasses.replace(plain, plain=plain)
+    assert profile.lowering == lowering
+    assert len(evaluations(plan, lowering)) == bptt_jax.cost(plan, profile).forward_steps
     recorded = Counter(i for e in events if isinstance(e, Record) for i in range(e.start, e.stop))
     assert recorded == Counter(range(length(plan)))
     backward = [i for e in events if isinstance(e, Backward) for i in reversed(range(e.start, e.stop))]

@@ -20,12 +20,12 @@ import itertools
 from collections.abc import Iterator
 
 from bptt_jax._budget import budget_to_bytes
-from bptt_jax._cost import cost, slice_bytes
-from bptt_jax._plan import Plan, Steps, _as_count
+from bptt_jax._cost import chain_sums_bytes, cost, slice_bytes
+from bptt_jax._plan import Plan, Steps, _as_count, in_blocks
 from bptt_jax._step_profile import StepProfile
 from bptt_jax._time import predicted_time
 from bptt_jax.errors import BudgetError
-from bptt_jax.planners import exact
+from bptt_jax.planners import exact, sweep
 from bptt_jax.planners._reach import MOST_LEAVES, Lattice, reach_table
 from bptt_jax.planners._search import Search
 from bptt_jax.planners._smallest import smallest_plan
@@ -64,10 +64,44 @@ def make_plan(profile: StepProfile, length: int, budget: int | str | None = None
     everything = Steps(length)
     if budget_bytes is None or cost(everything, profile).peak_bytes <= budget_bytes:
         return everything
-    fastest = _fastest(profile, length, budget_bytes)
-    if fastest is None:
+    found = _fastest_of_sweep if profile.lowering == "sweep" else _fastest
+    plan = found(profile, length, budget_bytes)
+    if plan is None:
         raise BudgetError(length, budget, budget_bytes, smallest_bytes(profile, length))
-    return fastest
+    return plan
+
+
+@functools.lru_cache(maxsize=1024)
+def _fastest_of_sweep(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None:
+    plan = sweep.fastest(profile, length, budget_bytes)
+    if plan is not None:
+        return plan
+    found = (_fastest(simple, length, budget_bytes) for simple in _as_nests(profile))
+    plans = [plan for plan in found if plan is not None and cost(plan, profile).peak_bytes <= budget_bytes]
+    if not plans:
+        plans = [plan for plan in _smallest_plans(profile, length) if cost(plan, profile).peak_bytes <= budget_bytes]
+    return min(plans, key=lambda plan: _time_of_sweep(plan, profile), default=None)
+
+
+def _time_of_sweep(plan: Plan, profile: StepProfile) -> float:
+    return predicted_time(in_blocks(plan, profile.block_steps), profile.times, profile.lowering)
+
+
+def _as_nests(profile: StepProfile) -> tuple[StepProfile, ...]:
+    """Profiles without blocks such that a plan takes no fewer bytes by them than by `profile`.
+
+    What blocks hold is charged once for the longest block, or to each step of blocks that are shorter.
+    """
+    if profile.lowering == "nested":
+        return (profile,)
+    simple = dataclasses.replace(profile, plain=None, x_bytes=0, y_bytes=0, param_bytes=0, block_bytes=0, block_steps=1)
+    # A block that is cut out of longer `Steps` is also a copy of its residuals.
+    longest = profile.block_steps * (profile.block_bytes + profile.residual_bytes)
+    always = profile.fixed_bytes + profile.product_bytes + chain_sums_bytes(profile)
+    return (
+        dataclasses.replace(simple, fixed_bytes=always + longest),
+        dataclasses.replace(simple, fixed_bytes=always, residual_bytes=profile.residual_bytes + profile.block_bytes),
+    )
 
 
 def smallest_bytes(profile: StepProfile, length: int) -> int:
@@ -76,7 +110,11 @@ def smallest_bytes(profile: StepProfile, length: int) -> int:
     >>> smallest_bytes(StepProfile(carry_bytes=1, residual_bytes=4), 1000)
     21
     """
-    return cost(smallest_plan(profile, length, MOST_LEAVES), profile).peak_bytes
+    return min(cost(plan, profile).peak_bytes for plan in _smallest_plans(profile, length))
+
+
+def _smallest_plans(profile: StepProfile, length: int) -> Iterator[Plan]:
+    return (smallest_plan(simple, length, MOST_LEAVES) for simple in _as_nests(profile))
 
 
 def _is_tight(profile: StepProfile, length: int, budget_bytes: int) -> bool:

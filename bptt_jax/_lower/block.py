@@ -1,0 +1,272 @@
+"""A block of consecutive steps, differentiated as one unit.
+
+Forward, the features of all its steps are evaluated at once, and a loop runs the rest. Backward, a loop takes the steps
+from the last to the first and multiplies with the transposed weights only: the cotangents of tapped products are
+stacked, and the gradient of each weight is one product over the whole block.
+
+A block has no length of its own: it is as long as the xs that it is given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bptt_jax._lower.jaxprs import Env, bind, bytes_of, evaluate, is_float, needed, read, variables
+from bptt_jax._lower.roofline import block_steps
+from bptt_jax._lower.split import SplitStep, split
+from bptt_jax._lower.step_vjp import Pull, StepVjp, floats, part_of, step_vjp, with_floats
+from bptt_jax._step import Arrays, FlatStep
+
+Gradients = dict[int, Any]  # of the differentiable ones among what a block holds, or of its constants, by position
+
+# Of values that are only moved, the gradients are moved back at each block, and no sums of their own are held.
+_MOVES = frozenset(
+    [
+        "concatenate",
+        "reshape",
+        "squeeze",
+        "transpose",
+        "convert_element_type",
+        "slice",
+        "split",
+        "broadcast_in_dim",
+        "copy",
+    ]
+)
+
+
+class Block:
+    """The programs of a block of steps. Arrays over time are in the order of xs, also where `reverse`."""
+
+    def __init__(self, step: FlatStep, joined: bool, reverse: bool, unroll: int | bool):
+        self.parts: SplitStep = split(step, joined)
+        self._vjp: StepVjp = step_vjp(self.parts)
+        self._moves_only = _moves_only(self.parts)
+        self._scan = functools.partial(lax.scan, reverse=reverse, unroll=unroll)
+        self._scan_back = functools.partial(lax.scan, reverse=not reverse, unroll=unroll)
+
+    def hold(self, operands: Arrays) -> Arrays:
+        """What is differentiated by blocks: the operands, or where more is done to them than moving, the constants."""
+        return list(operands) if self._moves_only else self.parts.derive(operands)
+
+    def constants(self, held: Arrays) -> Arrays:
+        """The constants of what `hold` returned."""
+        return self.parts.derive(held) if self._moves_only else list(held)
+
+    def advance(self, constants: Arrays, carry: Arrays, xs: Arrays, n: int) -> tuple[Arrays, Arrays]:
+        """Runs n steps and keeps nothing: (carry, ys)."""
+
+        def body(carry: Arrays, at: Any) -> Any:
+            x, features = at
+            return self.parts.loop(constants, carry, x, features)
+
+        return self._scan(body, list(carry), (list(xs), self._features(constants, xs)), length=n)
+
+    def record(self, constants: Arrays, carry: Arrays, xs: Arrays, n: int) -> tuple[Arrays, Arrays, Arrays]:
+        """Runs n steps: (carry, ys, what their backward needs)."""
+        vjp, n_carry = self._vjp, self.parts.n_carry
+        features = self._features(constants, xs)
+        feature_of = bind(vjp.invars[3], features)
+        from_loop = [v for v in vjp.saved if v not in feature_of]
+        eqns = needed(vjp.eqns, [*vjp.outs, *from_loop])
+
+        def body(carry: Arrays, at: Any) -> Any:
+            env = self._environment(constants, carry, *at)
+            evaluate(eqns, env)
+            outs = [read(env, v) for v in vjp.outs]
+            return outs[:n_carry], (outs[n_carry:], [env[v] for v in from_loop])
+
+        carry, (ys, stacks) = self._scan(body, list(carry), (list(xs), features), length=n)
+        env = feature_of | bind(from_loop, stacks)
+        return carry, ys, [env[v] for v in vjp.saved]
+
+    def back(
+        self,
+        held: Arrays,
+        xs: Arrays,
+        saved: Arrays,
+        ct_carry: Arrays,
+        ct_ys: Arrays | None,
+        gradients: Gradients,
+        n: int,
+    ) -> tuple[Arrays, Arrays, Gradients]:
+        """Takes n steps backwards.
+
+        Args:
+          held: what `hold` returned.
+          xs: as given to `record`.
+          saved: what `record` returned.
+          ct_carry, ct_ys: cotangents of the floating leaves of the last carry and of ys; None for ys without any.
+          gradients: to which those of `held` are added.
+
+        Returns:
+          Cotangents of the floating leaves of the first carry and of xs, and the gradients.
+        """
+        constants = self.constants(held)
+        pull = self._vjp.pull_without_y if ct_ys is None else self._vjp.pull
+        summed = {i: ct for i, ct in zip(self._vjp.in_loop, pull.ct_constants, strict=True) if ct is not None}
+        sums = {i: gradients[i] if i < len(held) else jnp.zeros_like(constants[i]) for i in summed}
+
+        def body(state: Any, at: Any) -> Any:
+            ct_new, sums = state
+            env = self._pull(pull, constants, ct_new, *at)
+            ct_carry = [
+                ct if v is None else read(env, v)
+                for v, ct in zip(pull.ct_carry, map(jnp.zeros_like, ct_new), strict=True)
+            ]
+            return (ct_carry, {i: sums[i] + read(env, v) for i, v in summed.items()}), [env[v] for v in pull.stacked]
+
+        over = (list(xs), list(saved), [] if ct_ys is None else list(ct_ys))
+        (ct_carry, sums), stacks = self._scan_back(body, (list(ct_carry), sums), over, length=n)
+        stacked = bind(pull.stacked, stacks)
+        ct_xs, of_features = self._of_features(pull, stacked, constants, xs)
+        new = [*self._of_taps(pull, stacked, constants, xs, saved), *of_features]
+        gradients = gradients | {i: total for i, total in sums.items() if i < len(held)}
+        new.extend((i, total) for i, total in sums.items() if i >= len(held))
+        return ct_carry, ct_xs, self._add(gradients, new, held)
+
+    def _pull(self, pull: Pull, constants: Arrays, ct_new: Arrays, x: Arrays, saved: Arrays, ct_y: Arrays) -> Env:
+        """The values of a step's backward program."""
+        vjp = self._vjp
+        env = vjp.base | bind(vjp.invars[0], constants) | bind(vjp.invars[2], x) | bind(vjp.saved, saved)
+        evaluate(self._rebuild_eqns, env)
+        back = pull.base | bind(pull.residuals, [read(env, v) for v in vjp.residuals])
+        back |= bind(pull.ct_new, ct_new) | bind(pull.ct_y, ct_y)
+        evaluate(pull.eqns, back)
+        return back
+
+    def _add(self, gradients: Gradients, new: Sequence[tuple[int, Any]], held: Arrays) -> Gradients:
+        """Adds the gradients of constants to those of what is held."""
+        gradients = dict(gradients)
+        derived: Gradients = {}
+        for i, gradient in new:
+            into = gradients if i < len(held) else derived
+            into[i] = into[i] + gradient if i in into else gradient
+        if derived:
+            _, vjp = jax.vjp(
+                lambda held_f: [self.constants(with_floats(held, held_f))[i] for i in derived], floats(held)
+            )
+            (moved,) = vjp(list(derived.values()))
+            places = [i for i, leaf in enumerate(held) if is_float(leaf)]
+            gradients |= {i: gradients[i] + ct for i, ct in zip(places, moved, strict=True)}
+        return gradients
+
+    @functools.cached_property
+    def _rebuild_eqns(self) -> Sequence[Any]:
+        vjp = self._vjp
+        pure = [eqn for eqn in vjp.eqns if not eqn.effects]
+        return needed(pure, vjp.residuals, {*vjp.saved, *vjp.invars[0], *vjp.invars[2], *vjp.base})
+
+    def _environment(self, *given: Arrays) -> Env:
+        pairs = zip(self._vjp.invars, given, strict=True)
+        return self._vjp.base | {v: value for pair in pairs for v, value in zip(*pair, strict=True)}
+
+    def _features(self, constants: Arrays, xs: Arrays) -> Arrays:
+        if not self.parts.features:
+            return []
+        return jax.vmap(lambda x: self.parts.features_of(constants, x))(list(xs))
+
+    def _of_taps(
+        self, pull: Pull, stacked: Env, constants: Arrays, xs: Arrays, saved: Arrays
+    ) -> Iterator[tuple[int, Any]]:
+        """The gradients of the tapped weights, one product each, with their positions."""
+        lefts = bind(self._vjp.invars[2], xs) | bind(self._vjp.saved, saved)
+        for tap, left, ct in zip(self._vjp.taps, self._vjp.lefts, pull.ct_taps, strict=True):
+            if ct is not None:
+                operand = None if left is None else lefts[left]
+                yield tap.const, tap.gradient(constants[tap.const], operand, _cotangents(ct, stacked, pull))
+
+    def _of_features(
+        self, pull: Pull, stacked: Env, constants: Arrays, xs: Arrays
+    ) -> tuple[Arrays, list[tuple[int, Any]]]:
+        """Cotangents of xs, and the gradients of what the features are made with."""
+        x_f = floats(xs)
+        used = [self.parts.constants.index(v) for v in _feature_constants(self.parts)]
+        ct_xs: list[Any] = [None if ct is None else stacked[ct] for ct in pull.ct_x]
+        gradients: list[tuple[int, Any]] = []
+        if any(ct is not None for ct in pull.ct_features):
+
+            def features(constants_f: Arrays, xs_f: Arrays) -> Arrays:
+                own = list(constants)
+                for i, constant in zip(used, constants_f, strict=True):
+                    own[i] = constant
+                return floats(self._features(own, with_floats(xs, xs_f)))
+
+            values, vjp = jax.vjp(features, [constants[i] for i in used], x_f)
+            cts = [
+                jnp.zeros_like(value) if ct is None else stacked[ct]
+                for value, ct in zip(values, pull.ct_features, strict=True)
+            ]
+            ct_constants, ct_features_xs = vjp(cts)
+            gradients.extend(zip(used, ct_constants, strict=True))
+            ct_xs = [b if a is None else a + b for a, b in zip(ct_xs, ct_features_xs, strict=True)]
+        return [jnp.zeros_like(x) if ct is None else ct for x, ct in zip(x_f, ct_xs, strict=True)], gradients
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSizes:
+    """Bytes of a block's arrays.
+
+    Attributes:
+      saved_bytes: what a step's backward needs, for each step.
+      working_bytes: what is held for each step of the block that is worked on, beside that.
+      left_bytes: of saved_bytes, the operands of the products at the end of a block.
+      product_bytes: the results of these products.
+      fixed_bytes: what is held however long the blocks are.
+    """
+
+    saved_bytes: int
+    working_bytes: int
+    left_bytes: int
+    product_bytes: int
+    fixed_bytes: int
+
+    @property
+    def most_steps(self) -> int:
+        """The length of the longest block."""
+        return block_steps(self.saved_bytes + self.working_bytes)
+
+
+def block_sizes(step: FlatStep, joined: bool) -> BlockSizes:
+    """The sizes of a step's block, from the types of its variables."""
+    parts = split(step, joined)
+    vjp = step_vjp(parts)
+    x, y = parts.x, parts.jaxpr.outvars[parts.n_carry :]
+    forward = bytes_of(parts.features) + bytes_of(x) + bytes_of(y)
+    backward = bytes_of(vjp.pull.stacked) + bytes_of(x) + bytes_of(floats(x)) + bytes_of(floats(y))
+    derived = parts.constants[parts.n_operands :]
+    sums = 0 if _moves_only(parts) else bytes_of(floats(derived))
+    weights = variables([*(parts.constants[tap.const] for tap in vjp.taps), *_feature_constants(parts)])
+    return BlockSizes(
+        saved_bytes=bytes_of(vjp.saved),
+        working_bytes=max(forward, backward),
+        left_bytes=bytes_of(v for v in set(vjp.lefts) if v in vjp.saved),
+        product_bytes=bytes_of(weights),
+        fixed_bytes=bytes_of(derived) + sums,
+    )
+
+
+def _moves_only(parts: SplitStep) -> bool:
+    return all(eqn.primitive.name in _MOVES for eqn in parts.derived_eqns)
+
+
+def _feature_constants(parts: SplitStep) -> list[Any]:
+    """The constants that features are made with and that are differentiable."""
+    used = set(variables(v for eqn in parts.feature_eqns for v in eqn.invars))
+    return [v for v in parts.constants if v in used and is_float(v)]
+
+
+def _cotangents(ct: Any, stacked: Env, pull: Pull) -> Any:
+    if ct in stacked:
+        return stacked[ct]
+    part = part_of(ct, stacked, pull)
+    assert part is not None, "a tap whose cotangent is not stacked"
+    whole, axis, start = part
+    return lax.slice_in_dim(stacked[whole], start, start + ct.aval.shape[axis], axis=axis + 1)

@@ -1,0 +1,172 @@
+"""Reading and evaluating jaxprs, with public API only: equations are evaluated one by one, never rebuilt.
+
+A traced step is a list of equations. The block (`split`, `block`) runs some of them here and some there, so all it
+needs is: to flatten nested jits, to evaluate a list of equations in an environment, and to ask what an equation is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+from jax.extend.core import primitives
+
+Env = dict[Any, Any]
+
+PRODUCTS = {primitives.dot_general_p, primitives.conv_general_dilated_p}
+_CUSTOM_RULES = {primitives.custom_jvp_call_p, primitives.custom_vjp_call_p}
+# Other bits under vmap than in a loop, for keys of the "rbg" kind.
+_RANDOM = ("random", "rng", "threefry")
+
+
+def inline(closed: Any) -> Any:
+    """The same jaxpr without nested jits and repeated equations, so that equal values are one variable.
+
+    A jit that constrains its arguments (shardings, layouts) is left as it is.
+    """
+    known: dict[Any, Any] = {}
+
+    def run(*args: Any) -> list[Any]:
+        return _run_inlined(closed, args, known)
+
+    return jax.make_jaxpr(run)(*(v.aval for v in closed.jaxpr.invars))
+
+
+def _run_inlined(closed: Any, args: Sequence[Any], known: dict[Any, Any]) -> list[Any]:
+    def apply_eqn(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+        if eqn.primitive is primitives.jit_p and not _is_constrained(eqn.params):
+            (inner,) = (p for p in eqn.params.values() if isinstance(p, core.ClosedJaxpr))
+            return _run_inlined(inner, values, known)
+        if eqn.effects or is_random(eqn) or has_inner_jaxpr(eqn):
+            return apply(eqn, values)
+        literals = tuple(str((v.val, v.aval)) for v in eqn.invars if isinstance(v, core.Literal))
+        tracers = [value for v, value in zip(eqn.invars, values, strict=True) if not isinstance(v, core.Literal)]
+        key = (eqn.primitive, tuple(map(id, tracers)), literals, str(eqn.params), str(eqn.ctx))
+        if key not in known:
+            known[key] = apply(eqn, values), tracers  # held, so that their ids stay theirs
+        outs: Sequence[Any] = known[key][0]
+        return outs
+
+    env = bind(closed.jaxpr.constvars, closed.consts) | bind(closed.jaxpr.invars, args)
+    evaluate(closed.jaxpr.eqns, env, apply_eqn)
+    return [read(env, v) for v in closed.jaxpr.outvars]
+
+
+def _is_constrained(params: Any) -> bool:
+    given = [params.get(f"{side}_{what}") or () for side in ("in", "out") for what in ("shardings", "layouts")]
+    return any(g is not None and repr(g) != "UnspecifiedValue" for group in given for g in group)
+
+
+def bind(variables: Sequence[Any], values: Sequence[Any]) -> Env:
+    """An environment in which the variables have these values."""
+    return dict(zip(variables, values, strict=True))
+
+
+def read(env: Env, atom: Any) -> Any:
+    """The value of a variable or literal."""
+    return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+
+def evaluate(
+    eqns: Iterable[Any], env: Env, apply_eqn: Callable[[Any, Sequence[Any]], Sequence[Any]] | None = None
+) -> None:
+    """Runs equations in order, writing their results into `env`."""
+    for eqn in eqns:
+        outs = (apply_eqn or apply)(eqn, [read(env, v) for v in eqn.invars])
+        env.update((v, out) for v, out in zip(eqn.outvars, outs, strict=True) if not isinstance(v, core.DropVar))
+
+
+def apply(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+    """The results of one equation."""
+    alone, kept = _alone(eqn)
+    given = {v: value for v, value in zip(eqn.invars, values, strict=True) if not isinstance(v, core.Literal)}
+    outs = iter(core.jaxpr_as_fun(alone)(*(given[v] for v in alone.jaxpr.invars)))
+    return [next(outs) if keep else None for keep in kept]
+
+
+@functools.lru_cache(maxsize=4096)  # equations are compared by identity
+def _alone(eqn: Any) -> tuple[Any, tuple[bool, ...]]:
+    """A jaxpr of just this equation, and which of its results it returns (all that anyone reads)."""
+    kept = tuple(not isinstance(v, core.DropVar) for v in eqn.outvars)
+    jaxpr = core.Jaxpr(
+        constvars=(),
+        invars=variables(eqn.invars),
+        outvars=[v for v in eqn.outvars if not isinstance(v, core.DropVar)],
+        eqns=[eqn],
+        effects=eqn.effects,
+        debug_info=core.DebugInfo("bptt_jax", "step", None, None),
+    )
+    return core.ClosedJaxpr(jaxpr, ()), kept
+
+
+def variables(atoms: Iterable[Any]) -> list[Any]:
+    """The distinct variables among atoms, in order."""
+    return list(dict.fromkeys(a for a in atoms if not isinstance(a, core.Literal)))
+
+
+def needed(eqns: Sequence[Any], outputs: Iterable[Any], given: Iterable[Any] = ()) -> list[Any]:
+    """Those of the equations that `outputs` depend on, or that have effects, with `given` known."""
+    known = set(given)
+    wanted = set(variables(outputs)) - known
+    kept = []
+    for eqn in reversed(eqns):
+        if eqn.effects or any(v in wanted for v in eqn.outvars):
+            kept.append(eqn)
+            wanted.update(v for v in variables(eqn.invars) if v not in known)
+    return kept[::-1]
+
+
+def has_inner_jaxpr(eqn: Any) -> bool:
+    """Whether an equation is a call, a loop or a branch."""
+    return any(
+        isinstance(p, core.Jaxpr | core.ClosedJaxpr)
+        or (isinstance(p, tuple | list) and any(isinstance(q, core.Jaxpr | core.ClosedJaxpr) for q in p))
+        for p in eqn.params.values()
+    )
+
+
+def is_random(eqn: Any) -> bool:
+    """Whether an equation draws random bits, or makes keys."""
+    return eqn.primitive.name.startswith(_RANDOM)
+
+
+def can_be_batched(eqn: Any) -> bool:
+    """Whether vmap leaves an equation's results, derivatives and effects what they are in a loop.
+
+    Branches do not qualify: under vmap both are evaluated, and a NaN in the one not taken reaches the gradient.
+    """
+    if eqn.effects or is_random(eqn):
+        return False
+    if eqn.primitive in _CUSTOM_RULES:
+        return not _draws_inside(eqn)
+    return not has_inner_jaxpr(eqn)
+
+
+def _draws_inside(eqn: Any) -> bool:
+    inner = [p for p in eqn.params.values() if isinstance(p, core.ClosedJaxpr)]
+    return any(not can_be_batched(e) and not _is_plain_jit(e) for j in inner for e in j.jaxpr.eqns)
+
+
+def _is_plain_jit(eqn: Any) -> bool:
+    return bool(eqn.primitive is primitives.jit_p) and not _draws_inside(eqn)
+
+
+def is_float(atom: Any) -> bool:
+    """Whether a variable, literal, array or tracer is differentiable."""
+    dtype = atom.aval.dtype if hasattr(atom, "aval") else atom.dtype
+    return bool(jax.numpy.issubdtype(dtype, jax.numpy.inexact))
+
+
+def bytes_of(atoms: Iterable[Any]) -> int:
+    """Bytes of the values of variables; a PRNG key counts as its data."""
+    return sum(map(_bytes_of, atoms))
+
+
+def _bytes_of(atom: Any) -> int:
+    aval = atom.aval
+    if jax.numpy.issubdtype(aval.dtype, jax.dtypes.prng_key):
+        aval = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(aval.shape, aval.dtype))
+    return int(aval.size * aval.dtype.itemsize)

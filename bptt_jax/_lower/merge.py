@@ -1,0 +1,111 @@
+"""Products that share their left operand become one product.
+
+    h @ W1, h @ W2, ...   ->   split(h @ concatenate(W1, W2, ...))
+
+Recurrent cells are written with one product per gate. Each is a kernel launch, and on small batches a pass over little
+data; the weights do not change from step to step, so they are joined once for the whole scan, where that pays (see
+`roofline`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend import core
+from jax.extend.core import primitives
+
+from bptt_jax._lower.jaxprs import apply, bind, evaluate, read, variables
+from bptt_jax._lower.roofline import merging_pays
+
+
+def merge(closed: Any, n_operands: int) -> Any:
+    """The same jaxpr with products merged that share an operand, the other being invariant.
+
+    Args:
+      closed: inputs are operands, carry, x; without nested jits.
+      n_operands: how many of its inputs do not change from step to step.
+    """
+    jaxpr = closed.jaxpr
+    invariant = invariant_variables(jaxpr, n_operands)
+    groups = _groups(jaxpr.eqns, invariant)
+    if not groups:
+        return closed
+    group_of = {id(eqn): group for group in groups for eqn in group}
+
+    def run(*args: Any) -> list[Any]:
+        env = bind(jaxpr.constvars, closed.consts) | bind(jaxpr.invars, args)
+        ahead = [e for e in jaxpr.eqns if not e.effects and all(v in invariant for v in variables(e.invars))]
+        evaluate(ahead, env)
+        done = set(map(id, ahead))
+        for eqn in jaxpr.eqns:
+            if id(eqn) in done:
+                continue
+            if id(eqn) in group_of:
+                group = group_of[id(eqn)]
+                env.update(bind([e.outvars[0] for e in group], _product(group, env)))
+                done.update(map(id, group))
+            else:
+                evaluate([eqn], env, apply)
+        return [read(env, v) for v in jaxpr.outvars]
+
+    return jax.make_jaxpr(run)(*(v.aval for v in jaxpr.invars))
+
+
+def invariant_variables(jaxpr: Any, n_operands: int) -> set[Any]:
+    """The variables that do not depend on the step."""
+    found = {*jaxpr.constvars, *jaxpr.invars[:n_operands]}
+    for eqn in jaxpr.eqns:
+        if not eqn.effects and all(v in found for v in variables(eqn.invars)):
+            found.update(v for v in eqn.outvars if not isinstance(v, core.DropVar))
+    return found
+
+
+def _groups(eqns: Sequence[Any], invariant: set[Any]) -> list[list[Any]]:
+    groups = defaultdict(list)
+    for eqn in eqns:
+        if eqn.primitive is primitives.dot_general_p and not any(isinstance(v, core.Literal) for v in eqn.invars):
+            side = _weight_side(eqn, invariant)
+            if side is not None and merging_pays(_flops(eqn)):
+                weight, other = eqn.invars[side], eqn.invars[1 - side]
+                shape = list(weight.aval.shape)
+                shape[_free_axis(eqn, side)] = -1
+                groups[other, side, tuple(shape), weight.aval.dtype, str(eqn.params)].append(eqn)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _weight_side(eqn: Any, invariant: set[Any]) -> int | None:
+    """Which operand of a product is an invariant matrix; None if not exactly one is."""
+    is_invariant = [v in invariant for v in eqn.invars]
+    if sum(is_invariant) != 1 or any(eqn.params["dimension_numbers"][1]):
+        return None
+    side = is_invariant.index(True)
+    contracted = eqn.params["dimension_numbers"][0][side]
+    return side if eqn.invars[side].aval.ndim == len(contracted) + 1 else None
+
+
+def _free_axis(eqn: Any, side: int) -> int:
+    contracted = eqn.params["dimension_numbers"][0][side]
+    return int(next(i for i in range(eqn.invars[side].aval.ndim) if i not in contracted))
+
+
+def _flops(eqn: Any) -> int:
+    contracted = eqn.params["dimension_numbers"][0][0]
+    return int(2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted))
+
+
+def _product(group: Sequence[Any], env: dict[Any, Any]) -> Sequence[Any]:
+    """The results of a group's products, by one product."""
+    eqn = group[0]
+    side = 0 if eqn.invars[1] is group[1].invars[1] and eqn.invars[0] is not group[1].invars[0] else 1
+    axis = _free_axis(eqn, side)
+    # A weight that is multiplied twice with the same operand is joined once for each, as it is in the gradient.
+    weights = lax.concatenate([env[e.invars[side]] for e in group], axis)
+    operands = [weights, env[eqn.invars[1]]] if side == 0 else [env[eqn.invars[0]], weights]
+    joined = lax.dot_general(*operands, **eqn.params)
+    sizes = [e.invars[side].aval.shape[axis] for e in group]
+    return lax.split(joined, sizes, axis=0 if side == 0 else joined.ndim - 1)

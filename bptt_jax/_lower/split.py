@@ -1,0 +1,304 @@
+"""A step taken apart by what its values depend on, so that a block of steps can run each part where it is cheapest.
+
+    constants   depend on operands only        evaluated once per scan
+    features    depend on x, not on the carry  evaluated for all steps of a block at once (vmap)
+    loop        the rest                       evaluated step by step
+
+Features are products of x with weights, what leads to them and what directly follows them: x @ W for a block is one
+large product instead of many small ones, and so is its gradient. Other values that do not depend on the carry stay in
+the loop, where they take no memory.
+
+In the loop, a product with an invariant operand, the weight, is a *tap*: its result gets an additive zero, whose
+cotangent is that of the product. The weight itself is held fixed while a step is differentiated (closed over, for
+higher derivatives see it then); a block's cotangents, stacked, give its gradient by one product. See `block`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.extend.core import primitives
+
+from bptt_jax._lower.jaxprs import (
+    PRODUCTS,
+    Env,
+    apply,
+    bind,
+    bytes_of,
+    can_be_batched,
+    evaluate,
+    inline,
+    is_float,
+    needed,
+    read,
+    variables,
+)
+from bptt_jax._lower.merge import invariant_variables, merge
+from bptt_jax._lower.roofline import outside_pays
+from bptt_jax._step import Arrays, FlatStep
+
+_SUMS = {primitives.add_p, primitives.sub_p}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tap:
+    """An equation of the loop that is linear in a constant, the weight.
+
+    Attributes:
+      eqn: a product, or a sum.
+      side: which of its two operands is the weight.
+      const: the position of the weight among the constants.
+    """
+
+    eqn: Any
+    side: int
+    const: int
+
+    @property
+    def left(self) -> Any:
+        """The variable that the weight is multiplied with; None for a sum."""
+        return None if self.eqn.primitive in _SUMS else self.eqn.invars[1 - self.side]
+
+    def gradient(self, weight: Any, left: Any, cotangents: Any) -> Any:
+        """The weight's gradient over a block of n steps.
+
+        Args:
+          weight: for its type.
+          left: (n, ...), `self.left` at each step.
+          cotangents: (n, ...), of the equation's result.
+        """
+        if left is None:
+            total = jnp.sum(cotangents, 0)
+            broadcast = [i for i, size in enumerate(weight.shape) if size == 1]
+            total = jnp.sum(total, broadcast, keepdims=True)
+            return -total if self.eqn.primitive is primitives.sub_p and self.side == 1 else total
+
+        def product(left: Any, weight: Any) -> Any:
+            return apply(self.eqn, [weight, left] if self.side == 0 else [left, weight])[0]
+
+        products = functools.partial(jax.vmap(product, (0, None)), left)
+        (gradient,) = jax.linear_transpose(products, weight)(cotangents)
+        return gradient
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SplitStep:
+    """The parts of a step.
+
+    Attributes:
+      jaxpr: flat, with merged products; its inputs are operands, carry and x.
+      base: values of what it closes over.
+      n_operands, n_carry: how its inputs divide.
+      constants: its operands, and the variables derived from them that the other parts use.
+      derived_eqns, feature_eqns, loop_eqns: the equations of each part.
+      features: the variables that the loop takes from the features' part.
+      taps: the products and sums with a constant in the loop.
+    """
+
+    jaxpr: Any
+    base: Env
+    n_operands: int
+    n_carry: int
+    constants: tuple[Any, ...]
+    derived_eqns: tuple[Any, ...]
+    feature_eqns: tuple[Any, ...]
+    loop_eqns: tuple[Any, ...]
+    features: tuple[Any, ...]
+    taps: tuple[Tap, ...]
+
+    @property
+    def carry(self) -> Sequence[Any]:
+        return tuple(self.jaxpr.invars[self.n_operands : self.n_operands + self.n_carry])
+
+    @property
+    def x(self) -> Sequence[Any]:
+        return tuple(self.jaxpr.invars[self.n_operands + self.n_carry :])
+
+    def derive(self, operands: Arrays) -> Arrays:
+        """The constants."""
+        env = self.base | bind(self.jaxpr.invars[: self.n_operands], operands)
+        evaluate(self.derived_eqns, env)
+        return [env[v] for v in self.constants]
+
+    def features_of(self, constants: Arrays, x: Arrays) -> Arrays:
+        """One step's features."""
+        env = self.base | bind(self.constants, constants) | bind(self.x, x)
+        evaluate(self.feature_eqns, env)
+        return [env[v] for v in self.features]
+
+    def environment(self, constants: Arrays, carry: Arrays, x: Arrays, features: Arrays) -> Env:
+        """What the loop's equations start from."""
+        given = zip((self.constants, self.carry, self.x, self.features), (constants, carry, x, features), strict=True)
+        return self.base | {v: value for pair in given for v, value in zip(*pair, strict=True)}
+
+    def types(self, constants: Arrays, carry: Arrays, x: Arrays, features: Arrays) -> Env:
+        """Values of all the loop's variables, to be used for their types only: zeros made from them are sharded, and
+        vary over mesh axes, as they do. Nothing with effects is evaluated."""
+        env = self.environment(constants, carry, x, features)
+        evaluate([e for e in self.loop_eqns if not e.effects], env)
+        return env
+
+    def loop(
+        self, constants: Arrays, carry: Arrays, x: Arrays, features: Arrays, taps: Taps | None = None
+    ) -> tuple[Arrays, Arrays]:
+        """One step, the features being known: (carry, y)."""
+        env = self.environment(constants, carry, x, features)
+        evaluate(self.loop_eqns, env, taps.apply if taps else None)
+        outs = [read(env, v) for v in self.jaxpr.outvars]
+        return outs[: self.n_carry], outs[self.n_carry :]
+
+
+@dataclasses.dataclass
+class Taps:
+    """How `SplitStep.loop` evaluates the tapped equations.
+
+    Attributes:
+      weights: for each tapped equation its tap, and the weight that it is to use.
+      zeros: to be added to the results; None to add nothing.
+      results, lefts: filled in the order of evaluation.
+    """
+
+    taps: Sequence[Tap]
+    weights: Arrays
+    zeros: Arrays | None = None
+    results: list[Any] = dataclasses.field(default_factory=list)
+    lefts: list[Any] = dataclasses.field(default_factory=list)
+
+    def apply(self, eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+        index = next((i for i, tap in enumerate(self.taps) if tap.eqn is eqn), None)
+        if index is None:
+            return apply(eqn, values)
+        tap = self.taps[index]
+        used = list(values)
+        used[tap.side] = self.weights[index]
+        (result,) = apply(eqn, used)
+        self.results.append(result)
+        self.lefts.append(None if tap.left is None else values[1 - tap.side])
+        return [result if self.zeros is None else result + self.zeros[index]]
+
+
+_splits: weakref.WeakKeyDictionary[FlatStep, dict[bool, SplitStep]] = weakref.WeakKeyDictionary()
+
+
+def split(step: FlatStep, joined: bool) -> SplitStep:
+    """The parts of a step; the same object for the same arguments.
+
+    Args:
+      step: the step.
+      joined: whether products that share an operand are merged, for which a copy of their weights is held.
+    """
+    known = _splits.setdefault(step, {})
+    if joined not in known:
+        closed = inline(step.jaxpr)
+        merged = merge(closed, step.n_operands) if joined else closed
+        other = known.get(not joined)
+        # Where there is nothing to merge, both are one.
+        known[joined] = other if other is not None and merged is closed else _split(merged, step)
+    return known[joined]
+
+
+def has_merges(step: FlatStep) -> bool:
+    """Whether there are products to merge."""
+    return split(step, True) is not split(step, False)
+
+
+def _split(closed: Any, step: FlatStep) -> SplitStep:
+    n_operands, n_carry = step.n_operands, sum(step.moving)
+    jaxpr = closed.jaxpr
+    base = bind(jaxpr.constvars, closed.consts)
+    operands, x = jaxpr.invars[:n_operands], jaxpr.invars[n_operands + n_carry :]
+    invariant = invariant_variables(jaxpr, n_operands)
+    feature_eqns = _feature_eqns(jaxpr, invariant, set(x))
+    made = {v for e in feature_eqns for v in e.outvars}
+    varying = [e for e in jaxpr.eqns if e.effects or any(v not in invariant for v in variables(e.invars))]
+    rest = needed([e for e in varying if e not in feature_eqns], jaxpr.outvars)
+    derived_eqns = [e for e in jaxpr.eqns if any(v in invariant for v in e.outvars)]
+    used = variables([*(v for e in (*rest, *feature_eqns) for v in e.invars), *jaxpr.outvars])
+    known = {*operands, *base}
+    crossing, repeated = _crossing(derived_eqns, [v for v in used if v in invariant and v not in known], known)
+    constants = [*operands, *crossing]
+    loop_eqns = needed([*repeated, *rest], jaxpr.outvars, {*constants, *base, *made})
+    features = [v for v in variables([*(v for e in loop_eqns for v in e.invars), *jaxpr.outvars]) if v in made]
+    return SplitStep(
+        jaxpr=jaxpr,
+        base=base,
+        n_operands=n_operands,
+        n_carry=n_carry,
+        constants=tuple(constants),
+        derived_eqns=tuple(needed(derived_eqns, crossing, known)),
+        feature_eqns=tuple(needed([*repeated, *feature_eqns], features, {*constants, *base})),
+        loop_eqns=tuple(loop_eqns),
+        features=tuple(features),
+        taps=tuple(_taps(loop_eqns, constants)),
+    )
+
+
+def _crossing(derived_eqns: Sequence[Any], used: Sequence[Any], given: set[Any]) -> tuple[list[Any], list[Any]]:
+    """Which derived variables are computed once per scan, and which equations are better repeated where they are used.
+
+    An equation whose results are larger than what it reads (a broadcast bias) costs memory and saves nothing.
+    """
+    producer = {v: e for e in derived_eqns for v in e.outvars}
+    crossing, repeated, todo = [], set(), list(used)
+    while todo:
+        v = todo.pop()
+        if v in given or v in crossing or producer[v] in repeated:
+            continue
+        eqn = producer[v]
+        if bytes_of(eqn.outvars) > bytes_of(variables(eqn.invars)):
+            repeated.add(eqn)
+            todo.extend(variables(eqn.invars))
+        else:
+            crossing.append(v)
+    return crossing, [e for e in derived_eqns if e in repeated]
+
+
+def _feature_eqns(jaxpr: Any, invariant: set[Any], x: set[Any]) -> list[Any]:
+    """The equations to evaluate for a whole block at once."""
+    batchable: list[Any] = []
+    producer: dict[Any, Any] = {}
+    known = {*invariant, *x}
+    for eqn in jaxpr.eqns:
+        inputs = variables(eqn.invars)
+        if all(v in known for v in inputs) and not all(v in invariant for v in inputs) and can_be_batched(eqn):
+            batchable.append(eqn)
+            known.update(eqn.outvars)
+            producer.update((v, eqn) for v in eqn.outvars)
+    chosen: set[Any] = set()
+    for eqn in batchable:
+        if eqn.primitive in PRODUCTS and sum(v in invariant for v in eqn.invars) == 1:
+            if _pays_as_feature(eqn, invariant, x):
+                chosen.add(eqn)
+                chosen.update(needed(batchable, eqn.invars))
+        else:
+            inside = [v for v in variables(eqn.invars) if producer.get(v) in chosen]
+            others = [v for v in variables(eqn.invars) if v not in invariant and v not in inside]
+            is_part = eqn.primitive.name in ("split", "slice")
+            if inside and not others and not is_part and bytes_of(eqn.outvars) <= bytes_of(inside):
+                chosen.add(eqn)
+    return [e for e in batchable if e in chosen]
+
+
+def _pays_as_feature(eqn: Any, invariant: set[Any], x: set[Any]) -> bool:
+    weight = next(v for v in eqn.invars if v in invariant)
+    other = next(v for v in eqn.invars if v not in invariant)
+    return outside_pays(bytes_of([weight]), bytes_of(eqn.outvars) + (0 if other in x else bytes_of([other])))
+
+
+def _taps(loop_eqns: Sequence[Any], constants: Sequence[Any]) -> list[Tap]:
+    position = {v: i for i, v in enumerate(constants)}
+    found = []
+    for eqn in loop_eqns:
+        if eqn.primitive not in PRODUCTS | _SUMS or not is_float(eqn.outvars[0]):
+            continue
+        sides = [i for i, v in enumerate(eqn.invars) if not isinstance(v, core.Literal) and v in position]
+        if len(sides) == 1 and is_float(eqn.invars[sides[0]]):
+            found.append(Tap(eqn, sides[0], position[eqn.invars[sides[0]]]))
+    return found

@@ -1,0 +1,300 @@
+"""The backward of one step, written down once as two lists of equations.
+
+`record` evaluates a step and what its vjp needs; `pull` applies the vjp. Between the two, a value is saved unless it is
+there anyway (constants, x), or is made of saved values by elementwise arithmetic, which costs less than reading it
+back: of an LSTM's step 7 arrays are saved in place of the 12 that `jax.vjp` keeps.
+
+Tapped weights (see `split`) are held fixed. Which taps pay is decided here, with the equations at hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Container, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.extend.core import primitives
+
+from bptt_jax._lower.jaxprs import Env, bind, bytes_of, inline, is_float, needed, variables
+from bptt_jax._lower.roofline import outside_pays
+from bptt_jax._lower.split import SplitStep, Tap, Taps
+from bptt_jax._step import Arrays
+
+# Elementwise and free of transcendental functions: evaluated again, fused with what uses it, faster than read back.
+_CHEAP = frozenset(
+    [
+        "add",
+        "add_any",
+        "sub",
+        "mul",
+        "neg",
+        "abs",
+        "sign",
+        "max",
+        "min",
+        "select_n",
+        "convert_element_type",
+        "broadcast_in_dim",
+        "reshape",
+        "squeeze",
+        "slice",
+        "split",
+        "integer_pow",
+        "square",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "and",
+        "or",
+        "not",
+        "xor",
+        "copy",
+        "stop_gradient",
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pull:
+    """The backward program of one step.
+
+    Attributes:
+      base: values that its equations close over.
+      eqns: from residuals and incoming cotangents to cotangents.
+      residuals: its variables for what the step's vjp keeps.
+      ct_new, ct_y: its variables for incoming cotangents; no ct_y where y has none.
+      ct_carry, ct_x, ct_features, ct_taps, ct_constants: its results; None where a cotangent is zero.
+    """
+
+    base: Env
+    eqns: Sequence[Any]
+    residuals: Sequence[Any]
+    ct_new: Sequence[Any]
+    ct_y: Sequence[Any]
+    ct_carry: Sequence[Any]
+    ct_x: Sequence[Any]
+    ct_features: Sequence[Any]
+    ct_taps: Sequence[Any]
+    ct_constants: Sequence[Any]
+
+    @property
+    def stacked(self) -> list[Any]:
+        """The distinct variables that leave the loop for each step."""
+        return variables(v for v in (*self.ct_x, *self.ct_features, *self.ct_taps) if v is not None)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepVjp:
+    """A step with its backward.
+
+    Attributes:
+      parts: the step, taken apart.
+      taps: those of which the weights' gradients are deferred to the end of a block.
+      in_loop: positions of the constants that are differentiated in the loop.
+      base: values that the equations of `record` close over.
+      eqns: of `record`, whose inputs are constants, carry, x and features.
+      invars: these inputs.
+      outs: the new carry and y, variables of `record`.
+      residuals: of which the vjp consists, variables of `record`.
+      lefts: for each tap what its weight is multiplied with, a variable of `record`; None for sums.
+      saved: the variables of `record` that are saved.
+      pull, pull_without_y: the backward.
+    """
+
+    parts: SplitStep
+    taps: Sequence[Tap]
+    in_loop: Sequence[int]
+    base: Env
+    eqns: Sequence[Any]
+    invars: tuple[Sequence[Any], ...]
+    outs: Sequence[Any]
+    residuals: Sequence[Any]
+    lefts: Sequence[Any]
+    saved: Sequence[Any]
+    pull: Pull
+    pull_without_y: Pull
+
+
+_known: weakref.WeakKeyDictionary[SplitStep, StepVjp] = weakref.WeakKeyDictionary()
+
+
+def step_vjp(parts: SplitStep) -> StepVjp:
+    """The backward of a step, with the taps that pay; the same object for the same step."""
+    if parts not in _known:
+        everything = _trace(parts, parts.taps)
+        paying = _paying(everything)
+        _known[parts] = everything if len(paying) == len(parts.taps) else _trace(parts, paying)
+    return _known[parts]
+
+
+def floats(leaves: Sequence[Any]) -> list[Any]:
+    """Those that are differentiable."""
+    return [leaf for leaf in leaves if is_float(leaf)]
+
+
+def with_floats(leaves: Sequence[Any], new: Sequence[Any]) -> list[Any]:
+    """`leaves` with the differentiable ones replaced."""
+    given = iter(new)
+    return [next(given) if is_float(leaf) else leaf for leaf in leaves]
+
+
+def _paying(vjp: StepVjp) -> list[Tap]:
+    """The taps whose deferral saves more than it costs.
+
+    In the loop, a weight's gradient is read and written at each step. Deferred, the cotangent of each step is written
+    and read again, unless it is stacked anyway: as a feature's, or another tap's.
+    """
+    pull = vjp.pull
+    stacked: set[Any] = {v for v in (*pull.ct_x, *pull.ct_features) if v is not None}
+    chosen: set[Tap] = set()
+    for tap, ct in zip(vjp.taps, pull.ct_taps, strict=True):
+        if tap.left is None or ct is None:
+            continue
+        weight = vjp.parts.constants[tap.const]
+        if available(ct, stacked, pull) or outside_pays(bytes_of([weight]), bytes_of([ct])):
+            chosen.add(tap)
+            stacked.add(ct)
+    for tap, ct in zip(vjp.taps, pull.ct_taps, strict=True):
+        if tap.left is None and (ct is None or available(ct, stacked, pull)):
+            chosen.add(tap)
+    return [tap for tap in vjp.taps if tap in chosen]
+
+
+def available(ct: Any, stacked: Container[Any], pull: Pull) -> bool:
+    """Whether a cotangent can be had from stacked ones: it is one of them, or a part of one."""
+    return ct in stacked or part_of(ct, stacked, pull) is not None
+
+
+def part_of(ct: Any, stacked: Container[Any], pull: Pull) -> tuple[Any, int, int] | None:
+    """The stacked concatenation that `ct` is a part of: its variable, the axis and the place where `ct` begins."""
+    for eqn in pull.eqns:
+        if eqn.primitive is primitives.concatenate_p and eqn.outvars[0] in stacked and ct in variables(eqn.invars):
+            axis, before = eqn.params["dimension"], eqn.invars[: list(eqn.invars).index(ct)]
+            return eqn.outvars[0], axis, sum(v.aval.shape[axis] for v in before)
+    return None
+
+
+def _avals(atoms: Sequence[Any]) -> list[Any]:
+    return [v.aval for v in atoms]
+
+
+def _trace(parts: SplitStep, taps: Sequence[Tap]) -> StepVjp:
+    eqns = {tap.eqn: tap.side for tap in taps}
+    read_in_loop = {
+        v for eqn in parts.loop_eqns for side, v in enumerate(eqn.invars)
+        if not isinstance(v, core.Literal) and eqns.get(eqn) != side
+    } | set(variables(parts.jaxpr.outvars))  # fmt: skip
+    in_loop = [i for i, v in enumerate(parts.constants) if is_float(v) and v in read_in_loop]
+    trees: list[Any] = []
+    sizes: list[int] = []
+
+    def record(constants: Arrays, carry: Arrays, x: Arrays, features: Arrays) -> Any:
+        weights = [constants[tap.const] for tap in taps]
+        types = parts.types(constants, carry, x, features)
+        zeros = [jnp.zeros_like(types[tap.eqn.outvars[0]]) for tap in taps]
+
+        def run(carry_f: Arrays, x_f: Arrays, features_f: Arrays, zeros: Arrays, constants_f: Arrays) -> Any:
+            tapped = Taps(taps, weights, zeros)
+            own = list(constants)
+            for i, constant in zip(in_loop, constants_f, strict=True):
+                own[i] = constant
+            given = (with_floats(carry, carry_f), with_floats(x, x_f), with_floats(features, features_f))
+            new, y = parts.loop(own, *given, tapped)
+            return (floats(new), floats(y)), (new, y, tapped.lefts)
+
+        arguments = (floats(carry), floats(x), floats(features), zeros, [constants[i] for i in in_loop])
+        _, vjp, (new, y, lefts) = jax.vjp(run, *arguments, has_aux=True)
+        residuals, tree = jax.tree.flatten(vjp)
+        trees.append(tree)
+        sizes.append(len(residuals))
+        return [*new, *y, *residuals, *(left for left in lefts if left is not None)]
+
+    groups = (parts.constants, parts.carry, parts.x, parts.features)
+    closed = inline(jax.make_jaxpr(record)(*map(_avals, groups)))
+    jaxpr = closed.jaxpr
+    n_outs = len(parts.jaxpr.outvars)
+    outs, residuals = jaxpr.outvars[:n_outs], jaxpr.outvars[n_outs : n_outs + sizes[0]]
+    with_left = iter(jaxpr.outvars[n_outs + sizes[0] :])
+    lefts = [None if tap.left is None else next(with_left) for tap in taps]
+    unused = iter(jaxpr.invars)
+    invars = tuple([next(unused) for _ in group] for group in groups)
+    base = bind(jaxpr.constvars, closed.consts)
+    y = floats(parts.jaxpr.outvars[parts.n_carry :])
+    pulls = [
+        _trace_pull(parts, taps, in_loop, trees[0], residuals, with_y) for with_y in ((True, False) if y else (True,))
+    ]
+    return StepVjp(
+        parts=parts,
+        taps=taps,
+        in_loop=in_loop,
+        base=base,
+        eqns=jaxpr.eqns,
+        invars=invars,
+        outs=outs,
+        residuals=residuals,
+        lefts=lefts,
+        saved=_saved(jaxpr, invars, base, residuals, lefts),
+        pull=pulls[0],
+        pull_without_y=pulls[-1],
+    )
+
+
+def _trace_pull(
+    parts: SplitStep, taps: Sequence[Tap], in_loop: Sequence[int], tree: Any, residuals: Sequence[Any], with_y: bool
+) -> Pull:
+    new, y = (floats(vs) for vs in (parts.jaxpr.outvars[: parts.n_carry], parts.jaxpr.outvars[parts.n_carry :]))
+    given = (parts.constants, parts.carry, parts.x, parts.features)
+
+    def pull(residuals: Arrays, ct_new: Arrays, ct_y: Arrays, given: Any) -> Any:
+        if not with_y:
+            types = parts.types(*given)
+            ct_y = [jnp.zeros_like(types[v]) for v in y]
+        return jax.tree.unflatten(tree, residuals)((list(ct_new), list(ct_y)))
+
+    groups = (residuals, new, y if with_y else [])
+    closed = inline(jax.make_jaxpr(pull)(*map(_avals, groups), list(map(_avals, given))))
+    jaxpr = closed.jaxpr
+    zeros = {e.outvars[0] for e in jaxpr.eqns if e.primitive is primitives.broadcast_in_dim_p and _is_zero(e.invars[0])}
+    outs = iter(None if _is_zero(v) or v in zeros else v for v in jaxpr.outvars)
+    unused = iter(jaxpr.invars)
+    ct_groups = (floats(parts.carry), floats(parts.x), floats(parts.features), taps, in_loop)
+    return Pull(
+        bind(jaxpr.constvars, closed.consts),
+        needed(jaxpr.eqns, jaxpr.outvars),
+        *([next(unused) for _ in group] for group in groups),
+        *([next(outs) for _ in group] for group in ct_groups),
+    )
+
+
+def _is_zero(atom: Any) -> bool:
+    return isinstance(atom, core.Literal) and bool(jnp.ndim(atom.val) == 0) and atom.val == 0
+
+
+def _saved(jaxpr: Any, invars: Sequence[Sequence[Any]], base: Env, residuals: Any, lefts: Any) -> list[Any]:
+    """The variables to save, so that the residuals and the operands of the taps can be had."""
+    constants, _, x, _ = invars
+    producer = {v: e for e in jaxpr.eqns for v in e.outvars}
+    free = {*constants, *x, *base}
+    for eqn in jaxpr.eqns:
+        if not eqn.effects and eqn.primitive.name in _CHEAP and all(v in free for v in variables(eqn.invars)):
+            free.update(eqn.outvars)
+    order = {v: i for i, v in enumerate([*jaxpr.invars, *(v for e in jaxpr.eqns for v in e.outvars)])}
+    stacked = {v for v in variables(v for v in lefts if v is not None) if v not in {*constants, *x}}
+    saved = {v for v in variables(residuals) if v not in free} | stacked
+
+    cheap = [e for e in jaxpr.eqns if not e.effects and e.primitive.name in _CHEAP]
+    for v in sorted(saved - stacked, key=order.__getitem__, reverse=True):
+        made = free | saved - {v}
+        for eqn in cheap if producer.get(v) in cheap else []:
+            if all(u in made for u in variables(eqn.invars)):
+                made.update(eqn.outvars)
+        if v in made:
+            saved.remove(v)
+    return sorted(saved, key=order.__getitem__)

@@ -1,0 +1,112 @@
+"""Gradients under `shard_map` and under explicit sharding. A program, for the four fake devices must be made first.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m tests.adversarial.sharded
+
+The batch is divided among the devices, weights are on each. Prints a line for each plan, and fails loudly.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import bptt_jax
+from bptt_jax import Chain, Remat, Repeat, Steps
+from tests import comparison
+from tests.adversarial.running import run_each
+from tests.adversarial.table import draw
+
+PLANS = {
+    "blocks": Repeat(3, Remat(Steps(4))),
+    "remainder": Chain((Repeat(3, Remat(Steps(3))), Steps(3))),
+    "one block": Steps(12),
+}
+BATCH, WEIGHT, MEMORY = PartitionSpec(None, "batch"), PartitionSpec(), PartitionSpec("batch")
+
+
+def step(params, carry, x):
+    """Products that can be hoisted, deferred and merged; a read-only leaf; an invariant output and a product as one."""
+    h, scale = carry
+    a, b = h @ params["a"], h @ params["b"]
+    h = jnp.tanh(a + jax.nn.sigmoid(b) * (x @ params["v"]) + scale * params["c"])
+    return (h, scale), (h, x @ params["v"], jnp.sin(params["c"]))
+
+
+def arguments():
+    params = {name: draw(i, 3, 3, scale=0.5) for i, name in enumerate("abv")} | {"c": draw(3, 3)}
+    return params, (draw(4, 8, 3), draw(5, 8, 3)), draw(6, 12, 8, 3)
+
+
+def loss(scan, params, init, xs):
+    carry, (ys, products, invariant) = scan(functools.partial(step, params), init, xs)
+    of_each_example = jnp.sum(jnp.sin(ys) * jnp.cos(products), axis=(0, 2)) * init[1][:, 0]
+    return of_each_example.sum() + jnp.sum(carry[0] * carry[1]) + ys.shape[1] * jnp.sum(invariant)
+
+
+def gradient(scan):
+    return jax.value_and_grad(functools.partial(loss, scan), argnums=(0, 1, 2))
+
+
+def sharded_gradient(scan, mesh):
+    """Each device's share of the loss; the shares are added, and with them the gradients of the weights."""
+
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(WEIGHT, MEMORY, BATCH), out_specs=(WEIGHT, (WEIGHT, MEMORY, BATCH))
+    )
+    def shares(params, init, xs):
+        value, gradients = gradient(scan)(params, init, xs)
+        return lax.psum(value, "batch"), gradients
+
+    return shares
+
+
+def noting_types(function, types):
+    """`function`, which when it is traced adds the types of its results, with their shardings, to a list."""
+
+    def noted(*arguments):
+        results = function(*arguments)
+        types.extend(str(jax.typeof(leaf)) for leaf in jax.tree.leaves(results))
+        return results
+
+    return noted
+
+
+def check_shard_map(scan, whole):
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
+    (ours,) = run_each((sharded_gradient(scan, mesh), *arguments()))
+    comparison.assert_same(ours, whole, 1e-10)
+
+
+def check_explicit_sharding(scan, whole):
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Explicit,))
+    types, expected_types = [], []
+    with jax.set_mesh(mesh):
+        divided = [
+            jax.device_put(tree, NamedSharding(mesh, spec))
+            for tree, spec in zip(arguments(), (WEIGHT, MEMORY, BATCH), strict=True)
+        ]
+        calls = ((noting_types(gradient(f), seen), *divided) for f, seen in ((scan, types), (lax.scan, expected_types)))
+        ours, theirs = run_each(*calls)
+    assert types == expected_types, (types, expected_types)
+    assert "batch" in "".join(types)
+    placed, expected = ([leaf.sharding for leaf in jax.tree.leaves(tree)] for tree in (ours, theirs))
+    assert placed == expected, (placed, expected)
+    for reference in (theirs, whole):
+        comparison.assert_same(*map(jax.device_get, (ours, reference)), 1e-10)
+
+
+def main():
+    jax.config.update("jax_enable_x64", True)
+    assert jax.device_count() == 4, "set XLA_FLAGS=--xla_force_host_platform_device_count=4"
+    (whole,) = run_each((gradient(lax.scan), *arguments()))
+    for name, plan in PLANS.items():
+        scan = functools.partial(bptt_jax.scan, plan=plan)
+        check_shard_map(scan, whole)
+        check_explicit_sharding(scan, whole)
+        print("equal:", name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""Values and derivatives of the adversarial steps equal those of `jax.lax.scan`."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import bptt_jax
+from bptt_jax import Chain, Remat, Repeat, Steps
+from bptt_jax.errors import BudgetError
+from bptt_jax.plans import length as length_of
+from bptt_jax.plans import notation
+from tests import comparison
+from tests.adversarial import TABLE
+from tests.adversarial.running import (
+    derivative_call,
+    first_order,
+    forward_over_reverse,
+    gradient,
+    gradient_of_part,
+    gradient_over_uneven_batch,
+    reverse_over_reverse,
+    run_each,
+)
+from tests.adversarial.subsets import BATCHES, LONG, PARTS, TWICE, UNEVEN
+
+BLOCKS = Repeat(3, Remat(Steps(4)))
+NEST = Chain((Repeat(2, Remat(Repeat(2, Remat(Steps(2))))), Steps(3)))
+REST = Chain((Repeat(2, Remat(Steps(4))), Steps(3)))
+SMALL = Repeat(3, Remat(Steps(2)))
+# To the cases in turn: a length, a direction, and which derivatives of what to compare. No options are no budget.
+COMPARED = (
+    (12, False, ((forward_over_reverse, {"plan": BLOCKS}), (reverse_over_reverse, {}))),
+    (11, True, ((forward_over_reverse, {"plan": REST}), (reverse_over_reverse, {}))),
+    (12, True, ((forward_over_reverse, {"plan": BLOCKS}), (reverse_over_reverse, {}))),
+    (11, False, ((first_order, {"plan": NEST}), (forward_over_reverse, {"plan": REST}), (reverse_over_reverse, {}))),
+)
+
+
+@pytest.fixture(autouse=True)
+def implicit_broadcasting():
+    """What steps of users do, and Flax; the types of results are compared strictly all the same."""
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+
+
+def is_finite(tree):
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if comparison.is_float(leaf))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_derivatives_equal_those_of_lax_scan(name):
+    """What gives second derivatives gives the gradient as well, so that is not always compiled for itself."""
+    entry = TABLE[name]
+    length, reverse, compared = COMPARED[list(TABLE).index(name) % 4]
+    theirs, ours = (functools.partial(scan, reverse=reverse) for scan in (lax.scan, bptt_jax.scan))
+    references = [forward_over_reverse] if entry.conservative else [forward_over_reverse, reverse_over_reverse]
+    case = entry.case()
+    results = run_each(
+        *(derivative_call(derivative, case, length, theirs) for derivative in references),
+        *(
+            derivative_call(derivative, case, length, functools.partial(ours, **options))
+            for derivative, options in compared
+        ),
+    )
+    assert is_finite(results[: len(references)])
+    first, second = results[0]
+    expected = {first_order: None, forward_over_reverse: second, reverse_over_reverse: results[len(references) - 1][1]}
+    for (derivative, options), (our_first, our_second) in zip(compared, results[len(references) :], strict=True):
+        print(derivative.__name__, options)
+        comparison.assert_same(our_first, first, entry.tolerance)
+        comparison.assert_same(our_second, expected[derivative], 10 * entry.tolerance)
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_reverse_over_reverse_through_recomputation(name):
+    entry = TABLE[name]
+    scans = (lax.scan, functools.partial(bptt_jax.scan, plan=BLOCKS))
+    theirs, ours = run_each(*(derivative_call(reverse_over_reverse, entry.case(), 12, scan) for scan in scans))
+    comparison.assert_same(ours, theirs, 10 * entry.tolerance)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_gradient_of_one_argument(name):
+    """Of the parameters alone, of the first carry alone, and of xs alone."""
+    entry = TABLE[name]
+    case = entry.case()
+    groups = [sum(map(comparison.is_float, jax.tree.leaves(tree))) for tree in (case.params, case.init, case.xs(12))]
+    ends = np.cumsum(groups)
+    parts = [slice(end - size, end) for end, size in zip(ends, groups, strict=True) if size]
+    ours = functools.partial(bptt_jax.scan, plan=BLOCKS)
+    (expected, _), *results = run_each(
+        derivative_call(gradient, case, 12, lax.scan),
+        *(derivative_call(functools.partial(gradient_of_part, part), case, 12, ours) for part in parts),
+    )
+    for part, result in zip(parts, results, strict=True):
+        comparison.assert_same(result, expected[part], entry.tolerance)
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in BATCHES})[::2])
+def test_batch_of_gradients(name):
+    """All inputs are batched, so the weights that the step closes over are tracers of an outer vmap."""
+    entry = TABLE[name]
+    scans = (lax.scan, functools.partial(bptt_jax.scan, plan=BLOCKS))
+    theirs, ours = run_each(*(derivative_call(comparison.vmapped_grad, entry.case(), 12, scan) for scan in scans))
+    comparison.assert_same(ours, theirs, entry.tolerance)
+
+
+@pytest.mark.parametrize(("name", "batched"), BATCHES)
+def test_gradient_of_a_batch(name, batched):
+    """Of the float inputs some are batched and others shared; the batch is as large as the length."""
+    entry = TABLE[name]
+    case = entry.case()
+    n_params = sum(map(comparison.is_float, jax.tree.leaves(case.params)))
+
+    def derivative(loss, floats):
+        one = {"first": 0, "carry": n_params, "last": len(floats) - 1}
+        return comparison.grad_of_vmap(loss, floats, lambda i: batched == "all" or i == one[batched], size=6)
+
+    scans = (lax.scan, functools.partial(bptt_jax.scan, plan=SMALL))
+    theirs, ours = run_each(*(derivative_call(derivative, case, 6, scan) for scan in scans))
+    comparison.assert_same(ours, theirs, entry.tolerance)
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_gradient_of_a_batch_of_integers_and_keys(name):
+    entry = TABLE[name]
+    scans = (lax.scan, functools.partial(bptt_jax.scan, plan=SMALL))
+    theirs, ours = run_each(*(gradient_over_uneven_batch(entry.case(), scan) for scan in scans))
+    comparison.assert_same(ours, theirs, entry.tolerance)
+
+
+@pytest.mark.parametrize("name", ["shared_left_operand", "outputs_of_every_kind", "dropout_with_rbg_keys_in_xs"])
+@pytest.mark.parametrize("plan", [Steps(0), Steps(1), Chain((Repeat(2, Remat(Steps(1))), Steps(1)))], ids=notation)
+def test_blocks_of_one_step_and_of_none(name, plan):
+    entry, length = TABLE[name], length_of(plan)
+    scans = (lax.scan, functools.partial(bptt_jax.scan, plan=plan))
+    theirs, ours = run_each(*(derivative_call(gradient, entry.case(), length, scan) for scan in scans))
+    comparison.assert_same(ours, theirs, entry.tolerance)
+
+
+@pytest.mark.parametrize("length", [49, 100])
+@pytest.mark.parametrize("name", LONG)
+def test_more_steps_than_a_block_may_have(name, length):
+    """However a lowering divides a segment, and whatever is left over."""
+    entry = TABLE[name]
+    scans = (functools.partial(f, reverse=length == 49) for f in (lax.scan, bptt_jax.scan))
+    theirs, ours = run_each(*(derivative_call(gradient, entry.case(), length, scan) for scan in scans))
+    comparison.assert_same(ours, theirs, entry.tolerance)
+
+
+@pytest.mark.parametrize("name", ["flax_lstm", *LONG])
+def test_smallest_budget(name):
+    """What is done for speed and takes bytes is then left undone."""
+    entry = TABLE[name]
+    derivative, floats = derivative_call(gradient, entry.case(), 90, functools.partial(bptt_jax.scan, budget=1))
+    with pytest.raises(BudgetError) as failure:
+        jax.eval_shape(derivative, floats)
+    scans = (lax.scan, functools.partial(bptt_jax.scan, budget=failure.value.smallest_bytes))
+    theirs, ours = run_each(*(derivative_call(gradient, entry.case(), 90, scan) for scan in scans))
+    comparison.assert_same(ours, theirs, entry.tolerance)
+
+
+@pytest.mark.parametrize("name", ["shared_left_operand", "outputs_of_every_kind", "read_only_in_the_carry"])
+def test_jacobian(name):
+    """A batch of cotangents, of inputs that are not batched: of the last carry, and of outputs."""
+
+    def derivative(loss, floats):
+        def some(floats):
+            carry, ys = loss(floats)[1]
+            leaves = [leaf for tree in (carry, ys) for leaf in jax.tree.leaves(tree) if comparison.is_float(leaf)]
+            return [jnp.sin(leaf.ravel()[-4:]) for leaf in leaves]
+
+        return jax.jacrev(some)(floats)
+
+    entry = TABLE[name]
+    scans = (lax.scan, functools.partial(bptt_jax.scan, plan=BLOCKS))
+    theirs, ours = run_each(*(derivative_call(derivative, entry.case(), 12, scan) for scan in scans))
+    comparison.assert_same(ours, theirs, entry.tolerance)
+
+
+@pytest.mark.parametrize("picked", [None, "carry", "x", "of x", "weight", "of weights", "hoistable product", "product"])
+def test_gradient_of_one_result(picked):
+    """Of an output, or of the last carry; the others have no cotangent."""
+    case = TABLE["outputs_of_every_kind"].case()
+
+    def derivative(loss, floats):
+        def of_one(floats):
+            carry, outputs = loss(floats)[1]
+            result = carry["h"] if picked is None else outputs[picked]
+            return comparison.real_sum(jnp.sin(result) * comparison.distinct_weights(result))
+
+        return jax.value_and_grad(of_one)(floats)
+
+    scans = (lax.scan, functools.partial(bptt_jax.scan, plan=BLOCKS))
+    theirs, ours = run_each(*(derivative_call(derivative, case, 12, scan) for scan in scans))
+    comparison.assert_same(ours, theirs, 1e-10)
+
+
+def compare_losses(make_loss, *arguments):
+    """The gradients of a loss, made of a scan, with `jax.lax.scan` and with blocks."""
+    scans = (lax.scan, functools.partial(bptt_jax.scan, plan=BLOCKS))
+    calls = [(jax.value_and_grad(make_loss(scan), argnums=tuple(range(len(arguments)))), *arguments) for scan in scans]
+    theirs, ours = run_each(*calls)
+    comparison.assert_same(ours, theirs, 1e-10)
+
+
+def test_one_array_as_weight_and_first_carry_and_inputs():
+    def make_loss(scan):
+        def loss(w):
+            def step(h, x):
+                return jnp.tanh(h @ w + x @ w.T), h
+
+            carry, ys = scan(step, w, jnp.stack([w * i for i in range(12)]))
+            return jnp.sum(jnp.sin(carry)) + jnp.sum(ys[::2] * ys[1::2])
+
+        return loss
+
+    compare_losses(make_loss, TABLE["bias"].params()["w"])
+
+
+def test_within_a_training_loop():
+    """The weights are the carry of a loop around, and differentiated through it."""
+    case = TABLE["bias"].case()
+
+    def make_loss(scan):
+        def loss(params, init, xs):
+            carry, ys = scan(functools.partial(case.step, params), init, xs)
+            return jnp.sum(jnp.sin(carry)) + jnp.sum(ys**2)
+
+        def update(params, rate, init, xs):
+            return jax.tree.map(lambda p, g: p - rate * g, params, jax.grad(loss)(params, init, xs))
+
+        def trained(params, init, xs):
+            params, _ = lax.scan(lambda p, rate: (update(p, rate, init, xs), None), params, jnp.array([0.1, 0.05]))
+            return loss(params, init, xs)
+
+        return trained
+
+    compare_losses(make_loss, case.params, case.init, case.xs(12))
+
+
+def test_within_a_checkpoint():
+    case = TABLE["shared_left_operand"].case()
+
+    def make_loss(scan):
+        @jax.checkpoint
+        def part(params, init, xs):
+            return scan(functools.partial(case.step, params), jnp.sin(init), xs)
+
+        def loss(params, init, xs):
+            carry, ys = part(params, part(params, init, xs)[0], xs)
+            return jnp.sum(jnp.sin(carry)) + jnp.sum(ys**2)
+
+        return loss
+
+    compare_losses(make_loss, case.params, case.init, case.xs(12))
+
+
+def test_within_itself():
+    """The step scans as well: over layers, from the carry, with weights of the outer function."""
+    case = TABLE["scan_over_layers"].case()
+
+    def make_loss(scan):
+        inner = lax.scan if scan is lax.scan else functools.partial(bptt_jax.scan, plan=Repeat(2, Remat(Steps(1))))
+
+        def loss(params, init, xs):
+            def step(h, x):
+                return inner(lambda v, p: (jnp.tanh(v @ p["w"] + p["b"]), v), h + x, params)
+
+            carry, ys = scan(step, init, xs)
+            return jnp.sum(jnp.sin(carry)) + jnp.sum(ys**2)
+
+        return loss
+
+    compare_losses(make_loss, case.params, case.init, case.xs(12))
+
+
+def test_without_jit():
+    case = TABLE["shared_left_operand"].case()
+    scans = (lax.scan, functools.partial(bptt_jax.scan, plan=BLOCKS))
+    theirs, ours = (comparison.eager_grad(*comparison.make_loss(case, 12, scan)) for scan in scans)
+    comparison.assert_same(ours, theirs, 1e-10)
+
+
+def test_callbacks_see_each_step():
+    """How often is not promised, but what they see is."""
+
+    def seen_by(scan):
+        seen = []
+
+        def step(w, carry, x):
+            carry = jnp.tanh(w * carry + x)
+            jax.debug.callback(lambda carry, x: seen.append((round(float(carry), 9), float(x))), carry, x)
+            return carry, None
+
+        xs = jnp.arange(12.0) / 8
+        jax.jit(jax.grad(lambda w: scan(functools.partial(step, w), 0.3, xs)[0]))(0.7)
+        jax.effects_barrier()
+        return set(seen)
+
+    assert len(seen_by(lax.scan)) == 12
+    assert seen_by(functools.partial(bptt_jax.scan, plan=BLOCKS)) == seen_by(lax.scan)
+
+
+def test_on_four_devices():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.adversarial.sharded"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("equal:") == 3

@@ -42,6 +42,8 @@ class FlatStep:
 
     def __call__(self, operands: Arrays, carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
         outs = core.jaxpr_as_fun(self.jaxpr)(*operands, *carry, *x)
+        # A literal among the results is a Python number.
+        outs = [out if isinstance(out, jax.Array) else jnp.asarray(out) for out in outs]
         return outs[: sum(self.moving)], outs[sum(self.moving) :]
 
 

@@ -15,10 +15,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
-from bptt_jax._lower.jaxprs import Env, bind, bytes_of, evaluate, is_float, needed, read, variables
+from bptt_jax._lower.jaxprs import Env, bind, bytes_of, evaluate, is_float, needed, read, variables, zeros_like
 from bptt_jax._lower.roofline import block_steps
 from bptt_jax._lower.split import SplitStep, split
 from bptt_jax._lower.step_vjp import Pull, StepVjp, floats, part_of, step_vjp, with_floats
@@ -112,14 +111,13 @@ class Block:
         constants = self.constants(held)
         pull = self._vjp.pull_without_y if ct_ys is None else self._vjp.pull
         summed = {i: ct for i, ct in zip(self._vjp.in_loop, pull.ct_constants, strict=True) if ct is not None}
-        sums = {i: gradients[i] if i < len(held) else jnp.zeros_like(constants[i]) for i in summed}
+        sums = {i: gradients[i] if i < len(held) else zeros_like(constants[i]) for i in summed}
 
         def body(state: Any, at: Any) -> Any:
             ct_new, sums = state
             env = self._pull(pull, constants, ct_new, *at)
             ct_carry = [
-                ct if v is None else read(env, v)
-                for v, ct in zip(pull.ct_carry, map(jnp.zeros_like, ct_new), strict=True)
+                ct if v is None else read(env, v) for v, ct in zip(pull.ct_carry, map(zeros_like, ct_new), strict=True)
             ]
             return (ct_carry, {i: sums[i] + read(env, v) for i, v in summed.items()}), [env[v] for v in pull.stacked]
 
@@ -201,13 +199,13 @@ class Block:
 
             values, vjp = jax.vjp(features, [constants[i] for i in used], x_f)
             cts = [
-                jnp.zeros_like(value) if ct is None else stacked[ct]
+                zeros_like(value) if ct is None else stacked[ct]
                 for value, ct in zip(values, pull.ct_features, strict=True)
             ]
             ct_constants, ct_features_xs = vjp(cts)
             gradients.extend(zip(used, ct_constants, strict=True))
             ct_xs = [b if a is None else a + b for a, b in zip(ct_xs, ct_features_xs, strict=True)]
-        return [jnp.zeros_like(x) if ct is None else ct for x, ct in zip(x_f, ct_xs, strict=True)], gradients
+        return [zeros_like(x) if ct is None else ct for x, ct in zip(x_f, ct_xs, strict=True)], gradients
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ needs is: to flatten nested jits, to evaluate a list of equations in an environm
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,8 +17,11 @@ from jax.extend.core import primitives
 
 Env = dict[Any, Any]
 
+_JAX_FOLDER = os.path.dirname(jax.__file__)
+
+# What vmap leaves as it is: JAX's own arithmetic. Not what others define (callbacks, foreign functions).
+_BATCHABLE = {p.name for p in vars(primitives).values() if isinstance(p, core.Primitive)} | {"split"}
 PRODUCTS = {primitives.dot_general_p, primitives.conv_general_dilated_p}
-_CUSTOM_RULES = {primitives.custom_jvp_call_p, primitives.custom_vjp_call_p}
 # Other bits under vmap than in a loop, for keys of the "rbg" kind.
 _RANDOM = ("random", "rng", "threefry")
 
@@ -42,7 +46,7 @@ def _run_inlined(closed: Any, args: Sequence[Any], known: dict[Any, Any]) -> lis
             return _run_inlined(inner, values, known)
         if eqn.effects or is_random(eqn) or has_inner_jaxpr(eqn):
             return apply(eqn, values)
-        literals = tuple(str((v.val, v.aval)) for v in eqn.invars if isinstance(v, core.Literal))
+        literals = tuple(str((v.val, v.aval)) if isinstance(v, core.Literal) else None for v in eqn.invars)
         tracers = [value for v, value in zip(eqn.invars, values, strict=True) if not isinstance(v, core.Literal)]
         key = (eqn.primitive, tuple(map(id, tracers)), literals, str(eqn.params), str(eqn.ctx))
         if key not in known:
@@ -121,16 +125,12 @@ def needed(eqns: Sequence[Any], outputs: Iterable[Any], given: Iterable[Any] = (
 
 def has_inner_jaxpr(eqn: Any) -> bool:
     """Whether an equation is a call, a loop or a branch."""
-    return any(
-        isinstance(p, core.Jaxpr | core.ClosedJaxpr)
-        or (isinstance(p, tuple | list) and any(isinstance(q, core.Jaxpr | core.ClosedJaxpr) for q in p))
-        for p in eqn.params.values()
-    )
+    return bool(_inner_jaxprs(eqn))
 
 
 def is_random(eqn: Any) -> bool:
     """Whether an equation draws random bits, or makes keys."""
-    return eqn.primitive.name.startswith(_RANDOM)
+    return str(eqn.primitive.name).startswith(_RANDOM)
 
 
 def can_be_batched(eqn: Any) -> bool:
@@ -138,20 +138,45 @@ def can_be_batched(eqn: Any) -> bool:
 
     Branches do not qualify: under vmap both are evaluated, and a NaN in the one not taken reaches the gradient.
     """
-    if eqn.effects or is_random(eqn):
-        return False
-    if eqn.primitive in _CUSTOM_RULES:
-        return not _draws_inside(eqn)
-    return not has_inner_jaxpr(eqn)
+    is_arithmetic = eqn.primitive.name in _BATCHABLE and not has_inner_jaxpr(eqn)
+    return is_arithmetic and not eqn.effects and not is_random(eqn)
 
 
-def _draws_inside(eqn: Any) -> bool:
-    inner = [p for p in eqn.params.values() if isinstance(p, core.ClosedJaxpr)]
-    return any(not can_be_batched(e) and not _is_plain_jit(e) for j in inner for e in j.jaxpr.eqns)
+def has_own_gradient(jaxpr: Any) -> bool:
+    """Whether a function with a derivative rule of the user's own occurs in a jaxpr, at any depth.
+
+    A rule need not be the derivative of its function; then higher derivatives depend on when it was applied. JAX's own
+    (`jax.nn.relu`) are, and are told by where they are defined.
+    """
+    return any(_is_own_rule(eqn) or any(map(has_own_gradient, _inner_jaxprs(eqn))) for eqn in jaxpr.eqns)
 
 
-def _is_plain_jit(eqn: Any) -> bool:
-    return bool(eqn.primitive is primitives.jit_p) and not _draws_inside(eqn)
+def _is_own_rule(eqn: Any) -> bool:
+    if eqn.primitive is not primitives.custom_jvp_call_p:
+        return bool(eqn.primitive is primitives.custom_vjp_call_p)
+    return not any(_JAX_FOLDER in str(inner.debug_info.func_src_info) for inner in _inner_jaxprs(eqn))
+
+
+def _inner_jaxprs(eqn: Any) -> list[Any]:
+    values = [q for p in eqn.params.values() for q in (p if isinstance(p, tuple | list) else [p])]
+    return [getattr(q, "jaxpr", q) for q in values if isinstance(q, core.Jaxpr | core.ClosedJaxpr)]
+
+
+def zeros_like(leaf: Any) -> Any:
+    """Zeros of the type of `leaf`, varying over the same axes of a mesh as it does in a `shard_map`."""
+    zeros = jax.numpy.zeros_like(leaf)
+    missing = _varying(jax.typeof(leaf)) - _varying(jax.typeof(zeros))
+    return jax.lax.pcast(zeros, tuple(missing), to="varying") if missing else zeros
+
+
+def varies(variable: Any) -> bool:
+    """Whether a variable's values differ over the axes of a mesh, in a `shard_map`."""
+    return bool(_varying(variable.aval))
+
+
+def _varying(aval: Any) -> frozenset[Any]:
+    by_name = getattr(aval, "vma", None)  # what it is called depends on the version of JAX
+    return frozenset(by_name if by_name is not None else aval.manual_axis_type.varying)
 
 
 def is_float(atom: Any) -> bool:

@@ -19,7 +19,7 @@ from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
 
-from bptt_jax._lower.jaxprs import apply, bind, evaluate, read, variables
+from bptt_jax._lower.jaxprs import apply, bind, evaluate, is_float, read, variables
 from bptt_jax._lower.roofline import merging_pays
 
 
@@ -32,7 +32,7 @@ def merge(closed: Any, n_operands: int) -> Any:
     """
     jaxpr = closed.jaxpr
     invariant = invariant_variables(jaxpr, n_operands)
-    groups = _groups(jaxpr.eqns, invariant)
+    groups = _groups(jaxpr.eqns, invariant, _differentiable(jaxpr))
     if not groups:
         return closed
     group_of = {id(eqn): group for group in groups for eqn in group}
@@ -65,12 +65,28 @@ def invariant_variables(jaxpr: Any, n_operands: int) -> set[Any]:
     return found
 
 
-def _groups(eqns: Sequence[Any], invariant: set[Any]) -> list[list[Any]]:
+_NO_GRADIENT = frozenset(["stop_gradient", "floor", "ceil", "round", "sign", "nextafter"])
+
+
+def _differentiable(jaxpr: Any) -> set[Any]:
+    """The variables through which a gradient comes back.
+
+    A product that only decides something has none. Merged, it would get one of zeros, and times a weight that is not
+    finite these are NaNs.
+    """
+    found = {v for v in variables(jaxpr.outvars) if is_float(v)}
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.primitive.name not in _NO_GRADIENT and any(v in found for v in eqn.outvars):
+            found.update(v for v in variables(eqn.invars) if is_float(v))
+    return found
+
+
+def _groups(eqns: Sequence[Any], invariant: set[Any], differentiable: set[Any]) -> list[list[Any]]:
     groups = defaultdict(list)
     for eqn in eqns:
         if eqn.primitive is primitives.dot_general_p and not any(isinstance(v, core.Literal) for v in eqn.invars):
             side = _weight_side(eqn, invariant)
-            if side is not None and merging_pays(_flops(eqn)):
+            if side is not None and eqn.outvars[0] in differentiable and merging_pays(_flops(eqn)):
                 weight, other = eqn.invars[side], eqn.invars[1 - side]
                 shape = list(weight.aval.shape)
                 shape[_free_axis(eqn, side)] = -1

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.extend.core import primitives
 
-from bptt_jax._lower.jaxprs import Env, bind, bytes_of, inline, is_float, needed, variables
+from bptt_jax._lower.jaxprs import Env, bind, bytes_of, inline, is_float, needed, variables, zeros_like
 from bptt_jax._lower.roofline import outside_pays
 from bptt_jax._lower.split import SplitStep, Tap, Taps
 from bptt_jax._step import Arrays
@@ -198,7 +198,7 @@ def _trace(parts: SplitStep, taps: Sequence[Tap]) -> StepVjp:
     def record(constants: Arrays, carry: Arrays, x: Arrays, features: Arrays) -> Any:
         weights = [constants[tap.const] for tap in taps]
         types = parts.types(constants, carry, x, features)
-        zeros = [jnp.zeros_like(types[tap.eqn.outvars[0]]) for tap in taps]
+        zeros = [zeros_like(types[tap.eqn.outvars[0]]) for tap in taps]
 
         def run(carry_f: Arrays, x_f: Arrays, features_f: Arrays, zeros: Arrays, constants_f: Arrays) -> Any:
             tapped = Taps(taps, weights, zeros)
@@ -255,7 +255,7 @@ def _trace_pull(
     def pull(residuals: Arrays, ct_new: Arrays, ct_y: Arrays, given: Any) -> Any:
         if not with_y:
             types = parts.types(*given)
-            ct_y = [jnp.zeros_like(types[v]) for v in y]
+            ct_y = [zeros_like(types[v]) for v in y]
         return jax.tree.unflatten(tree, residuals)((list(ct_new), list(ct_y)))
 
     groups = (residuals, new, y if with_y else [])

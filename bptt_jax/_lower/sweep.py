@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bptt_jax._lower.block import Block, Gradients, block_sizes
-from bptt_jax._lower.jaxprs import is_float, read
+from bptt_jax._lower.jaxprs import has_own_gradient, is_float, read, varies, zeros_like
 from bptt_jax._lower.nested import Run
 from bptt_jax._lower.split import split
 from bptt_jax._lower.step_vjp import floats, step_vjp
@@ -41,9 +41,10 @@ def lower(plan: Plan, step: FlatStep, *, joined: bool = True, reverse: bool = Fa
 
     independent = independent_outputs(block.parts)
 
-    def forward(held: Arrays, carry: Arrays, xs: Arrays) -> Any:
+    def forward(held: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays, Any]:
         walk = _Forward(block, length(plan), reverse, block.constants(held), xs)
-        last, ys, saved = walk.record(plan, 0, carry, walk.no_ys(carry))
+        last, written, saved = walk.record(plan, 0, carry, walk.no_ys(carry))
+        ys = written or []
         outs = tie([*last, *ys], independent, [*held, *carry, *xs])
         return outs[: len(last)], outs[len(last) :], saved
 
@@ -60,13 +61,13 @@ def lower(plan: Plan, step: FlatStep, *, joined: bool = True, reverse: bool = Fa
         held, carry, xs, saved = kept
         ct_carry, ct_ys = cotangents
         ct_carry = [
-            jnp.zeros_like(leaf) if _is_symbolic_zero(ct) else ct
+            zeros_like(leaf) if _is_symbolic_zero(ct) else ct
             for leaf, ct in zip(carry, ct_carry, strict=True)
             if is_float(leaf)
         ]
         walk = _Backward(block, length(plan), reverse, held, xs, _instantiate(ct_ys))
-        gradients = {i: jnp.zeros_like(leaf) for i, leaf in enumerate(held) if is_float(leaf)}
-        ct_xs = [jnp.zeros_like(leaf) for leaf in floats(xs)]
+        gradients = {i: zeros_like(leaf) for i, leaf in enumerate(held) if is_float(leaf)}
+        ct_xs = [zeros_like(leaf) for leaf in floats(xs)]
         ct_carry, ct_xs, gradients = walk.back(plan, 0, saved, (ct_carry, ct_xs, gradients))
         return (
             [gradients.get(i) for i in range(len(held))],
@@ -86,15 +87,18 @@ def lower(plan: Plan, step: FlatStep, *, joined: bool = True, reverse: bool = Fa
 def can_sweep(step: FlatStep) -> bool:
     """Whether the sweep takes a step: its reverse-mode derivative with respect to all floating inputs exists.
 
-    The nest does not ask for that; it also runs effects that custom_vjp refuses.
+    The nest does not ask for that; it also runs effects that custom_vjp refuses, and takes higher derivatives of steps
+    with gradients of their own. In a `shard_map`, results that do not vary as the inputs do cannot be tied (`tie`).
     """
-    if any(type(effect).__name__ not in _EFFECTS for effect in step.jaxpr.effects):
+    jaxpr = step.jaxpr.jaxpr
+    if any(type(effect).__name__ not in _EFFECTS for effect in jaxpr.effects) or has_own_gradient(jaxpr):
         return False
     try:
-        step_vjp(split(step, joined=False))
+        parts = split(step, joined=False)
+        step_vjp(parts)
     except (TypeError, ValueError, NotImplementedError):
         return False
-    return True
+    return not (any(map(varies, jaxpr.invars)) and any(independent_outputs(parts)))
 
 
 def _is_symbolic_zero(ct: Any) -> bool:
@@ -186,7 +190,8 @@ class _Forward(_Walk):
                 carry, new, saved = self._block.record(self._constants, carry, self._read(self._xs, at, n), n)
                 return carry, None if ys is None else self._write(ys, new, at, n), saved
             case Remat(child):
-                return *self.advance(child, at, carry, ys), list(carry)
+                last, ys = self.advance(child, at, carry, ys)
+                return last, ys, list(carry)
             case Repeat(1, child):
                 return self.record(child, at, carry, ys)
             case Repeat(k, child):
@@ -283,4 +288,4 @@ def _blank(leaf: Any) -> Any:
     """Something of the type of `leaf`, to be overwritten; keys have no zeros."""
     if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
         return leaf
-    return jnp.zeros_like(leaf)
+    return zeros_like(leaf)

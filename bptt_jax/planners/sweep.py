@@ -53,8 +53,9 @@ def fastest(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None
         if leaf_bytes > budget_bytes:
             continue
         found = _with_leaf(profile, length, budget_bytes, n, leaf_bytes, inner, products)
-        is_faster = found is not None and (best is None or found[0] < best[0])
-        if is_faster and cost(found[1], profile).peak_bytes <= budget_bytes:
+        if found is None or (best is not None and found[0] >= best[0]):
+            continue
+        if cost(found[1], profile).peak_bytes <= budget_bytes:
             best = found
     return None if best is None else best[1]
 

@@ -74,11 +74,6 @@ def directions(floats: list[Any]) -> list[Any]:
     return [jnp.cos(leaf) for leaf in floats]
 
 
-def first_order(loss: Loss, floats: list[Any]) -> Any:
-    """(`gradient`, None): what the two below give, without second derivatives."""
-    return gradient(loss, floats), None
-
-
 def forward_over_reverse(loss: Loss, floats: list[Any]) -> Any:
     """(`gradient`, the derivative of the gradient along the directions)."""
     arguments = (floats,), (directions(floats),)

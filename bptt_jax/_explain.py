@@ -9,6 +9,7 @@ import jax
 
 from bptt_jax._budget import budget_to_bytes
 from bptt_jax._cost import PlanCost, cost
+from bptt_jax._lower.block import BlockSummary, summary
 from bptt_jax._plan import Plan
 from bptt_jax._plan import length as length_of
 from bptt_jax._render import render
@@ -33,6 +34,7 @@ class Report:
       store_all_bytes: predicted bytes of `jax.lax.scan`'s own vjp.
       forward_steps: evaluations of the step, first pass included.
       program_size: copies of the step's loop in the plan.
+      block: for the sweep, what is done by block and what by step; None for the nest.
       overhead: predicted time over that of keeping everything, backward = 2 forwards.
     """
 
@@ -40,6 +42,7 @@ class Report:
     profile: StepProfile
     budget_bytes: int | None
     measured_bytes: int
+    block: BlockSummary | None = None
 
     @property
     def _cost(self) -> PlanCost:
@@ -68,6 +71,19 @@ class Report:
             return 1.0
         return (self.forward_steps / steps + _BACKWARD_TIME) / (1 + _BACKWARD_TIME)
 
+    def _block_rows(self) -> list[tuple[str, str]]:
+        """What the sweep does outside the loop over steps."""
+        if self.block is None:
+            return [("lowering", "nested checkpoints")]
+        rows = [
+            ("products of x, by block", self.block.hoisted),
+            ("weight gradients, by block", self.block.deferred),
+            ("gradients summed by step", self.block.in_loop),
+            ("products merged", ("yes",) if self.block.merged else ()),
+        ]
+        lowering = ("lowering", f"sweep, blocks of at most {self.profile.block_steps} steps")
+        return [lowering, *((name, ", ".join(values)) for name, values in rows if values)]
+
     def __str__(self) -> str:
         steps = length_of(self.plan)
         budget = "none" if self.budget_bytes is None else _bytes(self.budget_bytes)
@@ -83,6 +99,7 @@ class Report:
             ("forward steps", f"{self.forward_steps:,} for {steps:,}"),
             ("predicted time", f"{self.overhead:.2f} of keeping everything"),
             ("step loops in the program", f"{self.program_size}"),
+            *self._block_rows(),
         ]
         table = "\n".join(f"{name:<26} {value}" for name, value in rows)
         return f"{table}\n\n{render(self.plan, lowering=self.profile.lowering)}"
@@ -125,6 +142,7 @@ def explain(
             profile=choice.profile,
             budget_bytes=budget_to_bytes(budget, choice.profile.store_all_bytes(traced.length)),
             measured_bytes=_temporaries_of_vjp(choice.program(traced.step, reverse, unroll), traced),
+            block=summary(traced.step, choice.joined) if choice.lowering == "sweep" else None,
         )
         reports.append(report)
 

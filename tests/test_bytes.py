@@ -53,16 +53,18 @@ STEPS = {
 }
 
 
+@pytest.mark.parametrize("differentiation", ["reverse", "any"])
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("plan", EXACT + OVER_ESTIMATED, ids=notation)
-def test_prediction_bounds_what_xla_reports(name, plan):
+def test_prediction_bounds_what_xla_reports(name, plan, differentiation):
     step, init, x = STEPS[name]()
     length = bptt_jax.plans.length(plan)
     xs = jax.ShapeDtypeStruct((length, *x.shape), x.dtype)
-    report = bptt_jax.explain(step, init, xs, plan=plan)
+    report = bptt_jax.explain(step, init, xs, plan=plan, differentiation=differentiation)
     ratio = report.measured_bytes / report.predicted_bytes
+    print(f"{name} {notation(plan)} {differentiation}: measured over predicted {ratio:.3f}")
     assert ratio <= 1
-    assert ratio >= (0.96 if plan in EXACT else 0.5)
+    assert ratio >= (0.96 if differentiation == "any" and plan in EXACT else 0.5)
 
 
 @pytest.mark.parametrize("differentiation", ["reverse", "any"])

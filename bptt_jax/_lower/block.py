@@ -9,6 +9,7 @@ A block has no length of its own: it is as long as the xs that it is given.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
@@ -248,6 +249,40 @@ def block_sizes(step: FlatStep, joined: bool) -> BlockSizes:
         left_bytes=bytes_of(v for v in set(vjp.lefts) if v in vjp.saved),
         product_bytes=bytes_of(weights),
         fixed_bytes=bytes_of(derived) + sums,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSummary:
+    """What is done where, for people to read: weights as "float32[256, 1024]".
+
+    Attributes:
+      hoisted: weights of products that are evaluated for a block at once.
+      deferred: weights, and terms of sums, of which the gradients are computed for a block at once.
+      in_loop: other constants, of which the gradients are summed step by step.
+      merged: whether products that share an operand run as one.
+    """
+
+    hoisted: tuple[str, ...]
+    deferred: tuple[str, ...]
+    in_loop: tuple[str, ...]
+    merged: bool
+
+
+def summary(step: FlatStep, joined: bool) -> BlockSummary:
+    """The decisions that were taken for a step."""
+    parts = split(step, joined)
+    vjp = step_vjp(parts)
+
+    def names(variables: Sequence[Any]) -> tuple[str, ...]:
+        counts = collections.Counter(f"{v.aval.dtype}{list(v.aval.shape)}" for v in variables)
+        return tuple(name if count == 1 else f"{count} of {name}" for name, count in counts.items())
+
+    return BlockSummary(
+        hoisted=names(_feature_constants(parts)),
+        deferred=names([parts.constants[tap.const] for tap in vjp.taps]),
+        in_loop=names([parts.constants[i] for i in vjp.in_loop]),
+        merged=joined and parts is not split(step, joined=False),
     )
 
 

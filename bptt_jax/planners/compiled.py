@@ -110,7 +110,16 @@ def smallest_bytes(profile: StepProfile, length: int) -> int:
     >>> smallest_bytes(StepProfile(carry_bytes=1, residual_bytes=4), 1000)
     21
     """
-    return min(cost(plan, profile).peak_bytes for plan in _smallest_plans(profile, length))
+    least = min(cost(plan, profile).peak_bytes for plan in _smallest_plans(profile, length))
+    if profile.lowering == "nested":
+        return least
+    # What fits some bytes fits more, so the least bytes of the sweep's own form are found by halving.
+    refused = 0
+    while least - refused > 1:
+        middle = (least + refused) // 2
+        plan = sweep.fastest(profile, length, middle)
+        least, refused = (least, middle) if plan is None else (cost(plan, profile).peak_bytes, refused)
+    return least
 
 
 def _smallest_plans(profile: StepProfile, length: int) -> Iterator[Plan]:

@@ -6,7 +6,7 @@ Such a plan compiles to one or two bodies, which matters more to the sweep than 
 backward. With M = n·k1·k2·…, h a carry and s a step's residuals, it takes
 
     evaluations   T + M + M·Σ_{i≥2} (1 − 1/k_i)
-    bytes         max( Σ k_i·h + h + block(n),  k1·h + r·s + block's own )  + fixed
+    bytes         max( Σ k_i·h + block(n),  k1·h + r·s + block's own )  + fixed
 
 since the sweep never advances the last child of what it revisits. For every n and k2, k3, … of a grid the least k1 is
 taken whose rest fits, and the fastest of all these wins. The grid does not depend on the budget, so more bytes never
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ Ints = npt.NDArray[np.int64]
 _COUNTS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 50, 64)  # of children, on inner levels
 _MOST_LEVELS = 6
 _SHORT = 64  # leaves up to this long are all tried, longer ones on a geometric grid and where they divide
+_SHORT_SCAN = 10_000  # in longer ones, a rest of one block is nothing
 _CHAIN_TIME = 0.02  # of the gradient's time: what a rest has to gain, since it doubles the program
 
 
@@ -66,19 +68,15 @@ def _with_leaf(
     """The fastest plan with leaves of n steps, and its time."""
     carry, times = max(profile.carry_bytes, 1), profile.times
     unit = n * products  # steps of a child of the outermost loop
-    k1 = np.minimum((budget_bytes - leaf_bytes) // carry - 1 - inner.sum(axis=1), length // unit)
-    # The rest shrinks by `unit` steps for each child, of which each takes a carry: solve for the least k1.
-    rest_free = budget_bytes - profile.fixed_bytes - chain_sums_bytes(profile) - _cut_bytes(profile)
-    shrink = unit * profile.residual_bytes - carry
-    least = np.where(shrink > 0, -(-(length * profile.residual_bytes - rest_free) // np.maximum(shrink, 1)), length)
-    with_rest = np.maximum(least, 2)
+    carries_bytes = budget_bytes - leaf_bytes - inner.sum(axis=1) * carry
     exact = np.where(length % unit == 0, length // unit, 0)
     best: tuple[float, Plan] | None = None
-    for counts in (exact, with_rest):
-        ok = (counts >= 2) & (counts <= k1) & (counts * unit <= length)
+    for counts in (exact, *_with_rest(profile, length, budget_bytes, unit)):
+        covered = counts * unit
+        sums_bytes = np.where(covered < length, chain_sums_bytes(profile), 0)
+        ok = (counts >= 2) & (counts * carry + sums_bytes <= carries_bytes) & (covered <= length)
         if not ok.any():
             continue
-        covered = counts * unit
         again = covered * (1 + _advanced(inner))
         in_leaf = -(-n // profile.block_steps)
         blocks = covered // n * in_leaf * (2 + _advanced(inner)) + (length - covered) / profile.block_steps
@@ -98,9 +96,21 @@ def _nest(length: int, n: int, counts: list[int]) -> Plan:
     return plan if n == length else Chain((plan, Steps(length - n)))
 
 
-def _cut_bytes(profile: StepProfile) -> int:
-    """At most what a rest takes beside its residuals: what one of its blocks does."""
-    return cost(Steps(profile.block_steps), profile).peak_bytes - profile.fixed_bytes
+def _with_rest(profile: StepProfile, length: int, budget_bytes: int, unit: Ints) -> Iterator[Ints]:
+    """The least k1 whose rest fits: rests that are cut into blocks, and such of one block of at most so many steps.
+
+    The rest shrinks by `unit` steps for each child, and each child takes a carry.
+    """
+    carry, residual, longest = max(profile.carry_bytes, 1), profile.residual_bytes, profile.block_steps
+    free = budget_bytes - chain_sums_bytes(profile)
+    shrink = np.maximum(unit * residual - carry, 1)
+    cut_free = free - cost(Steps(longest), profile).peak_bytes
+    yield np.maximum(-(-(length * residual - cut_free) // shrink), 2)
+    for steps in {max(longest * i // 4, 1) for i in range(1, 5)} if length <= _SHORT_SCAN else ():
+        # The most carries beside such a rest, and the fewest children that leave no more than it.
+        most = (free - cost(Steps(steps), profile).peak_bytes) // carry
+        least = np.maximum(-(-(length - steps) // unit), 2)
+        yield np.where(least <= most, least, length + 1)
 
 
 def _advanced(inner: Ints) -> npt.NDArray[np.float64]:

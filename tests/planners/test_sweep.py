@@ -1,0 +1,80 @@
+"""Plans for the sweep fit their budgets, are never slower for more bytes, and are near the best of their form."""
+
+import itertools
+
+import pytest
+
+from bptt_jax import Chain, Remat, Repeat, StepProfile, Steps, cost, make_plan
+from bptt_jax._plan import in_blocks
+from bptt_jax._step_profile import StepTimes
+from bptt_jax._time import predicted_time
+from bptt_jax.errors import BudgetError
+from bptt_jax.planners import sweep
+from bptt_jax.plans import length, simulate
+from tests.planners.executor import Items, execute
+
+PLAIN = StepProfile(carry_bytes=4, residual_bytes=24, param_bytes=40, fixed_bytes=8)
+PROFILE = StepProfile(
+    4, 14, param_bytes=40, fixed_bytes=30, block_bytes=12, left_bytes=2, product_bytes=40, block_steps=48, plain=PLAIN,
+    times=StepTimes(recording=1.2, backward=1.6, block=2.0),
+)  # fmt: skip
+LENGTHS = (1, 2, 7, 97, 100, 1000, 1009, 100_000)
+
+
+def time_of(plan):
+    return predicted_time(in_blocks(plan, PROFILE.block_steps), PROFILE.times, "sweep")
+
+
+def smallest(steps):
+    try:
+        make_plan(PROFILE, steps, 1)
+    except BudgetError as error:
+        return error.smallest_bytes
+    return 1
+
+
+@pytest.mark.parametrize("steps", LENGTHS)
+def test_plans_fit_and_more_bytes_never_cost_time(steps):
+    least, everything = smallest(steps), cost(Steps(steps), PROFILE).peak_bytes
+    before = None
+    for share in (0, 0.01, 0.05, 0.1, 0.2, 0.5, 0.9, 1):
+        budget = int(least + share * (everything - least))
+        plan = make_plan(PROFILE, steps, budget)
+        assert length(plan) == steps
+        assert cost(plan, PROFILE).peak_bytes <= budget
+        found = sweep.fastest(PROFILE, steps, budget)
+        if found is not None:
+            assert before is None or time_of(found) <= before * (1 + 1e-9)
+            before = time_of(found)
+    assert make_plan(PROFILE, steps, everything) == Steps(steps)
+
+
+@pytest.mark.parametrize("steps", LENGTHS)
+def test_a_byte_less_than_the_smallest_is_refused(steps):
+    least = smallest(steps)
+    if least > 1:
+        with pytest.raises(BudgetError):
+            make_plan(PROFILE, steps, least - 1)
+
+
+@pytest.mark.parametrize("budget", [400, 500, 700, 900, 1200])
+def test_no_nest_of_two_levels_is_faster(budget):
+    """All plans of 120 steps of the form, without and with a rest, on up to two levels."""
+    nests = [Repeat(k, Remat(Steps(n))) for n in range(1, 61) for k in range(2, 120 // n + 1)]
+    nests += [
+        Repeat(k, Remat(Repeat(j, Remat(Steps(n)))))
+        for n, j in itertools.product(range(1, 31), range(2, 31))
+        for k in range(2, 120 // (n * j) + 1)
+    ]
+    plans = [nest if length(nest) == 120 else Chain((nest, Steps(120 - length(nest)))) for nest in nests]
+    fitting = [time_of(plan) for plan in plans if cost(plan, PROFILE).peak_bytes <= budget]
+    found = time_of(sweep.fastest(PROFILE, 120, budget))
+    # 2 % is what a rest has to gain, for it doubles the program; the grid of inner counts leaves out a few.
+    assert found <= min(fitting) * 1.03
+
+
+def test_the_executor_runs_them_with_as_many_steps_as_cost_says():
+    for steps, budget in ((97, 700), (100, 600), (1000, 2000)):
+        plan = make_plan(PROFILE, steps, budget)
+        ran = execute(simulate(plan, "sweep"), steps, Items(4, 14), budget)
+        assert ran.forward_steps == cost(plan, PROFILE).forward_steps

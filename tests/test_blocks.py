@@ -1,0 +1,89 @@
+"""What a block does outside its loop, forced each way, changes no gradient; and it is done where sizes say so."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+import bptt_jax
+from bptt_jax import Remat, Repeat, Steps
+from bptt_jax._lower import merge, split, step_vjp, sweep
+from bptt_jax._step import trace
+from tests import comparison
+
+PLAN = Repeat(3, Remat(Steps(4)))
+
+
+def swept(joined):
+    def scan(step, init, xs, length=None):
+        traced = trace(step, (), init, xs, length, reverse=False, unroll=1)
+        program = sweep.lower(PLAN, traced.step, joined=joined)
+        return traced.unflatten(*program(traced.operands, traced.carry, traced.xs))
+
+    return scan
+
+
+def lstm(width=4):
+    cell = nn.LSTMCell(width, param_dtype=jnp.float64, dtype=jnp.float64)
+    carry = cell.initialize_carry(jax.random.key(0), (3, width))
+    xs = jax.random.normal(jax.random.key(2), (12, 3, width))
+    return cell, cell.init(jax.random.key(1), carry, xs[0]), carry, xs
+
+
+@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize("outside", [True, False])
+@pytest.mark.parametrize("derivative", ["value_and_grad", "forward_over_reverse", "reverse_over_reverse"])
+def test_each_decision_gives_the_same_gradients(monkeypatch, joined, outside, derivative):
+    monkeypatch.setattr(split, "outside_pays", lambda weight, stacked: outside)
+    monkeypatch.setattr(step_vjp, "outside_pays", lambda weight, stacked: outside)
+    monkeypatch.setattr(merge, "merging_pays", lambda flops: True)
+    cell, variables, carry, xs = lstm()
+
+    def make(scan):
+        def loss(inputs):
+            variables, carry, xs = inputs
+            (c, h), ys = scan(lambda c, x: cell.apply(variables, c, x), carry, xs)
+            return jnp.sum(jnp.sin(c)) + jnp.sum(h**2) + jnp.sum(jnp.cos(ys)), ys
+
+        return loss
+
+    run = getattr(comparison, derivative)
+    inputs = (variables, carry, xs)
+    if derivative == "value_and_grad":
+        ours, theirs = run(make(swept(joined)), inputs), run(make(lax.scan), inputs)
+    else:
+        leaves, tree = jax.tree.flatten(inputs)
+        ours, theirs = (
+            run(lambda leaves, scan=scan: make(scan)(jax.tree.unflatten(tree, leaves)), leaves)
+            for scan in (swept(joined), lax.scan)
+        )
+    comparison.assert_same(ours, theirs, 1e-9)
+
+
+def block_of(batch, width):
+    cell = nn.LSTMCell(width)
+    x = jnp.zeros((batch, width), jnp.float32)
+    carry = cell.initialize_carry(jax.random.key(0), x.shape)
+    variables = cell.init(jax.random.key(1), carry, x)
+    return bptt_jax.explain(
+        lambda c, x: cell.apply(variables, c, x), carry, jax.ShapeDtypeStruct((64, *x.shape), x.dtype)
+    )
+
+
+def test_large_weights_are_used_by_block_and_small_ones_by_step():
+    """A batch of 16 at width 256 writes a sixteenth of a weight for each product, one of 64 at width 128 half of it."""
+    wide, narrow = block_of(16, 256).block, block_of(64, 128).block
+    assert wide.hoisted == ("4 of float32[256, 256]",)
+    assert wide.deferred == ("4 of float32[256, 256]", "4 of float32[1, 256]")
+    assert wide.in_loop == ()
+    assert narrow.hoisted == narrow.deferred == ()
+    assert narrow.in_loop[0] == "8 of float32[128, 128]" or "of float32[128, 128]" in "".join(narrow.in_loop)
+    assert "products of x, by block" in str(block_of(16, 256))
+
+
+def test_less_is_saved_than_by_jax():
+    """Seven arrays of an LSTM's step (i, f, g, o, c, tanh of the new c, h) in place of twelve."""
+    report = block_of(16, 256)
+    assert report.profile.residual_bytes == 7 * 16 * 256 * 4
+    assert report.profile.plain.residual_bytes == 12 * 16 * 256 * 4

@@ -62,13 +62,13 @@ class StepProfile:
       y_bytes: one step's output `y`.
       param_bytes: the closed-over floating arrays, each of which has a gradient.
       fixed_bytes: what a backward pass needs whatever its length and plan.
+      times: relative times, for planners only: bytes and counts of evaluations do not depend on them.
       block_bytes: what a block holds for each of its steps while it is worked on, beside their residuals.
       left_bytes: of residual_bytes, what a block holds until its end, for the products over all of its steps.
       product_bytes: the results of these products, before they are added to the gradients.
       block_steps: the length of the longest block; longer `Steps` are run as several.
       plain: the profile of `jax.lax.scan` for the same step, where the other numbers are those of the sweep. None: they
         are those of `jax.lax.scan` and of the nest that is made of it.
-      times: relative times, for planners only: bytes and counts of evaluations do not depend on them.
     """
 
     carry_bytes: int
@@ -77,12 +77,12 @@ class StepProfile:
     y_bytes: int = 0
     param_bytes: int = 0
     fixed_bytes: int = 0
+    times: StepTimes = StepTimes()
     block_bytes: int = 0
     left_bytes: int = 0
     product_bytes: int = 0
     block_steps: int = 1
     plain: StepProfile | None = None
-    times: StepTimes = StepTimes()
 
     def __post_init__(self) -> None:
         if not isinstance(self.times, StepTimes):

@@ -90,23 +90,25 @@ def test_a_linen_lstm_in_ten_per_cent_of_flax(differentiation):
 
 @pytest.mark.parametrize("share", ["50%", "25%", "10%"])
 def test_explain_measures_what_the_jitted_gradient_takes(share):
-    """An independent compilation of the vjp that the budget is about."""
-    step, init, x = STEPS["gru"]()
+    """An independent compilation of the vjp that the budget is about: over (params, init, xs)."""
+    cell, x = nn.GRUCell(128), jnp.zeros((16, 128), jnp.float32)
+    init = cell.initialize_carry(jax.random.key(0), x.shape)
+    variables = cell.init(jax.random.key(1), init, x)
     xs = jax.ShapeDtypeStruct((500, *x.shape), x.dtype)
-    report = bptt_jax.explain(step, init, xs, budget=share)
+    report = bptt_jax.explain(lambda carry, x: cell.apply(variables, carry, x), init, xs, budget=share)
 
-    def run(init, xs):
-        return bptt_jax.scan(step, init, xs, budget=share)
+    def run(variables, init, xs):
+        return bptt_jax.scan(lambda carry, x: cell.apply(variables, carry, x), init, xs, budget=share)
 
-    def vjp(init, xs, cotangents):
-        out, pull = jax.vjp(run, init, xs)
+    def vjp(variables, init, xs, cotangents):
+        out, pull = jax.vjp(run, variables, init, xs)
         return out, pull(cotangents)
 
     init_shape = jax.ShapeDtypeStruct(init.shape, init.dtype)
-    measured = temporaries(vjp, init_shape, xs, jax.eval_shape(run, init_shape, xs))
-    # Here the weights are constants without gradients, so this takes less by what concerns them alone.
-    assert measured <= report.measured_bytes <= report.budget_bytes
-    assert report.measured_bytes - measured <= 4 * report.profile.param_bytes + report.profile.fixed_bytes
+    measured = temporaries(vjp, variables, init_shape, xs, jax.eval_shape(run, variables, init_shape, xs))
+    print(f"{share}: {measured} by itself, {report.measured_bytes} by explain, {report.budget_bytes} asked")
+    assert measured <= report.budget_bytes
+    assert abs(measured - report.measured_bytes) <= 0.01 * measured
 
 
 def test_store_all_is_what_lax_scan_takes():

@@ -146,4 +146,4 @@ def test_explain_of_a_layer():
     variables = jax.eval_shape(layer.init, jax.random.key(0), inputs)
     report = bptt_jax.linen.explain(layer, variables, inputs)
     assert report.measured_bytes <= report.budget_bytes
-    assert report.forward_steps == 600
+    assert 300 < report.forward_steps <= 600  # nothing is evaluated more than twice

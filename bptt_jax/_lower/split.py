@@ -41,7 +41,7 @@ from bptt_jax._lower.jaxprs import (
     variables,
 )
 from bptt_jax._lower.merge import invariant_variables, merge
-from bptt_jax._lower.roofline import outside_pays
+from bptt_jax._lower.roofline import hoisting_pays
 from bptt_jax._step import Arrays, FlatStep
 
 _SUMS = {primitives.add_p, primitives.sub_p}
@@ -289,7 +289,7 @@ def _feature_eqns(jaxpr: Any, invariant: set[Any], x: set[Any]) -> list[Any]:
 def _pays_as_feature(eqn: Any, invariant: set[Any], x: set[Any]) -> bool:
     weight = next(v for v in eqn.invars if v in invariant)
     other = next(v for v in eqn.invars if v not in invariant)
-    return outside_pays(bytes_of([weight]), bytes_of(eqn.outvars) + (0 if other in x else bytes_of([other])))
+    return hoisting_pays(bytes_of([weight]), bytes_of(eqn.outvars) + (0 if other in x else bytes_of([other])))
 
 
 def _taps(loop_eqns: Sequence[Any], constants: Sequence[Any]) -> list[Tap]:

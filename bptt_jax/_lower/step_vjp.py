@@ -20,7 +20,7 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 from bptt_jax._lower.jaxprs import Env, bind, bytes_of, inline, is_float, needed, variables, zeros_like
-from bptt_jax._lower.roofline import outside_pays
+from bptt_jax._lower.roofline import deferring_pays
 from bptt_jax._lower.split import SplitStep, Tap, Taps
 from bptt_jax._step import Arrays
 
@@ -158,7 +158,7 @@ def _paying(vjp: StepVjp) -> list[Tap]:
         if tap.left is None or ct is None:
             continue
         weight = vjp.parts.constants[tap.const]
-        if available(ct, stacked, pull) or outside_pays(bytes_of([weight]), bytes_of([ct])):
+        if available(ct, stacked, pull) or deferring_pays(bytes_of([weight]), bytes_of([ct])):
             chosen.add(tap)
             stacked.add(ct)
     for tap, ct in zip(vjp.taps, pull.ct_taps, strict=True):

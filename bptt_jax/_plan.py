@@ -196,10 +196,11 @@ def fold(plan: Plan, visit: Callable[[Plan, Sequence[T]], T]) -> T:
 def in_blocks(plan: Plan, most_steps: int) -> Plan:
     """The same plan with each `Steps` of more than `most_steps` steps cut into loops of shorter ones.
 
-    What is kept stays the same. Blocks are equal where a divisor allows, otherwise a shorter one comes last.
+    What is kept stays the same. Blocks are equal where a divisor allows; otherwise fewer steps than there are blocks
+    come last.
 
     >>> in_blocks(Steps(100), 48), in_blocks(Steps(97), 48)
-    (Repeat(k=4, child=Steps(n=25)), Chain(children=(Repeat(k=2, child=Steps(n=48)), Steps(n=1))))
+    (Repeat(k=4, child=Steps(n=25)), Chain(children=(Repeat(k=3, child=Steps(n=32)), Steps(n=1))))
     """
     return fold(plan, lambda node, children: _in_blocks(node, children, most_steps))
 
@@ -210,8 +211,8 @@ def _in_blocks(node: Plan, children: Sequence[Plan], most_steps: int) -> Plan:
             equal = next((b for b in range(most_steps, max(most_steps // 2, 1) - 1, -1) if n % b == 0), None)
             if equal is not None:
                 return Repeat(n // equal, Steps(equal))
-            whole = Repeat(n // most_steps, Steps(most_steps)) if n >= 2 * most_steps else Steps(most_steps)
-            return Chain((whole, Steps(n % most_steps)))
+            loops = -(-n // most_steps)
+            return Chain((Repeat(loops, Steps(n // loops)), Steps(n % loops)))
         case Repeat(k):
             return Repeat(k, children[0])
         case Chain():

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bptt_jax._cost import chain_sums_bytes, cost
-from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps
+from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, in_blocks
 from bptt_jax._step_profile import StepProfile
 
 Ints = npt.NDArray[np.int64]
@@ -52,7 +52,8 @@ def fastest(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None
     best: tuple[float, Plan] | None = None
     for n in _leaf_lengths(length):
         leaf_bytes = cost(Steps(n), profile).peak_bytes
-        if leaf_bytes > budget_bytes:
+        # Below a Remat, blocks are one loop: two in a row would hold their arrays at once.
+        if leaf_bytes > budget_bytes or isinstance(in_blocks(Steps(n), profile.block_steps), Chain):
             continue
         found = _with_leaf(profile, length, budget_bytes, n, leaf_bytes, inner, products)
         if found is None or (best is not None and found[0] >= best[0]):

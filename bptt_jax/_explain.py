@@ -128,8 +128,8 @@ def explain(
 
     >>> import jax.numpy as jnp
     >>> report = explain(lambda c, x: (jnp.sin(c) * x, None), jnp.ones(64), jnp.ones((100, 64)), budget="40%")
-    >>> 100 < report.forward_steps <= 200, report.measured_bytes <= report.budget_bytes
-    (True, True)
+    >>> report.forward_steps, report.measured_bytes <= report.budget_bytes
+    (188, True)
     """
     check_options(budget, plan, differentiation)
     reports: list[Report] = []

@@ -18,28 +18,13 @@ from typing import Any
 import jax
 from jax import lax
 
-from bptt_jax._lower.jaxprs import Env, bind, bytes_of, evaluate, is_float, needed, read, variables, zeros_like
+from bptt_jax._lower.jaxprs import MOVES, Env, bind, bytes_of, evaluate, is_float, needed, read, variables, zeros_like
 from bptt_jax._lower.roofline import block_steps
 from bptt_jax._lower.split import SplitStep, split
 from bptt_jax._lower.step_vjp import Pull, StepVjp, floats, part_of, step_vjp, with_floats
 from bptt_jax._step import Arrays, FlatStep
 
 Gradients = dict[int, Any]  # of the differentiable ones among what a block holds, or of its constants, by position
-
-# Of values that are only moved, the gradients are moved back at each block, and no sums of their own are held.
-_MOVES = frozenset(
-    [
-        "concatenate",
-        "reshape",
-        "squeeze",
-        "transpose",
-        "convert_element_type",
-        "slice",
-        "split",
-        "broadcast_in_dim",
-        "copy",
-    ]
-)
 
 
 class Block:
@@ -90,6 +75,7 @@ class Block:
     def back(
         self,
         held: Arrays,
+        constants: Arrays,
         xs: Arrays,
         saved: Arrays,
         ct_carry: Arrays,
@@ -101,6 +87,7 @@ class Block:
 
         Args:
           held: what `hold` returned.
+          constants: those of `held`.
           xs: as given to `record`.
           saved: what `record` returned.
           ct_carry, ct_ys: cotangents of the floating leaves of the last carry and of ys; None for ys without any.
@@ -109,7 +96,6 @@ class Block:
         Returns:
           Cotangents of the floating leaves of the first carry and of xs, and the gradients.
         """
-        constants = self.constants(held)
         pull = self._vjp.pull_without_y if ct_ys is None else self._vjp.pull
         summed = {i: ct for i, ct in zip(self._vjp.in_loop, pull.ct_constants, strict=True) if ct is not None}
         sums = {i: gradients[i] if i < len(held) else zeros_like(constants[i]) for i in summed}
@@ -287,7 +273,7 @@ def summary(step: FlatStep, joined: bool) -> BlockSummary:
 
 
 def _moves_only(parts: SplitStep) -> bool:
-    return all(eqn.primitive.name in _MOVES for eqn in parts.derived_eqns)
+    return all(eqn.primitive.name in MOVES for eqn in parts.derived_eqns)
 
 
 def _feature_constants(parts: SplitStep) -> list[Any]:

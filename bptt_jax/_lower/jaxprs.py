@@ -22,6 +22,17 @@ _JAX_FOLDER = os.path.dirname(jax.__file__)
 # What vmap leaves as it is: JAX's own arithmetic. Not what others define (callbacks, foreign functions).
 _BATCHABLE = {p.name for p in vars(primitives).values() if isinstance(p, core.Primitive)} | {"split"}
 PRODUCTS = {primitives.dot_general_p, primitives.conv_general_dilated_p}
+# Values that are only moved: their gradients are moved back at each block, and no sums of their own are held.
+MOVES = frozenset({
+    "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "reshape", "slice", "split", "squeeze",
+    "transpose",
+})  # fmt: skip
+# Elementwise and free of transcendental functions: evaluated again, fused with what uses it, faster than read back.
+CHEAP = frozenset({
+    "abs", "add", "add_any", "and", "broadcast_in_dim", "convert_element_type", "copy", "eq", "ge", "gt", "integer_pow",
+    "le", "lt", "max", "min", "mul", "ne", "neg", "not", "or", "reshape", "select_n", "sign", "slice", "split",
+    "square", "squeeze", "stop_gradient", "sub", "xor",
+})  # fmt: skip
 # Other bits under vmap than in a loop, for keys of the "rbg" kind.
 _RANDOM = ("random", "rng", "threefry")
 

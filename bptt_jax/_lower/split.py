@@ -139,8 +139,7 @@ class SplitStep:
         return self.base | {v: value for pair in given for v, value in zip(*pair, strict=True)}
 
     def types(self, constants: Arrays, carry: Arrays, x: Arrays, features: Arrays) -> Env:
-        """Values of all the loop's variables, to be used for their types only: zeros made from them are sharded, and
-        vary over mesh axes, as they do. Nothing with effects is evaluated."""
+        """Values of the loop's variables, for their types (shardings too) only; effects are left out."""
         env = self.environment(constants, carry, x, features)
         evaluate([e for e in self.loop_eqns if not e.effects], env)
         return env
@@ -160,15 +159,14 @@ class Taps:
     """How `SplitStep.loop` evaluates the tapped equations.
 
     Attributes:
-      weights: for each tapped equation its tap, and the weight that it is to use.
-      zeros: to be added to the results; None to add nothing.
-      results, lefts: filled in the order of evaluation.
+      weights: for each tap the weight that its equation is to use.
+      zeros: for each tap what is added to its result.
+      lefts: filled in the order of evaluation, which is that of the taps.
     """
 
     taps: Sequence[Tap]
     weights: Arrays
-    zeros: Arrays | None = None
-    results: list[Any] = dataclasses.field(default_factory=list)
+    zeros: Arrays
     lefts: list[Any] = dataclasses.field(default_factory=list)
 
     def apply(self, eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
@@ -179,9 +177,8 @@ class Taps:
         used = list(values)
         used[tap.side] = self.weights[index]
         (result,) = apply(eqn, used)
-        self.results.append(result)
         self.lefts.append(None if tap.left is None else values[1 - tap.side])
-        return [result if self.zeros is None else result + self.zeros[index]]
+        return [result + self.zeros[index]]
 
 
 _splits: weakref.WeakKeyDictionary[FlatStep, dict[bool, SplitStep]] = weakref.WeakKeyDictionary()
@@ -243,7 +240,7 @@ def _split(closed: Any, step: FlatStep) -> SplitStep:
 def _crossing(derived_eqns: Sequence[Any], used: Sequence[Any], given: set[Any]) -> tuple[list[Any], list[Any]]:
     """Which derived variables are computed once per scan, and which equations are better repeated where they are used.
 
-    An equation whose results are larger than what it reads (a broadcast bias) costs memory and saves nothing.
+    A broadcast costs memory outside the loop and nothing inside it. Anything else is not run once per step for that.
     """
     producer = {v: e for e in derived_eqns for v in e.outvars}
     crossing, repeated, todo = [], set(), list(used)
@@ -252,7 +249,7 @@ def _crossing(derived_eqns: Sequence[Any], used: Sequence[Any], given: set[Any])
         if v in given or v in crossing or producer[v] in repeated:
             continue
         eqn = producer[v]
-        if bytes_of(eqn.outvars) > bytes_of(variables(eqn.invars)):
+        if eqn.primitive.name in ("broadcast_in_dim", "iota"):
             repeated.add(eqn)
             todo.extend(variables(eqn.invars))
         else:

@@ -19,46 +19,10 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.extend.core import primitives
 
-from bptt_jax._lower.jaxprs import Env, bind, bytes_of, inline, is_float, needed, variables, zeros_like
+from bptt_jax._lower.jaxprs import CHEAP, Env, bind, bytes_of, inline, is_float, needed, variables, zeros_like
 from bptt_jax._lower.roofline import deferring_pays
 from bptt_jax._lower.split import SplitStep, Tap, Taps
 from bptt_jax._step import Arrays
-
-# Elementwise and free of transcendental functions: evaluated again, fused with what uses it, faster than read back.
-_CHEAP = frozenset(
-    [
-        "add",
-        "add_any",
-        "sub",
-        "mul",
-        "neg",
-        "abs",
-        "sign",
-        "max",
-        "min",
-        "select_n",
-        "convert_element_type",
-        "broadcast_in_dim",
-        "reshape",
-        "squeeze",
-        "slice",
-        "split",
-        "integer_pow",
-        "square",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "and",
-        "or",
-        "not",
-        "xor",
-        "copy",
-        "stop_gradient",
-    ]
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -283,13 +247,13 @@ def _saved(jaxpr: Any, invars: Sequence[Sequence[Any]], base: Env, residuals: An
     producer = {v: e for e in jaxpr.eqns for v in e.outvars}
     free = {*constants, *x, *base}
     for eqn in jaxpr.eqns:
-        if not eqn.effects and eqn.primitive.name in _CHEAP and all(v in free for v in variables(eqn.invars)):
+        if not eqn.effects and eqn.primitive.name in CHEAP and all(v in free for v in variables(eqn.invars)):
             free.update(eqn.outvars)
     order = {v: i for i, v in enumerate([*jaxpr.invars, *(v for e in jaxpr.eqns for v in e.outvars)])}
     stacked = {v for v in variables(v for v in lefts if v is not None) if v not in {*constants, *x}}
     saved = {v for v in variables(residuals) if v not in free} | stacked
 
-    cheap = [e for e in jaxpr.eqns if not e.effects and e.primitive.name in _CHEAP]
+    cheap = [e for e in jaxpr.eqns if not e.effects and e.primitive.name in CHEAP]
     for v in sorted(saved - stacked, key=order.__getitem__, reverse=True):
         made = free | saved - {v}
         for eqn in cheap if producer.get(v) in cheap else []:

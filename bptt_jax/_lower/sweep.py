@@ -246,7 +246,8 @@ class _Backward(_Walk):
         super().__init__(block, total, reverse, xs)
         self._held = held
         self._ct_ys = ct_ys
-        self._again = _Forward(block, total, reverse, block.constants(held), xs)
+        self._constants = block.constants(held)  # once, not in every block
+        self._again = _Forward(block, total, reverse, self._constants, xs)
 
     def back(self, node: Plan, at: Any, saved: Any, state: tuple[Arrays, Arrays, Gradients]) -> Any:
         """Takes a node backwards; the state is cotangents of the carry, of xs, and the constants' gradients so far."""
@@ -257,7 +258,9 @@ class _Backward(_Walk):
                 ct_carry, ct_xs, gradients = state
                 ct_ys = None if self._ct_ys is None else self._read(self._ct_ys, at, n)
                 xs = self._read(self._xs, at, n)
-                ct_carry, new, gradients = self._block.back(self._held, xs, saved, ct_carry, ct_ys, gradients, n)
+                ct_carry, new, gradients = self._block.back(
+                    self._held, self._constants, xs, saved, ct_carry, ct_ys, gradients, n
+                )
                 return ct_carry, self._write(ct_xs, new, at, n), gradients
             case Remat(child):
                 return self.back(child, at, self._again.revisit(child, at, saved), state)

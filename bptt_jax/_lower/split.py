@@ -8,28 +8,21 @@ Features are products of x with weights, what leads to them and what directly fo
 large product instead of many small ones, and so is its gradient. Other values that do not depend on the carry stay in
 the loop, where they take no memory.
 
-In the loop, a product with an invariant operand, the weight, is a *tap*: its result gets an additive zero, whose
-cotangent is that of the product. The weight itself is held fixed while a step is differentiated (closed over, for
-higher derivatives see it then); a block's cotangents, stacked, give its gradient by one product. See `block`.
+In the loop, sums and products with a constant are *taps*, whose gradients a block can defer; see `taps`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import weakref
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.extend import core
-from jax.extend.core import primitives
 
 from bptt_jax._lower.jaxprs import (
     PRODUCTS,
     Env,
-    apply,
     bind,
     bytes_of,
     can_be_batched,
@@ -42,50 +35,8 @@ from bptt_jax._lower.jaxprs import (
 )
 from bptt_jax._lower.merge import invariant_variables, merge
 from bptt_jax._lower.roofline import hoisting_pays
+from bptt_jax._lower.taps import SUMS, Tap, Taps
 from bptt_jax._step import Arrays, FlatStep
-
-_SUMS = {primitives.add_p, primitives.sub_p}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Tap:
-    """An equation of the loop that is linear in a constant, the weight.
-
-    Attributes:
-      eqn: a product, or a sum.
-      side: which of its two operands is the weight.
-      const: the position of the weight among the constants.
-    """
-
-    eqn: Any
-    side: int
-    const: int
-
-    @property
-    def left(self) -> Any:
-        """The variable that the weight is multiplied with; None for a sum."""
-        return None if self.eqn.primitive in _SUMS else self.eqn.invars[1 - self.side]
-
-    def gradient(self, weight: Any, left: Any, cotangents: Any) -> Any:
-        """The weight's gradient over a block of n steps.
-
-        Args:
-          weight: for its type.
-          left: (n, ...), `self.left` at each step.
-          cotangents: (n, ...), of the equation's result.
-        """
-        if left is None:
-            total = jnp.sum(cotangents, 0)
-            broadcast = [i for i, size in enumerate(weight.shape) if size == 1]
-            total = jnp.sum(total, broadcast, keepdims=True)
-            return -total if self.eqn.primitive is primitives.sub_p and self.side == 1 else total
-
-        def product(left: Any, weight: Any) -> Any:
-            return apply(self.eqn, [weight, left] if self.side == 0 else [left, weight])[0]
-
-        products = functools.partial(jax.vmap(product, (0, None)), left)
-        (gradient,) = jax.linear_transpose(products, weight)(cotangents)
-        return gradient
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,33 +103,6 @@ class SplitStep:
         evaluate(self.loop_eqns, env, taps.apply if taps else None)
         outs = [read(env, v) for v in self.jaxpr.outvars]
         return outs[: self.n_carry], outs[self.n_carry :]
-
-
-@dataclasses.dataclass
-class Taps:
-    """How `SplitStep.loop` evaluates the tapped equations.
-
-    Attributes:
-      weights: for each tap the weight that its equation is to use.
-      zeros: for each tap what is added to its result.
-      lefts: filled in the order of evaluation, which is that of the taps.
-    """
-
-    taps: Sequence[Tap]
-    weights: Arrays
-    zeros: Arrays
-    lefts: list[Any] = dataclasses.field(default_factory=list)
-
-    def apply(self, eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
-        index = next((i for i, tap in enumerate(self.taps) if tap.eqn is eqn), None)
-        if index is None:
-            return apply(eqn, values)
-        tap = self.taps[index]
-        used = list(values)
-        used[tap.side] = self.weights[index]
-        (result,) = apply(eqn, used)
-        self.lefts.append(None if tap.left is None else values[1 - tap.side])
-        return [result + self.zeros[index]]
 
 
 _splits: weakref.WeakKeyDictionary[FlatStep, dict[bool, SplitStep]] = weakref.WeakKeyDictionary()
@@ -293,7 +217,7 @@ def _taps(loop_eqns: Sequence[Any], constants: Sequence[Any]) -> list[Tap]:
     position = {v: i for i, v in enumerate(constants)}
     found = []
     for eqn in loop_eqns:
-        if eqn.primitive not in PRODUCTS | _SUMS or not is_float(eqn.outvars[0]):
+        if eqn.primitive not in PRODUCTS | SUMS or not is_float(eqn.outvars[0]):
             continue
         sides = [i for i, v in enumerate(eqn.invars) if not isinstance(v, core.Literal) and v in position]
         if len(sides) == 1 and is_float(eqn.invars[sides[0]]):

@@ -150,50 +150,26 @@ def _avals(atoms: Sequence[Any]) -> list[Any]:
 
 
 def _trace(parts: SplitStep, taps: Sequence[Tap]) -> StepVjp:
-    eqns = {tap.eqn: tap.side for tap in taps}
-    read_in_loop = {
-        v for eqn in parts.loop_eqns for side, v in enumerate(eqn.invars)
-        if not isinstance(v, core.Literal) and eqns.get(eqn) != side
-    } | set(variables(parts.jaxpr.outvars))  # fmt: skip
-    in_loop = [i for i, v in enumerate(parts.constants) if is_float(v) and v in read_in_loop]
+    in_loop = _in_loop(parts, taps)
     trees: list[Any] = []
-    sizes: list[int] = []
 
-    def record(constants: Arrays, carry: Arrays, x: Arrays, features: Arrays) -> Any:
-        weights = [constants[tap.const] for tap in taps]
-        types = parts.types(constants, carry, x, features)
-        zeros = [zeros_like(types[tap.eqn.outvars[0]]) for tap in taps]
-
-        def run(carry_f: Arrays, x_f: Arrays, features_f: Arrays, zeros: Arrays, constants_f: Arrays) -> Any:
-            tapped = Taps(taps, weights, zeros)
-            own = list(constants)
-            for i, constant in zip(in_loop, constants_f, strict=True):
-                own[i] = constant
-            given = (with_floats(carry, carry_f), with_floats(x, x_f), with_floats(features, features_f))
-            new, y = parts.loop(own, *given, tapped)
-            return (floats(new), floats(y)), (new, y, tapped.lefts)
-
-        arguments = (floats(carry), floats(x), floats(features), zeros, [constants[i] for i in in_loop])
-        _, vjp, (new, y, lefts) = jax.vjp(run, *arguments, has_aux=True)
+    def record(*given: Arrays) -> Any:
+        (new, y, lefts), vjp = _vjp_of_step(parts, taps, in_loop, *given)
         residuals, tree = jax.tree.flatten(vjp)
         trees.append(tree)
-        sizes.append(len(residuals))
-        return [*new, *y, *residuals, *(left for left in lefts if left is not None)]
+        return [*new, *y, *(left for left in lefts if left is not None), *residuals]
 
     groups = (parts.constants, parts.carry, parts.x, parts.features)
     closed = inline(jax.make_jaxpr(record)(*map(_avals, groups)))
     jaxpr = closed.jaxpr
-    n_outs = len(parts.jaxpr.outvars)
-    outs, residuals = jaxpr.outvars[:n_outs], jaxpr.outvars[n_outs : n_outs + sizes[0]]
-    with_left = iter(jaxpr.outvars[n_outs + sizes[0] :])
-    lefts = [None if tap.left is None else next(with_left) for tap in taps]
+    results = iter(jaxpr.outvars)
+    outs = [next(results) for _ in parts.jaxpr.outvars]
+    lefts = [None if tap.left is None else next(results) for tap in taps]
+    residuals = list(results)
     unused = iter(jaxpr.invars)
     invars = tuple([next(unused) for _ in group] for group in groups)
     base = bind(jaxpr.constvars, closed.consts)
-    y = floats(parts.jaxpr.outvars[parts.n_carry :])
-    pulls = [
-        _trace_pull(parts, taps, in_loop, trees[0], residuals, with_y) for with_y in ((True, False) if y else (True,))
-    ]
+    pull, without_y = (_trace_pull(parts, taps, in_loop, trees[0], residuals, with_y) for with_y in (True, False))
     return StepVjp(
         parts=parts,
         taps=taps,
@@ -205,9 +181,45 @@ def _trace(parts: SplitStep, taps: Sequence[Tap]) -> StepVjp:
         residuals=residuals,
         lefts=lefts,
         saved=_saved(jaxpr, invars, base, residuals, lefts),
-        pull=pulls[0],
-        pull_without_y=pulls[-1],
+        pull=pull,
+        pull_without_y=without_y,
     )
+
+
+def _in_loop(parts: SplitStep, taps: Sequence[Tap]) -> list[int]:
+    """The positions of the differentiable constants that the loop reads elsewhere than at taps."""
+    sides = {tap.eqn: tap.side for tap in taps}
+    atoms = [v for e in parts.loop_eqns for side, v in enumerate(e.invars) if sides.get(e) != side]
+    used = set(variables([*atoms, *parts.jaxpr.outvars]))
+    return [i for i, v in enumerate(parts.constants) if is_float(v) and v in used]
+
+
+def _vjp_of_step(
+    parts: SplitStep,
+    taps: Sequence[Tap],
+    in_loop: Sequence[int],
+    constants: Arrays,
+    carry: Arrays,
+    x: Arrays,
+    features: Arrays,
+) -> tuple[tuple[Arrays, Arrays, Arrays], Any]:
+    """((new carry, y, what tapped weights are multiplied with), vjp), the tapped weights being held fixed."""
+    weights = [constants[tap.const] for tap in taps]
+    types = parts.types(constants, carry, x, features)
+    zeros = [zeros_like(types[tap.eqn.outvars[0]]) for tap in taps]
+
+    def run(carry_f: Arrays, x_f: Arrays, features_f: Arrays, zeros: Arrays, constants_f: Arrays) -> Any:
+        tapped = Taps(taps, weights, zeros)
+        own = list(constants)
+        for i, constant in zip(in_loop, constants_f, strict=True):
+            own[i] = constant
+        given = (with_floats(carry, carry_f), with_floats(x, x_f), with_floats(features, features_f))
+        new, y = parts.loop(own, *given, tapped)
+        return (floats(new), floats(y)), (new, y, tapped.lefts)
+
+    arguments = (floats(carry), floats(x), floats(features), zeros, [constants[i] for i in in_loop])
+    _, vjp, results = jax.vjp(run, *arguments, has_aux=True)
+    return results, vjp
 
 
 def _trace_pull(

@@ -1,0 +1,90 @@
+"""Taps: where the loop multiplies with a constant, or adds one, so that the constant's gradient can be deferred.
+
+The result of a tapped equation gets an additive zero, whose cotangent is that of the result. The constant, the weight,
+is held fixed while a step is differentiated: closed over, for higher derivatives see it then (stop_gradient would drop
+its tangent). A block's cotangents, stacked, give the weight's gradient by one product.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import primitives
+
+from bptt_jax._lower.jaxprs import apply
+from bptt_jax._step import Arrays
+
+SUMS = {primitives.add_p, primitives.sub_p}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tap:
+    """An equation of the loop that is linear in a constant, the weight.
+
+    Attributes:
+      eqn: a product, or a sum.
+      side: which of its two operands is the weight.
+      const: the position of the weight among the constants.
+    """
+
+    eqn: Any
+    side: int
+    const: int
+
+    @property
+    def left(self) -> Any:
+        """The variable that the weight is multiplied with; None for a sum."""
+        return None if self.eqn.primitive in SUMS else self.eqn.invars[1 - self.side]
+
+    def gradient(self, weight: Any, left: Any, cotangents: Any) -> Any:
+        """The weight's gradient over a block of n steps.
+
+        Args:
+          weight: for its type.
+          left: (n, ...), `self.left` at each step.
+          cotangents: (n, ...), of the equation's result.
+        """
+        if left is None:
+            total = jnp.sum(cotangents, 0)
+            broadcast = [i for i, size in enumerate(weight.shape) if size == 1]
+            total = jnp.sum(total, broadcast, keepdims=True)
+            return -total if self.eqn.primitive is primitives.sub_p and self.side == 1 else total
+
+        def product(left: Any, weight: Any) -> Any:
+            return apply(self.eqn, [weight, left] if self.side == 0 else [left, weight])[0]
+
+        products = functools.partial(jax.vmap(product, (0, None)), left)
+        (gradient,) = jax.linear_transpose(products, weight)(cotangents)
+        return gradient
+
+
+@dataclasses.dataclass
+class Taps:
+    """How `SplitStep.loop` evaluates the tapped equations.
+
+    Attributes:
+      weights: for each tap the weight that its equation is to use.
+      zeros: for each tap what is added to its result.
+      lefts: filled in the order of evaluation, which is that of the taps.
+    """
+
+    taps: Sequence[Tap]
+    weights: Arrays
+    zeros: Arrays
+    lefts: list[Any] = dataclasses.field(default_factory=list)
+
+    def apply(self, eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+        index = next((i for i, tap in enumerate(self.taps) if tap.eqn is eqn), None)
+        if index is None:
+            return apply(eqn, values)
+        tap = self.taps[index]
+        used = list(values)
+        used[tap.side] = self.weights[index]
+        (result,) = apply(eqn, used)
+        self.lefts.append(None if tap.left is None else values[1 - tap.side])
+        return [result + self.zeros[index]]

@@ -64,7 +64,9 @@ def test_prediction_bounds_what_xla_reports(name, plan, differentiation):
     ratio = report.measured_bytes / report.predicted_bytes
     print(f"{name} {notation(plan)} {differentiation}: measured over predicted {ratio:.3f}")
     assert ratio <= 1
-    assert ratio >= (0.96 if differentiation == "any" and plan in EXACT else 0.5)
+    # The sweep's blocks are charged for buffers that XLA may or may not share; the nest's loops are not.
+    least = {"any": (0.96, 0.5), "reverse": (0.70, 0.65)}[differentiation]
+    assert ratio >= least[plan not in EXACT]
 
 
 @pytest.mark.parametrize("differentiation", ["reverse", "any"])

@@ -4,7 +4,7 @@
 there anyway (constants, x), or is made of saved values by elementwise arithmetic, which costs less than reading it
 back: of an LSTM's step 7 arrays are saved in place of the 12 that `jax.vjp` keeps.
 
-Tapped weights (see `split`) are held fixed. Which taps pay is decided here, with the equations at hand.
+Tapped weights (see `taps`) are held fixed. Which taps pay is decided here, with the equations at hand.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from jax.extend.core import primitives
 
 from bptt_jax._lower.jaxprs import CHEAP, Env, bind, bytes_of, inline, is_float, needed, variables, zeros_like
 from bptt_jax._lower.roofline import deferring_pays
-from bptt_jax._lower.split import SplitStep, Tap, Taps
+from bptt_jax._lower.split import SplitStep
+from bptt_jax._lower.taps import Tap, Taps
 from bptt_jax._step import Arrays
 
 

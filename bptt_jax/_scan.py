@@ -196,13 +196,24 @@ def choose(traced: TracedScan, budget: Budget, plan: Plan | None, differentiatio
     if plan is not None or budget is None or traced.length == 0:
         return Choice(plan or Steps(traced.length), lowering, True, measure(traced, lowering))
     errors = []
-    for joined in (True, False) if lowering == "sweep" and has_merges(traced.step) else (True,):
-        profile = measure(traced, lowering, joined)
+    for tried, joined in _ways(traced, lowering):
+        profile = measure(traced, tried, joined)
         try:
-            return Choice(make_plan(profile, traced.length, budget), lowering, joined, profile)
+            return Choice(make_plan(profile, traced.length, budget), tried, joined, profile)
         except BudgetError as error:
             errors.append(error)
     raise min(errors, key=lambda error: error.smallest_bytes)
+
+
+def _ways(traced: TracedScan, lowering: Lowering) -> list[tuple[Lowering, bool]]:
+    """Lowerings, and for the sweep whether to merge products, from the fastest to the one that may hold least.
+
+    The nest comes last: a step that keeps nothing for its backward needs less there than the sweep's loops hold.
+    """
+    if lowering == "nested":
+        return [("nested", True)]
+    merged: list[tuple[Lowering, bool]] = [("sweep", True)] if has_merges(traced.step) else []
+    return [*merged, ("sweep", False), ("nested", True)]
 
 
 def _run(

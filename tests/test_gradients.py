@@ -225,6 +225,26 @@ def test_results_that_a_batch_shares():
     comparison.assert_same(loss_with(bptt_jax.scan)(init, xs), loss_with(lax.scan)(init, xs), tolerance=1e-12)
 
 
+def test_a_step_that_keeps_nothing_runs_in_what_lax_scan_takes():
+    """A linear step with a large carry: the sweep's loops would hold more than the scan's."""
+
+    def step(carry, x):
+        u, before = carry
+        return (2 * u - before + 0.1 * (jnp.roll(u, 1) - u) + x, u), None
+
+    init = (normal(0, 4096, dtype=jnp.float64), normal(1, 4096, dtype=jnp.float64))
+    xs = normal(2, 60, dtype=jnp.float64)
+    profile = bptt_jax.profile(step, init, xs[0], differentiation="any")
+    budget = profile.store_all_bytes(60)
+    report = bptt_jax.explain(step, init, xs, budget=budget)
+    assert report.measured_bytes <= budget
+    gradients = [
+        jax.grad(lambda init, scan=scan: scan(step, init, xs)[0][0].sum())(init)
+        for scan in (functools.partial(bptt_jax.scan, budget=budget), lax.scan)
+    ]
+    comparison.assert_same(*gradients, tolerance=1e-12)
+
+
 def test_inputs_that_are_not_differentiated_need_no_derivative():
     """A loop without a reverse rule on them, as `jax.lax.scan` allows."""
     fixed = jnp.array(3.0)

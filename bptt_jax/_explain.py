@@ -9,7 +9,7 @@ import jax
 
 from bptt_jax._budget import budget_to_bytes
 from bptt_jax._cost import PlanCost, cost
-from bptt_jax._lower.block import BlockSummary, summary
+from bptt_jax._lower.block_sizes import BlockSummary, summary
 from bptt_jax._plan import Plan
 from bptt_jax._plan import length as length_of
 from bptt_jax._render import render
@@ -80,6 +80,7 @@ class Report:
             ("weight gradients, by block", self.block.deferred),
             ("gradients summed by step", self.block.in_loop),
             ("products merged", ("yes",) if self.block.merged else ()),
+            ("products in turn", ("yes",) if self.block.in_turn else ()),
         ]
         lowering = ("lowering", f"sweep, blocks of at most {self.profile.block_steps} steps")
         return [lowering, *((name, ", ".join(values)) for name, values in rows if values)]
@@ -142,7 +143,7 @@ def explain(
             profile=choice.profile,
             budget_bytes=budget_to_bytes(budget, choice.profile.store_all_bytes(traced.length)),
             measured_bytes=_temporaries_of_vjp(choice.program(traced.step, reverse, unroll), traced),
-            block=summary(traced.step, choice.joined) if choice.lowering == "sweep" else None,
+            block=summary(traced.step, choice.style) if choice.lowering == "sweep" else None,
         )
         reports.append(report)
 

@@ -8,6 +8,7 @@ the difference is the share of one step, and what is left over is fixed.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import weakref
 from typing import Any
@@ -16,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bptt_jax._lower.block import block_sizes
+from bptt_jax._lower.block_sizes import block_sizes
 from bptt_jax._lower.nested import lower
+from bptt_jax._lower.style import FASTEST, Style
 from bptt_jax._lower.sweep import can_sweep
 from bptt_jax._plan import Steps
 from bptt_jax._step import Arrays, FlatStep, Step, TracedScan, trace
@@ -26,6 +28,8 @@ from bptt_jax._step_profile import Lowering, StepProfile, StepTimes
 _COUNTERS_BYTES = 256  # of loops and of the tables that they are called with
 # Of an LSTM on CPU, relative to a step that is advanced in the sweep; a block's products count as some steps.
 _SWEEP_TIMES = StepTimes(forward=1.0, recording=1.2, backward=1.6, block=2.0)
+_JOINED_TIMES = dataclasses.replace(_SWEEP_TIMES, backward=1.3)
+_IN_TURN_TIMES = dataclasses.replace(_SWEEP_TIMES, backward=2.1)
 _SHORT, _LONG = 2, 4  # at least 2: a loop of one step is not a loop
 
 _profiles: weakref.WeakKeyDictionary[FlatStep, dict[Any, StepProfile]] = weakref.WeakKeyDictionary()
@@ -74,20 +78,20 @@ def lowering_of(traced: TracedScan, differentiation: str) -> Lowering:
     return "sweep" if differentiation == "reverse" and traced.length > 0 and can_sweep(traced.step) else "nested"
 
 
-def measure(traced: TracedScan, lowering: Lowering, joined: bool = True) -> StepProfile:
+def measure(traced: TracedScan, lowering: Lowering, style: Style = FASTEST) -> StepProfile:
     """The profile of a traced step under a lowering; remembered as long as the step lives.
 
     Args:
       traced: the call.
       lowering: "sweep" only where the step can be swept.
-      joined: for the sweep, whether products are merged; see `split`.
+      style: for the sweep, how blocks take their products.
     """
     plain = _measure_plain(traced.step, traced.operands, traced.carry, traced.xs)
-    return plain if lowering == "nested" else _of_sweep(traced.step, plain, joined)
+    return plain if lowering == "nested" else _of_sweep(traced.step, plain, style)
 
 
-def _of_sweep(step: FlatStep, plain: StepProfile, joined: bool) -> StepProfile:
-    sizes = block_sizes(step, joined)
+def _of_sweep(step: FlatStep, plain: StepProfile, style: Style) -> StepProfile:
+    sizes = block_sizes(step, style)
     return StepProfile(
         carry_bytes=plain.carry_bytes,
         residual_bytes=sizes.saved_bytes,
@@ -100,7 +104,7 @@ def _of_sweep(step: FlatStep, plain: StepProfile, joined: bool) -> StepProfile:
         product_bytes=sizes.product_bytes,
         block_steps=sizes.most_steps,
         plain=plain,
-        times=_SWEEP_TIMES,
+        times=_JOINED_TIMES if style.joined else _IN_TURN_TIMES if style.in_turn else _SWEEP_TIMES,
     )
 
 

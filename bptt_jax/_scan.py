@@ -12,13 +12,15 @@ import jax.numpy as jnp
 
 from bptt_jax._budget import budget_to_bytes
 from bptt_jax._lower import nested, sweep
+from bptt_jax._lower.block_sizes import styles
 from bptt_jax._lower.nested import Run
-from bptt_jax._lower.split import has_merges
+from bptt_jax._lower.style import FASTEST, Style
 from bptt_jax._measure import check_differentiation, lowering_of, measure
 from bptt_jax._plan import Plan, Steps
 from bptt_jax._plan import length as length_of
 from bptt_jax._step import FlatStep, Step, TracedScan, trace
 from bptt_jax._step_profile import Lowering, StepProfile
+from bptt_jax._time import predicted_time
 from bptt_jax.errors import BudgetError
 from bptt_jax.planners import make_plan
 
@@ -167,24 +169,25 @@ class Choice:
     Attributes:
       plan: the plan.
       lowering: what runs it.
-      joined: for the sweep, whether products that share an operand are merged.
+      style: for the sweep, how blocks take their products.
       profile: sizes of one step, run so.
     """
 
     plan: Plan
     lowering: Lowering
-    joined: bool
+    style: Style
     profile: StepProfile
 
     def program(self, step: FlatStep, reverse: bool, unroll: int | bool) -> Run:
         """The program, jitted; the same function for the same arguments."""
-        return _program(step, self.plan, self.lowering, self.joined, reverse, unroll)
+        return _program(step, self.plan, self.lowering, self.style, reverse, unroll)
 
 
 def choose(traced: TracedScan, budget: Budget, plan: Plan | None, differentiation: str) -> Choice:
     """How to run a scan: the plan given, or the fastest for the budget, as the sweep where that is possible.
 
-    Merged products are faster, but take a copy of their weights: where that does not fit, they are left alone.
+    Of the ways in which blocks can take their products the fastest is taken, by predicted time. The nest comes last: a
+    step that keeps nothing for its backward needs less there than the sweep's loops hold.
 
     Raises:
       ValueError: for a plan of another length.
@@ -194,26 +197,29 @@ def choose(traced: TracedScan, budget: Budget, plan: Plan | None, differentiatio
     if plan is not None and length_of(plan) != traced.length:
         raise ValueError(f"the plan has {length_of(plan)} steps, but the scan has {traced.length}.")
     if plan is not None or budget is None or traced.length == 0:
-        return Choice(plan or Steps(traced.length), lowering, True, measure(traced, lowering))
-    errors = []
-    for tried, joined in _ways(traced, lowering):
-        profile = measure(traced, tried, joined)
-        try:
-            return Choice(make_plan(profile, traced.length, budget), tried, joined, profile)
-        except BudgetError as error:
-            errors.append(error)
-    raise min(errors, key=lambda error: error.smallest_bytes)
+        return Choice(plan or Steps(traced.length), lowering, FASTEST, measure(traced, lowering))
+    errors: list[BudgetError] = []
+    if lowering == "sweep":
+        found = [_planned(traced, budget, "sweep", style, errors) for style in styles(traced.step)]
+        fitting = [choice for choice in found if choice is not None]
+        if fitting:
+            return min(fitting, key=lambda choice: predicted_time(choice.plan, choice.profile.times, "sweep"))
+    nest = _planned(traced, budget, "nested", FASTEST, errors)
+    if nest is None:
+        raise min(errors, key=lambda error: error.smallest_bytes)
+    return nest
 
 
-def _ways(traced: TracedScan, lowering: Lowering) -> list[tuple[Lowering, bool]]:
-    """Lowerings, and for the sweep whether to merge products, from the fastest to the one that may hold least.
-
-    The nest comes last: a step that keeps nothing for its backward needs less there than the sweep's loops hold.
-    """
-    if lowering == "nested":
-        return [("nested", True)]
-    merged: list[tuple[Lowering, bool]] = [("sweep", True)] if has_merges(traced.step) else []
-    return [*merged, ("sweep", False), ("nested", True)]
+def _planned(
+    traced: TracedScan, budget: Budget, lowering: Lowering, style: Style, errors: list[BudgetError]
+) -> Choice | None:
+    """The fastest plan of one way to run a scan; None, and an error more, where none fits."""
+    profile = measure(traced, lowering, style)
+    try:
+        return Choice(make_plan(profile, traced.length, budget), lowering, style, profile)
+    except BudgetError as error:
+        errors.append(error)
+        return None
 
 
 def _run(
@@ -236,9 +242,9 @@ def _run(
 # Typed, for unroll=True and unroll=1 are equal and differ; bounded, for a step that is made anew for each call never
 # asks for the same program twice. Jitted, so that calls outside jit compile once.
 @functools.lru_cache(maxsize=256, typed=True)
-def _program(step: FlatStep, plan: Plan, lowering: Lowering, joined: bool, reverse: bool, unroll: int | bool) -> Run:
+def _program(step: FlatStep, plan: Plan, lowering: Lowering, style: Style, reverse: bool, unroll: int | bool) -> Run:
     if lowering == "sweep":
-        return jax.jit(sweep.lower(plan, step, joined=joined, reverse=reverse, unroll=unroll))
+        return jax.jit(sweep.lower(plan, step, style=style, reverse=reverse, unroll=unroll))
     return jax.jit(nested.lower(plan, step, reverse=reverse, unroll=unroll))
 
 

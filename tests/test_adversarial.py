@@ -12,7 +12,9 @@ import pytest
 from jax import lax
 
 import bptt_jax
-from bptt_jax import Chain, Remat, Repeat, Steps
+from bptt_jax import Chain, Remat, Repeat, Steps, _scan
+from bptt_jax._lower import block
+from bptt_jax._lower.style import Style
 from bptt_jax.errors import BudgetError
 from bptt_jax.plans import length as length_of
 from bptt_jax.plans import notation
@@ -70,6 +72,17 @@ def test_derivatives_equal_those_of_lax_scan(name):
     comparison.assert_same(unbounded, first, entry.tolerance)
     comparison.assert_same(our_change, change, 10 * entry.tolerance)
     comparison.assert_same(our_transposed, transposed, 10 * entry.tolerance)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_gradients_with_products_in_turn(monkeypatch, name):
+    """What tight budgets lead to, here forced; blocks of an even and of an odd number of steps."""
+    monkeypatch.setattr(_scan, "FASTEST", Style(joined=False, in_turn=True))
+    monkeypatch.setattr(block, "is_large", lambda weight: True)
+    entry = TABLE[name]
+    scans = (lax.scan, functools.partial(bptt_jax.scan, plan=REST))
+    theirs, ours = run_each(*(derivative_call(gradient, entry.case(), 11, scan) for scan in scans))
+    comparison.assert_same(ours, theirs, entry.tolerance)
 
 
 @pytest.mark.parametrize("name", TWICE)

@@ -7,18 +7,21 @@ import pytest
 from jax import lax
 
 import bptt_jax
-from bptt_jax import Remat, Repeat, Steps
-from bptt_jax._lower import merge, split, step_vjp, sweep
+from bptt_jax import Chain, Remat, Repeat, Steps
+from bptt_jax._lower import block, merge, split, step_vjp, sweep
+from bptt_jax._lower.style import Style
 from bptt_jax._step import trace
 from tests import comparison
 
-PLAN = Repeat(3, Remat(Steps(4)))
+# Blocks of an even and of an odd number of steps, and of one.
+PLAN = Chain((Repeat(2, Remat(Steps(4))), Steps(3), Steps(1)))
+STYLES = [Style(joined, in_turn) for joined in (True, False) for in_turn in (True, False)]
 
 
-def swept(joined):
+def swept(style):
     def scan(step, init, xs, length=None):
         traced = trace(step, (), init, xs, length, reverse=False, unroll=1)
-        program = sweep.lower(PLAN, traced.step, joined=joined)
+        program = sweep.lower(PLAN, traced.step, style=style)
         return traced.unflatten(*program(traced.operands, traced.carry, traced.xs))
 
     return scan
@@ -31,13 +34,14 @@ def lstm(width=4):
     return cell, cell.init(jax.random.key(1), carry, xs[0]), carry, xs
 
 
-@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize("style", STYLES, ids=str)
 @pytest.mark.parametrize("outside", [True, False])
 @pytest.mark.parametrize("derivative", ["value_and_grad", "forward_over_reverse", "reverse_over_reverse"])
-def test_each_decision_gives_the_same_gradients(monkeypatch, joined, outside, derivative):
+def test_each_decision_gives_the_same_gradients(monkeypatch, style, outside, derivative):
     monkeypatch.setattr(split, "hoisting_pays", lambda weight, stacked: outside)
     monkeypatch.setattr(step_vjp, "deferring_pays", lambda weight, stacked: outside)
     monkeypatch.setattr(merge, "merging_pays", lambda flops: True)
+    monkeypatch.setattr(block, "is_large", lambda weight: True)
     cell, variables, carry, xs = lstm()
 
     def make(scan):
@@ -51,12 +55,12 @@ def test_each_decision_gives_the_same_gradients(monkeypatch, joined, outside, de
     run = getattr(comparison, derivative)
     inputs = (variables, carry, xs)
     if derivative == "value_and_grad":
-        ours, theirs = run(make(swept(joined)), inputs), run(make(lax.scan), inputs)
+        ours, theirs = run(make(swept(style)), inputs), run(make(lax.scan), inputs)
     else:
         leaves, tree = jax.tree.flatten(inputs)
         ours, theirs = (
             run(lambda leaves, scan=scan: make(scan)(jax.tree.unflatten(tree, leaves)), leaves)
-            for scan in (swept(joined), lax.scan)
+            for scan in (swept(style), lax.scan)
         )
     comparison.assert_same(ours, theirs, 1e-9)
 

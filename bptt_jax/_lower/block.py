@@ -9,8 +9,6 @@ A block has no length of its own: it is as long as the xs that it is given.
 
 from __future__ import annotations
 
-import collections
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,10 +16,11 @@ from typing import Any
 import jax
 from jax import lax
 
-from bptt_jax._lower.jaxprs import MOVES, Env, bind, bytes_of, evaluate, is_float, needed, read, variables, zeros_like
-from bptt_jax._lower.roofline import block_steps
+from bptt_jax._lower.jaxprs import Env, bind, evaluate, is_float, needed, read, zeros_like
 from bptt_jax._lower.split import SplitStep, split
 from bptt_jax._lower.step_vjp import Pull, StepVjp, floats, part_of, step_vjp, with_floats
+from bptt_jax._lower.style import Style
+from bptt_jax._lower.taps import Tap, by_halves, is_large
 from bptt_jax._step import Arrays, FlatStep
 
 Gradients = dict[int, Any]  # of the differentiable ones among what a block holds, or of its constants, by position
@@ -30,20 +29,20 @@ Gradients = dict[int, Any]  # of the differentiable ones among what a block hold
 class Block:
     """The programs of a block of steps. Arrays over time are in the order of xs, also where `reverse`."""
 
-    def __init__(self, step: FlatStep, joined: bool, reverse: bool, unroll: int | bool):
-        self.parts: SplitStep = split(step, joined)
+    def __init__(self, step: FlatStep, style: Style, reverse: bool, unroll: int | bool):
+        self.parts: SplitStep = split(step, style.joined)
         self._vjp: StepVjp = step_vjp(self.parts)
-        self._moves_only = _moves_only(self.parts)
+        self._in_turn = style.in_turn
         self._scan = functools.partial(lax.scan, reverse=reverse, unroll=unroll)
         self._scan_back = functools.partial(lax.scan, reverse=not reverse, unroll=unroll)
 
     def hold(self, operands: Arrays) -> Arrays:
         """What is differentiated by blocks: the operands, or where more is done to them than moving, the constants."""
-        return list(operands) if self._moves_only else self.parts.derive(operands)
+        return list(operands) if self.parts.moves_only else self.parts.derive(operands)
 
     def constants(self, held: Arrays) -> Arrays:
         """The constants of what `hold` returned."""
-        return self.parts.derive(held) if self._moves_only else list(held)
+        return self.parts.derive(held) if self.parts.moves_only else list(held)
 
     def advance(self, constants: Arrays, carry: Arrays, xs: Arrays, n: int) -> tuple[Arrays, Arrays]:
         """Runs n steps and keeps nothing: (carry, ys)."""
@@ -111,10 +110,19 @@ class Block:
         over = (list(xs), list(saved), [] if ct_ys is None else list(ct_ys))
         (ct_carry, sums), stacks = self._scan_back(body, (list(ct_carry), sums), over, length=n)
         stacked = bind(pull.stacked, stacks)
-        ct_xs, of_features = self._of_features(pull, stacked, constants, xs)
-        new = [*self._of_taps(pull, stacked, constants, xs, saved), *of_features]
+        ct_xs, new = self._of_features(pull, stacked, constants, xs)
         gradients = gradients | {i: total for i, total in sums.items() if i < len(held)}
         new.extend((i, total) for i, total in sums.items() if i >= len(held))
+        for tap, left, cts in self._of_taps(pull, stacked, xs, saved):
+            weight = constants[tap.const]
+            if self._in_turn and left is not None and is_large(weight):
+
+                def add(gradients: Gradients, left: Any, cts: Any, tap: Tap = tap, weight: Any = weight) -> Gradients:
+                    return self._add(gradients, [(tap.const, tap.gradient(weight, left, cts))], held)
+
+                gradients = by_halves(add, gradients, left, cts)
+            else:
+                new.append((tap.const, tap.gradient(weight, left, cts)))
         return ct_carry, ct_xs, self._add(gradients, new, held)
 
     def _pull(self, pull: Pull, constants: Arrays, ct_new: Arrays, x: Arrays, saved: Arrays, ct_y: Arrays) -> Env:
@@ -158,22 +166,19 @@ class Block:
             return []
         return jax.vmap(lambda x: self.parts.features_of(constants, x))(list(xs))
 
-    def _of_taps(
-        self, pull: Pull, stacked: Env, constants: Arrays, xs: Arrays, saved: Arrays
-    ) -> Iterator[tuple[int, Any]]:
-        """The gradients of the tapped weights, one product each, with their positions."""
+    def _of_taps(self, pull: Pull, stacked: Env, xs: Arrays, saved: Arrays) -> Iterator[tuple[Tap, Any, Any]]:
+        """The taps, each with what its weight was multiplied with and with the cotangents of the results."""
         lefts = bind(self._vjp.invars[2], xs) | bind(self._vjp.saved, saved)
         for tap, left, ct in zip(self._vjp.taps, self._vjp.lefts, pull.ct_taps, strict=True):
             if ct is not None:
-                operand = None if left is None else lefts[left]
-                yield tap.const, tap.gradient(constants[tap.const], operand, _cotangents(ct, stacked, pull))
+                yield tap, None if left is None else lefts[left], _cotangents(ct, stacked, pull)
 
     def _of_features(
         self, pull: Pull, stacked: Env, constants: Arrays, xs: Arrays
     ) -> tuple[Arrays, list[tuple[int, Any]]]:
         """Cotangents of xs, and the gradients of what the features are made with."""
         x_f = floats(xs)
-        used = [self.parts.constants.index(v) for v in _feature_constants(self.parts)]
+        used = [self.parts.constants.index(v) for v in self.parts.feature_constants]
         ct_xs: list[Any] = [None if ct is None else stacked[ct] for ct in pull.ct_x]
         gradients: list[tuple[int, Any]] = []
         if any(ct is not None for ct in pull.ct_features):
@@ -193,93 +198,6 @@ class Block:
             gradients.extend(zip(used, ct_constants, strict=True))
             ct_xs = [b if a is None else a + b for a, b in zip(ct_xs, ct_features_xs, strict=True)]
         return [zeros_like(x) if ct is None else ct for x, ct in zip(x_f, ct_xs, strict=True)], gradients
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockSizes:
-    """Bytes of a block's arrays.
-
-    Attributes:
-      saved_bytes: what a step's backward needs, for each step.
-      working_bytes: what is held for each step of the block that is worked on, beside that.
-      left_bytes: of saved_bytes, the operands of the products at the end of a block.
-      product_bytes: the results of these products.
-      fixed_bytes: what is held however long the blocks are.
-    """
-
-    saved_bytes: int
-    working_bytes: int
-    left_bytes: int
-    product_bytes: int
-    fixed_bytes: int
-
-    @property
-    def most_steps(self) -> int:
-        """The length of the longest block."""
-        return block_steps(self.saved_bytes + self.working_bytes)
-
-
-def block_sizes(step: FlatStep, joined: bool) -> BlockSizes:
-    """The sizes of a step's block, from the types of its variables."""
-    parts = split(step, joined)
-    vjp = step_vjp(parts)
-    x, y = parts.x, parts.jaxpr.outvars[parts.n_carry :]
-    forward = bytes_of(parts.features) + bytes_of(x) + bytes_of(y)
-    backward = bytes_of(vjp.pull.stacked) + bytes_of(x) + bytes_of(floats(x)) + bytes_of(floats(y))
-    derived = parts.constants[parts.n_operands :]
-    sums = 0 if _moves_only(parts) else bytes_of(floats(derived))
-    weights = variables([*(parts.constants[tap.const] for tap in vjp.taps), *_feature_constants(parts)])
-    return BlockSizes(
-        saved_bytes=bytes_of(vjp.saved),
-        working_bytes=max(forward, backward),
-        left_bytes=bytes_of(v for v in set(vjp.lefts) if v in vjp.saved),
-        product_bytes=bytes_of(weights),
-        fixed_bytes=bytes_of(derived) + sums,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockSummary:
-    """What is done where, for people to read: weights as "float32[256, 1024]".
-
-    Attributes:
-      hoisted: weights of products that are evaluated for a block at once.
-      deferred: weights, and terms of sums, of which the gradients are computed for a block at once.
-      in_loop: other constants, of which the gradients are summed step by step.
-      merged: whether products that share an operand run as one.
-    """
-
-    hoisted: tuple[str, ...]
-    deferred: tuple[str, ...]
-    in_loop: tuple[str, ...]
-    merged: bool
-
-
-def summary(step: FlatStep, joined: bool) -> BlockSummary:
-    """The decisions that were taken for a step."""
-    parts = split(step, joined)
-    vjp = step_vjp(parts)
-
-    def names(variables: Sequence[Any]) -> tuple[str, ...]:
-        counts = collections.Counter(f"{v.aval.dtype}{list(v.aval.shape)}" for v in variables)
-        return tuple(name if count == 1 else f"{count} of {name}" for name, count in counts.items())
-
-    return BlockSummary(
-        hoisted=names(_feature_constants(parts)),
-        deferred=names([parts.constants[tap.const] for tap in vjp.taps]),
-        in_loop=names([parts.constants[i] for i in vjp.in_loop]),
-        merged=joined and parts is not split(step, joined=False),
-    )
-
-
-def _moves_only(parts: SplitStep) -> bool:
-    return all(eqn.primitive.name in MOVES for eqn in parts.derived_eqns)
-
-
-def _feature_constants(parts: SplitStep) -> list[Any]:
-    """The constants that features are made with and that are differentiable."""
-    used = set(variables(v for eqn in parts.feature_eqns for v in eqn.invars))
-    return [v for v in parts.constants if v in used and is_float(v)]
 
 
 def _cotangents(ct: Any, stacked: Env, pull: Pull) -> Any:

@@ -21,6 +21,7 @@ from typing import Any
 from jax.extend import core
 
 from bptt_jax._lower.jaxprs import (
+    MOVES,
     PRODUCTS,
     Env,
     bind,
@@ -63,6 +64,17 @@ class SplitStep:
     loop_eqns: tuple[Any, ...]
     features: tuple[Any, ...]
     taps: tuple[Tap, ...]
+
+    @property
+    def moves_only(self) -> bool:
+        """Whether constants are made from operands by moving data, so that their gradients are made by moving too."""
+        return all(eqn.primitive.name in MOVES for eqn in self.derived_eqns)
+
+    @property
+    def feature_constants(self) -> list[Any]:
+        """The differentiable constants that features are made with."""
+        used = set(variables(v for eqn in self.feature_eqns for v in eqn.invars))
+        return [v for v in self.constants if v in used and is_float(v)]
 
     @property
     def carry(self) -> Sequence[Any]:
@@ -123,11 +135,6 @@ def split(step: FlatStep, joined: bool) -> SplitStep:
         # Where there is nothing to merge, both are one.
         known[joined] = other if other is not None and merged is closed else _split(merged, step)
     return known[joined]
-
-
-def has_merges(step: FlatStep) -> bool:
-    """Whether there are products to merge."""
-    return split(step, True) is not split(step, False)
 
 
 def _split(closed: Any, step: FlatStep) -> SplitStep:

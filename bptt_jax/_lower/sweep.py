@@ -20,11 +20,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bptt_jax._lower.block import Block, block_sizes
+from bptt_jax._lower.block import Block
+from bptt_jax._lower.block_sizes import block_sizes
 from bptt_jax._lower.jaxprs import has_own_gradient, is_float, varies, zeros_like
 from bptt_jax._lower.nested import Run
 from bptt_jax._lower.split import split
 from bptt_jax._lower.step_vjp import floats, step_vjp
+from bptt_jax._lower.style import FASTEST, Style
 from bptt_jax._lower.tie import independent_outputs, tie
 from bptt_jax._lower.walk import Backward, Forward
 from bptt_jax._plan import Plan, in_blocks, length
@@ -33,10 +35,10 @@ from bptt_jax._step import Arrays, FlatStep
 _EFFECTS = ("DebugEffect", "OrderedDebugEffect")  # of jax.debug; JAX exports no name for them
 
 
-def lower(plan: Plan, step: FlatStep, *, joined: bool = True, reverse: bool = False, unroll: int | bool = 1) -> Run:
-    """A function (operands, carry, xs) -> (carry, ys) that runs `plan`; see `nested.lower` and `split`."""
-    block = Block(step, joined, reverse, unroll)
-    rule = _Rule(in_blocks(plan, block_sizes(step, joined).most_steps), block, reverse)
+def lower(plan: Plan, step: FlatStep, *, style: Style = FASTEST, reverse: bool = False, unroll: int | bool = 1) -> Run:
+    """A function (operands, carry, xs) -> (carry, ys) that runs `plan`; see `nested.lower` and `Style`."""
+    block = Block(step, style, reverse, unroll)
+    rule = _Rule(in_blocks(plan, block_sizes(step, style).most_steps), block, reverse)
     run = jax.custom_vjp(rule.primal)
     run.defvjp(rule.forward, rule.backward, symbolic_zeros=True)
 

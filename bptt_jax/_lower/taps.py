@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import primitives
 
-from bptt_jax._lower.jaxprs import apply
+from bptt_jax._lower.jaxprs import apply, zeros_like
 from bptt_jax._step import Arrays
 
+_LARGE_BYTES = 1 << 15
 SUMS = {primitives.add_p, primitives.sub_p}
 
 
@@ -61,6 +63,34 @@ class Tap:
         products = functools.partial(jax.vmap(product, (0, None)), left)
         (gradient,) = jax.linear_transpose(products, weight)(cotangents)
         return gradient
+
+
+def by_halves(add: Callable[[Any, Any, Any], Any], total: Any, left: Any, cotangents: Any) -> Any:
+    """`add(total, left, cotangents)` over a block of n steps, by a loop over its halves.
+
+    XLA runs one loop after another, and what a loop works on exists only while it runs. The halves are those of the
+    time, an axis that is never sharded. Where n is odd, one step is in both and counts in the first.
+    """
+    n = cotangents.shape[0]
+    if n < 2:
+        return add(total, left, cotangents)
+    half = (n + 1) // 2
+
+    def body(total: Any, i: Any) -> Any:
+        part = functools.partial(lax.dynamic_slice_in_dim, start_index=i * (n - half), slice_size=half)
+        cts = part(cotangents)
+        if n % 2:
+            is_new = lax.expand_dims((jnp.arange(half) > 0) | (i == 0), range(1, cts.ndim))
+            cts = jnp.where(is_new, cts, zeros_like(cts))
+        return add(total, part(left), cts), None
+
+    total, _ = lax.scan(body, total, jnp.arange(2, dtype=jnp.int32))
+    return total
+
+
+def is_large(weight: Any) -> bool:
+    """Whether a weight's gradient is worth a loop of its own."""
+    return bool(weight.size * weight.dtype.itemsize >= _LARGE_BYTES)
 
 
 @dataclasses.dataclass

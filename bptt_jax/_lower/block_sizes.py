@@ -1,0 +1,121 @@
+"""What a block of steps takes, in bytes, and what it does where: from the types of a step's variables."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from bptt_jax._lower.jaxprs import bytes_of, variables
+from bptt_jax._lower.roofline import block_steps
+from bptt_jax._lower.split import split
+from bptt_jax._lower.step_vjp import StepVjp, floats, step_vjp
+from bptt_jax._lower.style import Style
+from bptt_jax._lower.taps import is_large
+from bptt_jax._step import FlatStep
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSizes:
+    """Bytes of a block's arrays.
+
+    Attributes:
+      saved_bytes: what a step's backward needs, for each step.
+      working_bytes: what is held for each step of the block that is worked on, beside that.
+      left_bytes: of saved_bytes, the operands of the products at the end of a block.
+      product_bytes: the results of these products.
+      fixed_bytes: what is held however long the blocks are.
+    """
+
+    saved_bytes: int
+    working_bytes: int
+    left_bytes: int
+    product_bytes: int
+    fixed_bytes: int
+
+    @property
+    def most_steps(self) -> int:
+        """The length of the longest block."""
+        return block_steps(self.saved_bytes + self.working_bytes)
+
+
+def block_sizes(step: FlatStep, style: Style) -> BlockSizes:
+    """The sizes of a step's block, from the types of its variables."""
+    parts = split(step, style.joined)
+    vjp = step_vjp(parts)
+    x, y = parts.x, parts.jaxpr.outvars[parts.n_carry :]
+    forward = bytes_of(parts.features) + bytes_of(x) + bytes_of(y)
+    backward = bytes_of(vjp.pull.stacked) + bytes_of(x) + bytes_of(floats(x)) + bytes_of(floats(y))
+    derived = parts.constants[parts.n_operands :]
+    sums = 0 if parts.moves_only else bytes_of(floats(derived))
+    left = bytes_of(v for v in set(vjp.lefts) if v in vjp.saved)
+    tapped = variables(parts.constants[tap.const] for tap in vjp.taps)
+    products = bytes_of(variables([*tapped, *parts.feature_constants]))
+    alternating = _alternating(vjp) if style.in_turn else {}
+    if alternating:
+        products -= bytes_of(alternating) - max(bytes_of([weight]) for weight in alternating)
+        left += max(alternating.values()) // 2  # a copy of the half that is worked on
+    return BlockSizes(
+        saved_bytes=bytes_of(vjp.saved),
+        working_bytes=max(forward, backward),
+        left_bytes=left,
+        product_bytes=products,
+        fixed_bytes=bytes_of(derived) + sums,
+    )
+
+
+def _alternating(vjp: StepVjp) -> dict[Any, int]:
+    """The weights whose gradients can be taken in turn, with the bytes of what is multiplied for one step."""
+    found: dict[Any, int] = {}
+    for tap, left, ct in zip(vjp.taps, vjp.lefts, vjp.pull.ct_taps, strict=True):
+        weight = vjp.parts.constants[tap.const]
+        if left is not None and ct is not None and is_large(weight.aval):
+            found[weight] = max(found.get(weight, 0), bytes_of([left, ct]))
+    return found
+
+
+def styles(step: FlatStep) -> list[Style]:
+    """The styles that differ for a step, the fastest first and the one that holds least last."""
+    apart, joined = split(step, False), split(step, True)
+    found = [Style(joined=False)] if joined is apart else [Style(), Style(joined=False)]
+    if len(_alternating(step_vjp(apart))) > 1:
+        found.append(Style(joined=False, in_turn=True))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSummary:
+    """What is done where, for people to read: weights as "float32[256, 1024]".
+
+    Attributes:
+      hoisted: weights of products that are evaluated for a block at once.
+      deferred: weights, and terms of sums, of which the gradients are computed for a block at once.
+      in_loop: other constants, of which the gradients are summed step by step.
+      merged: whether products that share an operand run as one.
+      in_turn: whether the products at the end of a block run one after another.
+    """
+
+    hoisted: tuple[str, ...]
+    deferred: tuple[str, ...]
+    in_loop: tuple[str, ...]
+    merged: bool
+    in_turn: bool
+
+
+def summary(step: FlatStep, style: Style) -> BlockSummary:
+    """The decisions that were taken for a step."""
+    parts = split(step, style.joined)
+    vjp = step_vjp(parts)
+
+    def names(variables: Sequence[Any]) -> tuple[str, ...]:
+        counts = collections.Counter(f"{v.aval.dtype}{list(v.aval.shape)}" for v in variables)
+        return tuple(name if count == 1 else f"{count} of {name}" for name, count in counts.items())
+
+    return BlockSummary(
+        hoisted=names(parts.feature_constants),
+        deferred=names([parts.constants[tap.const] for tap in vjp.taps]),
+        in_loop=names([parts.constants[i] for i in vjp.in_loop]),
+        in_turn=style.in_turn,
+        merged=style.joined and parts is not split(step, joined=False),
+    )

@@ -23,7 +23,10 @@ blocks; a loop over children that are not rematerialised works on a copy of what
 
     peak(Steps n) = n·block_bytes + max(n·s + some of product_bytes, n·left_bytes + product_bytes)
     peak(Repeat k c) = k·kept(c) + peak(c)    c not a Remat
-    peak(Chain cs) = the textbook's + a sum of parameter gradients
+    peak(Chain cs) = the textbook's + a sum of parameter gradients (+ what the last child keeps, where another child is
+                     not a loop over rematerialised ones)
+
+Where blocks were measured (`profile.block_peaks`), peak(Steps n) is what XLA reports. `profile.margin` comes on top.
 
 XLA starts the recomputation of bare `Remat` siblings early, so a `Chain` that is not in normal form (loops over
 rematerialised children, then one last child that is not rematerialised) is charged the sum of its children's peaks.
@@ -35,6 +38,7 @@ distinct nodes of the plan.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -94,14 +98,15 @@ def cost(plan: Plan, profile: StepProfile) -> PlanCost:
         plan = in_blocks(plan, profile.block_steps)
     total = fold(plan, lambda node, children: _node_cost(node, children, profile))
     always_bytes = profile.fixed_bytes + (profile.param_bytes if profile.lowering == "nested" else 0)
-    return PlanCost(total.peak + always_bytes, evaluations(plan, profile.lowering).steps, total.leaves)
+    peak_bytes = profile.with_margin(total.peak + always_bytes)
+    return PlanCost(peak_bytes, evaluations(plan, profile.lowering).steps, total.leaves)
 
 
 def _node_cost(node: Plan, children: Sequence[_NodeCost], profile: StepProfile) -> _NodeCost:
     match node:
         case Steps(n):
             kept = n * profile.residual_bytes
-            return _NodeCost(kept, n * profile.block_bytes + _block_peak(n, profile), leaves=1)
+            return _NodeCost(kept, _block_peak(n, profile), leaves=1)
         case Remat():
             (c,) = children
             return _NodeCost(profile.carry_bytes, profile.carry_bytes + c.peak, c.leaves)
@@ -126,9 +131,25 @@ _IN_PLACE = 0.55
 
 
 def _block_peak(n: int, profile: StepProfile) -> int:
-    """Bytes of a block's residuals and of the products at its end, at their highest."""
-    kept, products = n * profile.residual_bytes, profile.product_bytes if n else 0
-    return max(kept + min(products, int(_IN_PLACE * kept)), n * profile.left_bytes + products)
+    """Bytes of a block, at their highest: as measured, or its residuals, or the products at its end."""
+    if n == 0:
+        return 0
+    if profile.block_peaks:
+        return _interpolated(n, profile)
+    kept, products = n * profile.residual_bytes, profile.product_bytes
+    at_end = n * profile.left_bytes + products
+    return n * profile.block_bytes + max(kept + min(products, int(_IN_PLACE * kept)), at_end)
+
+
+def _interpolated(n: int, profile: StepProfile) -> int:
+    peaks = profile.block_peaks
+    if n <= peaks[0][0]:
+        return peaks[0][1]
+    for (short, low), (long, high) in itertools.pairwise(peaks):
+        if n <= long:
+            return low - (low - high) * (n - short) // (long - short)
+    longest, most = peaks[-1]
+    return most + (n - longest) * (profile.residual_bytes + profile.block_bytes)
 
 
 def _chain_cost(node: Chain, children: Sequence[_NodeCost], profile: StepProfile) -> _NodeCost:
@@ -138,6 +159,8 @@ def _chain_cost(node: Chain, children: Sequence[_NodeCost], profile: StepProfile
         kept += c.kept
     if not (is_normal_chain(node) or (profile.lowering == "sweep" and _keeps_order(node))):
         peak = sum(c.peak for c in children)
+    if profile.lowering == "sweep" and not all(_is_rematerialised_loop(c) for c in node.children[:-1]):
+        peak += children[-1].kept  # what the last child leaves free is too small for the blocks of the others
     if profile.lowering == "nested":
         parts = chain_bytes(length(node), length(node.children[-1]), profile)
     else:
@@ -166,8 +189,11 @@ def chain_bytes(n: int, last: int, profile: Sizes) -> int:
 
 
 def chain_sums_bytes(profile: StepProfile) -> int:
-    """Bytes that a `Chain` takes in the sweep: the sum of gradients so far, where it is handed from child to child."""
-    return profile.param_bytes
+    """Bytes that a `Chain` takes in the sweep: the sum of gradients so far, where it is handed from child to child.
+
+    XLA has been seen to hold it in place; where blocks have been measured nothing is added for it.
+    """
+    return 0 if profile.block_peaks else profile.param_bytes
 
 
 def slice_bytes(profile: Sizes) -> int:
@@ -192,6 +218,8 @@ def is_normal_chain(chain: Chain) -> bool:
     False
     """
     *loops, last = chain.children
-    return not isinstance(last, Remat) and all(
-        isinstance(c, Repeat) and c.k >= 2 and isinstance(c.child, Remat) for c in loops
-    )
+    return not isinstance(last, Remat) and all(map(_is_rematerialised_loop, loops))
+
+
+def _is_rematerialised_loop(node: Plan) -> bool:
+    return isinstance(node, Repeat) and node.k >= 2 and isinstance(node.child, Remat)

@@ -3,22 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import jax
 
 from bptt_jax._budget import budget_to_bytes
+from bptt_jax._calibrate import temporaries_of_vjp
+from bptt_jax._choose import Budget, Options, calibrated, choose
 from bptt_jax._cost import PlanCost, cost
 from bptt_jax._lower.block_sizes import BlockSummary, summary
+from bptt_jax._lower.roofline import planning_for
 from bptt_jax._plan import Plan
 from bptt_jax._plan import length as length_of
 from bptt_jax._render import render
-from bptt_jax._scan import Budget, check_options, choose
+from bptt_jax._scan import checked_options
 from bptt_jax._step import Step, TracedScan, trace
 from bptt_jax._step_profile import StepProfile
 from bptt_jax.errors import format_bytes
 
 _BACKWARD_TIME = 2.0  # of one step, in evaluations of the step
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """Seconds that the first call takes before it runs, and the later ones do not.
+
+    Attributes:
+      plan_seconds: measuring the step and planning.
+      calibrate_seconds: compiling the small programs that the profile was corrected by, once in a process.
+      programs: how many; 0 where the profile is an estimate from the shapes.
+      compile_seconds: compiling the vjp of the scan itself.
+    """
+
+    plan_seconds: float
+    calibrate_seconds: float
+    programs: int
+    compile_seconds: float
+
+    def __str__(self) -> str:
+        parts = [f"planning {self.plan_seconds:.2f} s"]
+        if self.programs:
+            parts.append(f"calibrating {self.calibrate_seconds:.2f} s ({self.programs} programs, once)")
+        return ", ".join([*parts, f"compiling {self.compile_seconds:.2f} s"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +62,7 @@ class Report:
       forward_steps: evaluations of the step, first pass included.
       program_size: copies of the step's loop in the plan.
       block: for the sweep, what is done by block and what by step; None for the nest.
+      effort: what planning and compiling took; None for a report put together by hand.
       overhead: predicted time over that of keeping everything, backward = 2 forwards.
     """
 
@@ -43,6 +71,7 @@ class Report:
     budget_bytes: int | None
     measured_bytes: int
     block: BlockSummary | None = None
+    effort: Effort | None = None
 
     @property
     def _cost(self) -> PlanCost:
@@ -85,14 +114,27 @@ class Report:
         lowering = ("lowering", f"sweep, blocks of at most {self.profile.block_steps} steps")
         return [lowering, *((name, ", ".join(values)) for name, values in rows if values)]
 
+    @property
+    def _source(self) -> str:
+        """Where the prediction comes from."""
+        programs = self.effort.programs if self.effort is not None else 0
+        source = f"calibrated by {programs} programs" if programs else "estimated from shapes"
+        return f"{source}, with a margin of {self.profile.margin:.0%}"
+
+    @property
+    def _verdict(self) -> str:
+        """What is wrong with the measured bytes, if anything is."""
+        if self.budget_bytes is not None and self.measured_bytes > self.budget_bytes:
+            return "  OVER THE BUDGET"
+        return "  above the prediction" if self.measured_bytes > self.predicted_bytes else ""
+
     def __str__(self) -> str:
         steps = length_of(self.plan)
         budget = "none" if self.budget_bytes is None else _bytes(self.budget_bytes)
-        over = "  OVER THE BUDGET" if self.measured_bytes > (self.budget_bytes or self.measured_bytes) else ""
         rows = [
             ("budget", budget),
-            ("predicted by the profile", _bytes(self.predicted_bytes)),
-            ("measured by XLA", _bytes(self.measured_bytes) + over),
+            ("predicted by the profile", f"{_bytes(self.predicted_bytes)}, {self._source}"),
+            ("measured by XLA", _bytes(self.measured_bytes) + self._verdict),
             ("keeping everything", _bytes(self.store_all_bytes)),
             ("one carry", _bytes(self.profile.carry_bytes)),
             ("residuals of one step", _bytes(self.profile.residual_bytes)),
@@ -101,6 +143,7 @@ class Report:
             ("predicted time", f"{self.overhead:.2f} of keeping everything"),
             ("step loops in the program", f"{self.program_size}"),
             *self._block_rows(),
+            *([] if self.effort is None else [("the first call", str(self.effort))]),
         ]
         table = "\n".join(f"{name:<26} {value}" for name, value in rows)
         return f"{table}\n\n{render(self.plan, lowering=self.profile.lowering)}"
@@ -117,13 +160,18 @@ def explain(
     budget: Budget = None,
     plan: Plan | None = None,
     differentiation: str = "reverse",
+    calibrate: bool = True,
+    target: Any = None,
 ) -> Report:
     """What `scan` with the same arguments does, compiled but not run.
 
     Compiles the vjp of the scan over its parameters, `init` and `xs`, for arguments of their shapes, and reads the
     bytes that XLA reports. This takes as long as compiling the scan itself.
 
-    Args: as for `bptt_jax.scan`; the arrays may also be `jax.ShapeDtypeStruct`s.
+    Args: as for `bptt_jax.scan`; the arrays may also be `jax.ShapeDtypeStruct`s, and
+
+      target: the device to plan and to compile for, which need not be here: one of
+        `jax.experimental.topologies.get_topology_desc(...).devices`. None: the default backend.
 
     Raises: as for `bptt_jax.scan`; `BudgetError` at once.
 
@@ -132,45 +180,36 @@ def explain(
     >>> report.forward_steps, report.measured_bytes <= report.budget_bytes
     (188, True)
     """
-    check_options(budget, plan, differentiation)
+    options = checked_options(budget, plan, differentiation, calibrate, target)
     reports: list[Report] = []
 
     def inspect(init: Any, xs: Any) -> None:
         traced = trace(step, (), init, xs, length, reverse=reverse, unroll=unroll)
-        choice = choose(traced, budget, plan, differentiation)
-        report = Report(
-            plan=choice.plan,
-            profile=choice.profile,
-            budget_bytes=budget_to_bytes(budget, choice.profile.store_all_bytes(traced.length)),
-            measured_bytes=_temporaries_of_vjp(choice.program(traced.step, reverse, unroll), traced),
-            block=summary(traced.step, choice.style) if choice.lowering == "sweep" else None,
-        )
-        reports.append(report)
+        reports.append(_report(traced, reverse, unroll, options))
 
     jax.eval_shape(inspect, init, xs)
     return reports[0]
 
 
-def _temporaries_of_vjp(program: Any, traced: TracedScan) -> int:
-    arguments = (traced.operands, traced.carry, traced.xs)
-    shapes = [[jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in group] for group in arguments]
-
-    def vjp(arguments: Any, cotangents: Any) -> Any:
-        out, pull = jax.vjp(program, *arguments)
-        return out, pull(cotangents)
-
-    cotangents = jax.tree.map(_cotangent, jax.eval_shape(program, *shapes))
-    compiled = jax.jit(vjp).lower(shapes, cotangents).compile()
-    analysis = compiled.memory_analysis()
-    if analysis is None:
-        raise NotImplementedError(f"the backend {jax.default_backend()} does not report the memory of its programs.")
-    return int(analysis.temp_size_in_bytes)
-
-
-def _cotangent(out: Any) -> Any:
-    if jax.numpy.issubdtype(out.dtype, jax.numpy.inexact):
-        return jax.ShapeDtypeStruct(out.shape, out.dtype)
-    return jax.ShapeDtypeStruct(out.shape, jax.dtypes.float0)
+def _report(traced: TracedScan, reverse: bool, unroll: int | bool, options: Options) -> Report:
+    choice = choose(traced, options)
+    with planning_for(options.platform):
+        # A plan that was given was run without a prediction; here there is one to compare with.
+        calibration = choice.calibration
+        if traced.length > 0 and calibration.programs == 0:
+            calibration = calibrated(traced, choice.lowering, choice.style, options)
+        start = time.perf_counter()
+        program = choice.program(traced.step, reverse, unroll)
+        measured_bytes = temporaries_of_vjp(program, traced, traced.length, options.target)
+        seconds = time.perf_counter() - start
+        return Report(
+            plan=choice.plan,
+            profile=calibration.profile,
+            budget_bytes=budget_to_bytes(choice.budget, choice.profile.store_all_bytes(traced.length)),
+            measured_bytes=measured_bytes,
+            block=summary(traced.step, choice.style) if choice.lowering == "sweep" else None,
+            effort=Effort(choice.plan_seconds, calibration.seconds, calibration.programs, seconds),
+        )
 
 
 def _bytes(count: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,20 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax._budget import budget_to_bytes
-from bptt_jax._lower import nested, sweep
-from bptt_jax._lower.block_sizes import styles
+from bptt_jax._choose import Budget, Options, choose
 from bptt_jax._lower.nested import Run
-from bptt_jax._lower.style import FASTEST, Style
-from bptt_jax._measure import check_differentiation, lowering_of, measure
-from bptt_jax._plan import Plan, Steps
-from bptt_jax._plan import length as length_of
-from bptt_jax._step import FlatStep, Step, TracedScan, trace
-from bptt_jax._step_profile import Lowering, StepProfile
-from bptt_jax._time import predicted_time
+from bptt_jax._measure import check_differentiation
+from bptt_jax._plan import Plan
+from bptt_jax._step import Step, TracedScan, trace
 from bptt_jax.errors import BudgetError
-from bptt_jax.planners import make_plan
-
-Budget = int | str | None
 
 
 def scan(
@@ -38,6 +29,7 @@ def scan(
     budget: Budget = None,
     plan: Plan | None = None,
     differentiation: str = "reverse",
+    calibrate: bool = True,
 ) -> tuple[Any, Any]:
     """`jax.lax.scan`, whose backward pass stays within a budget of bytes.
 
@@ -89,9 +81,9 @@ def scan(
     Not for loops whose length is not static (`jax.lax.while_loop`), nor where everything fits anyway: then a budget
     only costs compile time.
     """
-    check_options(budget, plan, differentiation)
+    options = checked_options(budget, plan, differentiation, calibrate)
     traced = trace(step, (), init, xs, length, reverse=reverse, unroll=unroll)
-    pair: tuple[Any, Any] = _run(traced, reverse, unroll, budget, plan, differentiation)
+    pair: tuple[Any, Any] = _run(traced, reverse, unroll, options)
     return pair
 
 
@@ -103,6 +95,7 @@ def checkpointed(
     budget: Budget = None,
     plan: Plan | None = None,
     differentiation: str = "reverse",
+    calibrate: bool = True,
 ) -> Any:
     """Decorator form of `scan`: from a step to a function that scans it.
 
@@ -110,7 +103,7 @@ def checkpointed(
       step: (carry, x) -> (carry, y), or (params, carry, x) -> (carry, y) with `params=True`. Like a function under
         `jax.jit` it is traced once for inputs of the same types; what it reads from elsewhere is read then.
       params: whether the step, and so the decorated function, takes parameters first.
-      unroll, budget, plan, differentiation: as for `scan`.
+      unroll, budget, plan, differentiation, calibrate: as for `scan`.
 
     Returns:
       run([params,] init, xs=None, length=None, reverse=False) -> (carry, ys).
@@ -124,15 +117,21 @@ def checkpointed(
     >>> jax.grad(lambda w: run(w, 0.0, jnp.ones(100))[0])(0.5).shape
     ()
     """
-    check_options(budget, plan, differentiation)
+    options = checked_options(budget, plan, differentiation, calibrate)
     if step is None:
         return functools.partial(
-            checkpointed, params=params, unroll=unroll, budget=budget, plan=plan, differentiation=differentiation
+            checkpointed,
+            params=params,
+            unroll=unroll,
+            budget=budget,
+            plan=plan,
+            differentiation=differentiation,
+            calibrate=calibrate,
         )
 
     def scan_with(given: tuple[Any, ...], init: Any, xs: Any, length: int | None, reverse: bool) -> Any:
         traced = trace(step, given, init, xs, length, reverse=reverse, unroll=unroll)
-        return _run(traced, reverse, unroll, budget, plan, differentiation)
+        return _run(traced, reverse, unroll, options)
 
     if params:
 
@@ -150,102 +149,35 @@ def checkpointed(
     return run
 
 
-def check_options(budget: Budget, plan: Plan | None, differentiation: str) -> None:
-    """Raises for what is wrong with the options whatever the step, so also where nothing is differentiated."""
+def checked_options(
+    budget: Budget, plan: Plan | None, differentiation: str, calibrate: bool, target: Any = None
+) -> Options:
+    """The options; raises for what is wrong with them whatever the step, so also where nothing is differentiated."""
     check_differentiation(differentiation)
-    budget_to_bytes(budget, store_all_bytes=1)
-    if plan is None:
-        return
-    if not isinstance(plan, Plan):
+    if budget != "auto":
+        budget_to_bytes(budget, store_all_bytes=1)
+    if not isinstance(calibrate, bool):
+        raise TypeError(f"calibrate must be True or False, got {calibrate!r}.")
+    if plan is not None and not isinstance(plan, Plan):
         raise TypeError(f"plan must be a plan (Steps, Repeat, Chain or Remat) or None, got {plan!r}.")
-    if budget is not None:
+    if plan is not None and budget is not None:
         raise ValueError(f"got budget={budget!r} and a plan: a plan is run as it is; pass one of the two.")
+    return Options(budget, plan, differentiation, calibrate, target)
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """How a scan is run.
-
-    Attributes:
-      plan: the plan.
-      lowering: what runs it.
-      style: for the sweep, how blocks take their products.
-      profile: sizes of one step, run so.
-    """
-
-    plan: Plan
-    lowering: Lowering
-    style: Style
-    profile: StepProfile
-
-    def program(self, step: FlatStep, reverse: bool, unroll: int | bool) -> Run:
-        """The program, jitted; the same function for the same arguments."""
-        return _program(step, self.plan, self.lowering, self.style, reverse, unroll)
-
-
-def choose(traced: TracedScan, budget: Budget, plan: Plan | None, differentiation: str) -> Choice:
-    """How to run a scan: the plan given, or the fastest for the budget, as the sweep where that is possible.
-
-    Of the ways in which blocks can take their products the fastest is taken, by predicted time. The nest comes last: a
-    step that keeps nothing for its backward needs less there than the sweep's loops hold.
-
-    Raises:
-      ValueError: for a plan of another length.
-      BudgetError: if no plan fits the budget.
-    """
-    lowering = lowering_of(traced, differentiation)
-    if plan is not None and length_of(plan) != traced.length:
-        raise ValueError(f"the plan has {length_of(plan)} steps, but the scan has {traced.length}.")
-    if plan is not None or budget is None or traced.length == 0:
-        return Choice(plan or Steps(traced.length), lowering, FASTEST, measure(traced, lowering))
-    errors: list[BudgetError] = []
-    if lowering == "sweep":
-        found = [_planned(traced, budget, "sweep", style, errors) for style in styles(traced.step)]
-        fitting = [choice for choice in found if choice is not None]
-        if fitting:
-            return min(fitting, key=lambda choice: predicted_time(choice.plan, choice.profile.times, "sweep"))
-    nest = _planned(traced, budget, "nested", FASTEST, errors)
-    if nest is None:
-        raise min(errors, key=lambda error: error.smallest_bytes)
-    return nest
-
-
-def _planned(
-    traced: TracedScan, budget: Budget, lowering: Lowering, style: Style, errors: list[BudgetError]
-) -> Choice | None:
-    """The fastest plan of one way to run a scan; None, and an error more, where none fits."""
-    profile = measure(traced, lowering, style)
-    try:
-        return Choice(make_plan(profile, traced.length, budget), lowering, style, profile)
-    except BudgetError as error:
-        errors.append(error)
-        return None
-
-
-def _run(
-    traced: TracedScan, reverse: bool, unroll: int | bool, budget: Budget, plan: Plan | None, differentiation: str
-) -> Any:
+def _run(traced: TracedScan, reverse: bool, unroll: int | bool, options: Options) -> Any:
     arguments = (traced.operands, traced.carry, traced.xs)
     try:
-        program = choose(traced, budget, plan, differentiation).program(traced.step, reverse, unroll)
+        program = choose(traced, options).program(traced.step, reverse, unroll)
     except BudgetError as error:
-        if differentiation == "any":
+        if options.differentiation == "any":
             raise
         # Forwards any budget is enough; it is the gradient for which there is no plan.
-        everything = choose(traced, None, None, differentiation).program(traced.step, reverse, unroll)
+        everything = choose(traced, Options()).program(traced.step, reverse, unroll)
         program = _without_gradient(everything, error)
-    if differentiation == "reverse":
+    if options.differentiation == "reverse":
         arguments = jax.tree.map(_reverse_only, arguments)
     return traced.unflatten(*program(*arguments))
-
-
-# Typed, for unroll=True and unroll=1 are equal and differ; bounded, for a step that is made anew for each call never
-# asks for the same program twice. Jitted, so that calls outside jit compile once.
-@functools.lru_cache(maxsize=256, typed=True)
-def _program(step: FlatStep, plan: Plan, lowering: Lowering, style: Style, reverse: bool, unroll: int | bool) -> Run:
-    if lowering == "sweep":
-        return jax.jit(sweep.lower(plan, step, style=style, reverse=reverse, unroll=unroll))
-    return jax.jit(nested.lower(plan, step, reverse=reverse, unroll=unroll))
 
 
 def _reverse_only(leaf: Any) -> Any:

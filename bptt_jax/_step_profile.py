@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from bptt_jax._plan import _as_count
@@ -67,6 +69,10 @@ class StepProfile:
       left_bytes: of residual_bytes, what a block holds until its end, for the products over all of its steps.
       product_bytes: the results of these products, before they are added to the gradients.
       block_steps: the length of the longest block; longer `Steps` are run as several.
+      block_peaks: lengths of blocks, ascending, with the bytes that XLA reports for a loop over such blocks without
+        their carries. They take the place of block_bytes, left_bytes and product_bytes; in between they are
+        interpolated, since bytes are convex in the length, a maximum over moments. Empty: not measured.
+      margin: what is added to a predicted peak, relative to it.
       plain: the profile of `jax.lax.scan` for the same step, where the other numbers are those of the sweep. None: they
         are those of `jax.lax.scan` and of the nest that is made of it.
     """
@@ -82,6 +88,8 @@ class StepProfile:
     left_bytes: int = 0
     product_bytes: int = 0
     block_steps: int = 1
+    block_peaks: tuple[tuple[int, int], ...] = ()
+    margin: float = 0.0
     plain: StepProfile | None = None
 
     def __post_init__(self) -> None:
@@ -90,11 +98,26 @@ class StepProfile:
         if self.plain is not None and (not isinstance(self.plain, StepProfile) or self.plain.plain is not None):
             raise TypeError(f"StepProfile.plain must be the profile of a nest or None, got {self.plain!r}.")
         for field in dataclasses.fields(self):
-            if field.name in ("times", "plain"):
+            if field.name in ("times", "plain", "block_peaks", "margin"):
                 continue
             least = 1 if field.name == "block_steps" else 0
             count = _as_count(getattr(self, field.name), least, f"StepProfile.{field.name}")
             object.__setattr__(self, field.name, count)
+
+        if isinstance(self.margin, bool) or not isinstance(self.margin, (int, float)) or not 0 <= self.margin < 1:
+            raise ValueError(f"StepProfile.margin must be a number in [0, 1), got {self.margin!r}.")
+        object.__setattr__(self, "block_peaks", _as_peaks(self.block_peaks))
+
+    def with_margin(self, peak_bytes: int) -> int:
+        """A predicted peak with its margin."""
+        return peak_bytes + math.ceil(peak_bytes * self.margin)
+
+    def within_margin(self, budget_bytes: int) -> int:
+        """The largest peak that with its margin is within the budget."""
+        peak_bytes = int(budget_bytes / (1 + self.margin)) + 1
+        while self.with_margin(peak_bytes) > budget_bytes:
+            peak_bytes -= 1
+        return peak_bytes
 
     @property
     def lowering(self) -> Lowering:
@@ -109,3 +132,12 @@ class StepProfile:
         if self.plain is not None:
             return self.plain.store_all_bytes(length)
         return length * self.residual_bytes + self.param_bytes + self.fixed_bytes
+
+
+def _as_peaks(peaks: object) -> tuple[tuple[int, int], ...]:
+    if not isinstance(peaks, Sequence) or isinstance(peaks, str):
+        raise TypeError(f"StepProfile.block_peaks must be pairs of steps and bytes, got {peaks!r}.")
+    checked = tuple((_as_count(n, 1, "steps of a block"), _as_count(size, 0, "bytes of a block")) for n, size in peaks)
+    if any(a[0] >= b[0] or a[1] > b[1] for a, b in itertools.pairwise(checked)):
+        raise ValueError(f"StepProfile.block_peaks must ascend, in steps and in bytes, got {peaks!r}.")
+    return checked

@@ -5,6 +5,9 @@ Every message says what was asked, what was found, and what would work.
 
 from __future__ import annotations
 
+import types
+from collections.abc import Mapping
+
 
 def format_bytes(count: int) -> str:
     """A byte count for people, exact below 1 KiB and with three digits above.
@@ -19,23 +22,41 @@ def format_bytes(count: int) -> str:
     return f"{size:.{max(0, 2 - len(str(int(size))) + 1)}f} {'KMGT'[power - 1]}iB"
 
 
+FIXED_PART = "the part that does not grow with the length"
+
+
 class BudgetError(ValueError):
     """No plan for this scan needs as few bytes as the budget allows.
 
     Attributes:
       budget_bytes: what was asked, in bytes.
       smallest_bytes: the smallest budget, in bytes, for which a plan exists.
+      shares: what the smallest budget is made of, from names to bytes; they need not add up to it.
     """
 
-    def __init__(self, length: int, budget: object, budget_bytes: int, smallest_bytes: int):
-        super().__init__(
+    def __init__(
+        self,
+        length: int,
+        budget: object,
+        budget_bytes: int,
+        smallest_bytes: int,
+        shares: Mapping[str, int] = types.MappingProxyType({}),
+    ):
+        message = (
             f"no plan for a scan of length {length} fits budget={budget!r}, which is {budget_bytes:,} bytes; "
             f"the smallest that would do is budget={smallest_bytes} ({format_bytes(smallest_bytes)})."
         )
+        if shares:
+            parts = ", ".join(f"{name} {size:,} bytes" for name, size in shares.items())
+            message += f" Of that: {parts}; {max(shares, key=shares.__getitem__)} dominates."
+        if budget_bytes < shares.get(FIXED_PART, 0):
+            message += f" The budget is below {FIXED_PART}, which no plan makes smaller."
+        super().__init__(message)
         self.length = length
         self.budget = budget
         self.budget_bytes = budget_bytes
         self.smallest_bytes = smallest_bytes
+        self.shares = dict(shares)
 
-    def __reduce__(self) -> tuple[type[BudgetError], tuple[int, object, int, int]]:
-        return type(self), (self.length, self.budget, self.budget_bytes, self.smallest_bytes)
+    def __reduce__(self) -> tuple[type[BudgetError], tuple[int, object, int, int, dict[str, int]]]:
+        return type(self), (self.length, self.budget, self.budget_bytes, self.smallest_bytes, self.shares)

@@ -20,11 +20,12 @@ try:
 except ImportError as error:
     raise ImportError("bptt_jax.linen needs Flax; install it with: python -m pip install 'bptt_jax[flax]'") from error
 
+from bptt_jax._choose import Budget
 from bptt_jax._explain import Report
 from bptt_jax._explain import explain as _explain
 from bptt_jax._linen_class import layer_class
 from bptt_jax._plan import Plan
-from bptt_jax._scan import Budget, check_options, scan
+from bptt_jax._scan import checked_options, scan
 
 __all__ = ["RNN", "explain", "rnn"]
 
@@ -41,13 +42,14 @@ class _Options:
     return_carry: bool = False
     reverse: bool = False
     keep_order: bool = False
+    calibrate: bool = True
 
     def __post_init__(self) -> None:
-        check_options(self.budget, self.plan, self.differentiation)
+        checked_options(self.budget, self.plan, self.differentiation, self.calibrate)
 
     @property
     def scan(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("budget", "plan", "differentiation", "unroll")}
+        return {name: getattr(self, name) for name in ("budget", "plan", "differentiation", "calibrate", "unroll")}
 
 
 class _Recurrent(nn.Module):
@@ -97,10 +99,10 @@ class _Recurrent(nn.Module):
         outputs = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, time_axis), outputs)
         return (carry, outputs) if options.return_carry else outputs
 
-    def _report(self, inputs: jax.Array) -> Report:
+    def _report(self, inputs: jax.Array, target: Any) -> Report:
         options = self._options()
         step, carry, xs, _ = self._prepare(inputs, None, None, options.time_major)
-        return _explain(step, carry, xs, reverse=options.reverse, **options.scan)
+        return _explain(step, carry, xs, reverse=options.reverse, target=target, **options.scan)
 
     @nn.nowrap
     def _prepare(self, inputs: jax.Array, carry: Any, key: jax.Array | None, time_major: bool) -> tuple[Any, ...]:
@@ -155,7 +157,7 @@ class RNN(_Recurrent):
       time_major, return_carry, reverse, keep_order, unroll: as in `flax.linen.RNN`.
       variable_axes, variable_broadcast, variable_carry, split_rngs: as in `flax.linen.RNN`; only the defaults are
         available yet, other values raise NotImplementedError.
-      budget, plan, differentiation: as in `bptt_jax.scan`.
+      budget, plan, differentiation, calibrate: as in `bptt_jax.scan`.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> layer = RNN(nn.LSTMCell(features=8), budget="40%")
@@ -177,6 +179,7 @@ class RNN(_Recurrent):
     budget: Budget = None
     plan: Plan | None = None
     differentiation: str = "reverse"
+    calibrate: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.cell, type):
@@ -213,6 +216,7 @@ def rnn(
     return_carry: bool = False,
     reverse: bool = False,
     keep_order: bool = False,
+    calibrate: bool = True,
 ) -> Callable[[type[nn.Module]], Any]:
     """Decorator: from a Linen cell class to the class of a recurrent layer with a budget.
 
@@ -221,7 +225,7 @@ def rnn(
     reachable as `Layer.cell_class`.
 
     Args:
-      budget, plan, differentiation: as in `bptt_jax.scan`.
+      budget, plan, differentiation, calibrate: as in `bptt_jax.scan`.
       unroll, time_major, return_carry, reverse, keep_order: as in `flax.linen.RNN`; the last four can be overridden
         in the call.
 
@@ -237,7 +241,7 @@ def rnn(
     >>> layer.apply(variables, jnp.ones((2, 100, 3))).shape
     (2, 100, 8)
     """
-    options = _Options(budget, plan, differentiation, unroll, time_major, return_carry, reverse, keep_order)
+    options = _Options(budget, plan, differentiation, unroll, time_major, return_carry, reverse, keep_order, calibrate)
 
     def decorate(cell_class: Any) -> Any:
         if not isinstance(cell_class, type):
@@ -251,13 +255,14 @@ def rnn(
     return decorate
 
 
-def explain(layer: nn.Module, variables: Any, xs: Any) -> Report:
+def explain(layer: nn.Module, variables: Any, xs: Any, *, target: Any = None) -> Report:
     """What a recurrent layer takes for these inputs, compiled but not run; see `bptt_jax.explain`.
 
     Args:
       layer: an `RNN` or a layer made by `rnn`, not inside a parent.
       variables: its variables, arrays or `jax.ShapeDtypeStruct`s.
       xs: inputs as for calling it, likewise.
+      target: as for `bptt_jax.explain`.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> layer, xs = RNN(nn.GRUCell(features=16), budget="50%"), jnp.ones((4, 200, 16))
@@ -270,7 +275,7 @@ def explain(layer: nn.Module, variables: Any, xs: Any) -> Report:
     reports: list[Report] = []
 
     def inspect(variables: Any, xs: Any) -> None:
-        report: Any = layer.apply(variables, xs, method="_report")
+        report: Any = layer.apply(variables, xs, target, method="_report")
         reports.append(report)
 
     jax.eval_shape(inspect, variables, xs)

@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 
 import bptt_jax
-from bptt_jax import Chain, Remat, Repeat, Steps, _scan
+from bptt_jax import Chain, Remat, Repeat, Steps, _choose
 from bptt_jax._lower import block
 from bptt_jax._lower.style import Style
 from bptt_jax.errors import BudgetError
@@ -77,7 +77,7 @@ def test_derivatives_equal_those_of_lax_scan(name):
 @pytest.mark.parametrize("name", TABLE)
 def test_gradients_with_products_in_turn(monkeypatch, name):
     """What tight budgets lead to, here forced; blocks of an even and of an odd number of steps."""
-    monkeypatch.setattr(_scan, "FASTEST", Style(joined=False, in_turn=True))
+    monkeypatch.setattr(_choose, "FASTEST", Style(joined=False, in_turn=True))
     monkeypatch.setattr(block, "is_large", lambda weight: True)
     entry = TABLE[name]
     scans = (lax.scan, functools.partial(bptt_jax.scan, plan=REST))

@@ -8,7 +8,10 @@ the time with products outside, with 2 times 1.2. On accelerators, launches domi
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 
@@ -37,9 +40,27 @@ _ACCELERATOR = Machine(launch_bytes=1 << 22, stacking=1.0, hoisting=1.0, merged_
 _SHORTEST, _LONGEST = 8, 48  # blocks; longer ones gained nothing at any size
 
 
+@contextlib.contextmanager
+def planning_for(name: str | None) -> Iterator[None]:
+    """What is decided within is decided for a platform that may not be here; None for the default backend."""
+    before = _planned_for.set(name)
+    try:
+        yield
+    finally:
+        _planned_for.reset(before)
+
+
+_planned_for: contextvars.ContextVar[str | None] = contextvars.ContextVar("planned_for", default=None)
+
+
+def platform() -> str:
+    """The platform that decisions are for."""
+    return _planned_for.get() or jax.default_backend()
+
+
 def machine() -> Machine:
-    """The figures of the default backend."""
-    return _CPU if jax.default_backend() == "cpu" else _ACCELERATOR
+    """The figures of this platform."""
+    return _CPU if platform() == "cpu" else _ACCELERATOR
 
 
 def deferring_pays(weight_bytes: int, stacked_bytes: int) -> bool:

@@ -35,7 +35,7 @@ from bptt_jax._lower.jaxprs import (
     variables,
 )
 from bptt_jax._lower.merge import invariant_variables, merge
-from bptt_jax._lower.roofline import hoisting_pays
+from bptt_jax._lower.roofline import hoisting_pays, platform
 from bptt_jax._lower.taps import SUMS, Tap, Taps
 from bptt_jax._step import Arrays, FlatStep
 
@@ -117,7 +117,7 @@ class SplitStep:
         return outs[: self.n_carry], outs[self.n_carry :]
 
 
-_splits: weakref.WeakKeyDictionary[FlatStep, dict[bool, SplitStep]] = weakref.WeakKeyDictionary()
+_splits: weakref.WeakKeyDictionary[FlatStep, dict[tuple[str, bool], SplitStep]] = weakref.WeakKeyDictionary()
 
 
 def split(step: FlatStep, joined: bool) -> SplitStep:
@@ -127,14 +127,14 @@ def split(step: FlatStep, joined: bool) -> SplitStep:
       step: the step.
       joined: whether products that share an operand are merged, for which a copy of their weights is held.
     """
-    known = _splits.setdefault(step, {})
-    if joined not in known:
+    known, here = _splits.setdefault(step, {}), platform()
+    if (here, joined) not in known:
         closed = inline(step.jaxpr)
         merged = merge(closed, step.n_operands) if joined else closed
-        other = known.get(not joined)
+        other = known.get((here, not joined))
         # Where there is nothing to merge, both are one.
-        known[joined] = other if other is not None and merged is closed else _split(merged, step)
-    return known[joined]
+        known[here, joined] = other if other is not None and merged is closed else _split(merged, step)
+    return known[here, joined]
 
 
 def _split(closed: Any, step: FlatStep) -> SplitStep:

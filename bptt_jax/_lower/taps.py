@@ -69,11 +69,10 @@ def by_halves(add: Callable[[Any, Any, Any], Any], total: Any, left: Any, cotang
     """`add(total, left, cotangents)` over a block of n steps, by a loop over its halves.
 
     XLA runs one loop after another, and what a loop works on exists only while it runs. The halves are those of the
-    time, an axis that is never sharded. Where n is odd, one step is in both and counts in the first.
+    time, an axis that is never sharded. Where n is odd, one step is in both and counts in the first; that goes for a
+    single step too, since XLA would inline a loop of one iteration.
     """
     n = cotangents.shape[0]
-    if n < 2:
-        return add(total, left, cotangents)
     half = (n + 1) // 2
 
     def body(total: Any, i: Any) -> Any:

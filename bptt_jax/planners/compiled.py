@@ -24,7 +24,7 @@ from bptt_jax._cost import chain_sums_bytes, cost, slice_bytes
 from bptt_jax._plan import Plan, Steps, _as_count, in_blocks
 from bptt_jax._step_profile import StepProfile
 from bptt_jax._time import predicted_time
-from bptt_jax.errors import BudgetError
+from bptt_jax.errors import FIXED_PART, BudgetError
 from bptt_jax.planners import exact, sweep
 from bptt_jax.planners._reach import MOST_LEAVES, Lattice, reach_table
 from bptt_jax.planners._search import Search
@@ -65,10 +65,27 @@ def make_plan(profile: StepProfile, length: int, budget: int | str | None = None
     if budget_bytes is None or cost(everything, profile).peak_bytes <= budget_bytes:
         return everything
     found = _fastest_of_sweep if profile.lowering == "sweep" else _fastest
-    plan = found(profile, length, budget_bytes)
+    # Planners search without the margin, in what it leaves of the budget.
+    exact = dataclasses.replace(profile, margin=0.0)
+    plan = found(exact, length, profile.within_margin(budget_bytes))
     if plan is None:
-        raise BudgetError(length, budget, budget_bytes, smallest_bytes(profile, length))
+        smallest = profile.with_margin(smallest_bytes(exact, length))
+        raise BudgetError(length, budget, budget_bytes, smallest, _shares(profile, smallest))
     return plan
+
+
+def _shares(profile: StepProfile, smallest: int) -> dict[str, int]:
+    """What the smallest budget consists of."""
+    if profile.block_peaks:
+        steps, peak = profile.block_peaks[0]
+        fixed = profile.fixed_bytes + max(peak - steps * (profile.residual_bytes + profile.block_bytes), 0)
+    else:
+        fixed = profile.fixed_bytes + profile.product_bytes + (profile.param_bytes if profile.plain is None else 0)
+    fixed = min(profile.with_margin(fixed), smallest)
+    step = min(profile.residual_bytes + profile.block_bytes, smallest - fixed)
+    carries = smallest - fixed - step
+    of_carries = f"carries ({profile.carry_bytes:,} bytes each) and copies"
+    return {FIXED_PART: fixed, "what one step keeps for its backward": step, of_carries: carries}
 
 
 @functools.lru_cache(maxsize=1024)
@@ -94,13 +111,19 @@ def _as_nests(profile: StepProfile) -> tuple[StepProfile, ...]:
     """
     if profile.lowering == "nested":
         return (profile,)
-    simple = dataclasses.replace(profile, plain=None, x_bytes=0, y_bytes=0, param_bytes=0, block_bytes=0, block_steps=1)
+    simple = dataclasses.replace(
+        profile, plain=None, x_bytes=0, y_bytes=0, param_bytes=0, block_bytes=0, block_steps=1, block_peaks=()
+    )
+    by_step, least = profile.residual_bytes + profile.block_bytes, profile.product_bytes
+    if profile.block_peaks:
+        chords = (-((a[1] - b[1]) // (b[0] - a[0])) for a, b in itertools.pairwise(profile.block_peaks))
+        by_step, least = max(by_step, *chords), profile.block_peaks[0][1]
     # A block that is cut out of longer `Steps` is also a copy of its residuals.
-    longest = profile.block_steps * (profile.block_bytes + profile.residual_bytes)
-    always = profile.fixed_bytes + profile.product_bytes + chain_sums_bytes(profile)
+    longest = profile.block_steps * by_step
+    always = profile.fixed_bytes + least + chain_sums_bytes(profile)
     return (
         dataclasses.replace(simple, fixed_bytes=always + longest),
-        dataclasses.replace(simple, fixed_bytes=always, residual_bytes=profile.residual_bytes + profile.block_bytes),
+        dataclasses.replace(simple, fixed_bytes=always, residual_bytes=by_step),
     )
 
 

@@ -1,0 +1,180 @@
+"""The profile of a step, corrected by what XLA reports for small programs.
+
+What XLA fuses, copies and finds room for cannot be read off a step. But of a plan's bytes only those of a block are
+unknown: carries are kept one by one, at each level of the tree, and add up exactly (tests/test_bytes.py). So loops over
+blocks of a few lengths are compiled, for abstract shapes, and the bytes without their two carries are those of a block
+of this length. They are convex in the length, since they are a maximum over moments at each of which they grow
+linearly, and are interpolated. Of a nest only the fixed part is corrected.
+
+A profile is a pure function of the step's equations, the shapes, the backend and the versions, so the processes of a
+job plan alike. It is remembered as long as the process lives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import time
+from typing import Any
+
+import jax
+
+from bptt_jax._cost import cost
+from bptt_jax._lower import nested, sweep
+from bptt_jax._lower.nested import Run
+from bptt_jax._lower.roofline import platform
+from bptt_jax._lower.style import Style
+from bptt_jax._measure import measure
+from bptt_jax._plan import Remat, Repeat, Steps
+from bptt_jax._step import TracedScan
+from bptt_jax._step_profile import Lowering, StepProfile
+
+# Stated in the documentation of `scan`. The loops of a nest copy slices, which is not measured.
+MARGIN = {"sweep": 0.02, "nested": 0.05}
+STATIC_MARGIN = {"sweep": 0.05, "nested": 0.08}
+_SPARE_CARRIES = {"sweep": 3, "nested": 1}  # of programs that take the gradients of some arguments only
+_SHORTEST = 2  # a loop over one step is none
+_OF_NEST = 8
+_REMEMBERED = 1024
+_VERSIONS = tuple(importlib.metadata.version(name) for name in ("jax", "jaxlib"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """A profile, and what it took to measure.
+
+    Attributes:
+      profile: of one step, with its margin.
+      programs: how many were compiled; 0 where the profile is an estimate from the shapes.
+      seconds: how long compiling them took, which is paid once in a process.
+    """
+
+    profile: StepProfile
+    programs: int = 0
+    seconds: float = 0.0
+
+
+def estimate(traced: TracedScan, lowering: Lowering, style: Style) -> Calibration:
+    """The profile from shapes alone, with a margin of 5 % for the sweep and 8 % for the nest."""
+    profile = measure(traced, lowering, style)
+    return Calibration(dataclasses.replace(profile, margin=STATIC_MARGIN[lowering]))
+
+
+def calibrate(traced: TracedScan, lowering: Lowering, style: Style, target: Any = None) -> Calibration:
+    """The profile from at most three compiled programs; the estimate, where they cannot be compiled by themselves.
+
+    Args:
+      traced: the call.
+      lowering, style: how it is to be run.
+      target: the device to compile for; None for the default backend.
+    """
+    key = (
+        str(traced.step.jaxpr),
+        traced.step.moving,
+        traced.step.n_x,
+        lowering,
+        style,
+        platform(),
+        target,
+        *_VERSIONS,
+        jax.dtypes.canonicalize_dtype(float),  # x64 or not
+    )
+    if key not in _known:
+        if len(_known) >= _REMEMBERED:
+            _known.pop(next(iter(_known)))
+        _known[key] = _calibrated(traced, lowering, style, target)
+    return _known[key]
+
+
+_known: dict[Any, Calibration] = {}
+
+
+def _calibrated(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -> Calibration:
+    profile = measure(traced, lowering, style)
+    start = time.perf_counter()
+    peaks: dict[int, int] = {}
+    try:
+        for n in _lengths(profile):
+            plan = Repeat(2, Remat(Steps(n)))
+            if lowering == "sweep":
+                program = sweep.lower(plan, traced.step, style=style)
+            else:
+                program = nested.lower(plan, traced.step)
+            peaks[n] = temporaries_of_vjp(program, traced, 2 * n, target)
+    except _NOT_BY_ITSELF:
+        return estimate(traced, lowering, style)
+    corrected = _with_peaks(profile, peaks) if lowering == "sweep" else _with_fixed(profile, peaks)
+    return Calibration(corrected, len(peaks), time.perf_counter() - start)
+
+
+# What JAX raises for a step that only makes sense inside its mesh: with collectives, or with shardings of its own.
+_NOT_BY_ITSELF = (NameError, TypeError, ValueError, KeyError, NotImplementedError)
+
+
+def _lengths(profile: StepProfile) -> list[int]:
+    """Of the blocks to measure: the shortest, where its residuals begin to outweigh its products, and the longest."""
+    if profile.lowering == "nested":
+        return [_OF_NEST]
+    longest = max(profile.block_steps, _SHORTEST)
+    turning = round(0.6 * profile.product_bytes / max(profile.residual_bytes, 1))
+    return sorted({_SHORTEST, min(max(turning, 4), longest // 2, 16) or 1, longest} - {1})
+
+
+def _with_peaks(profile: StepProfile, peaks: dict[int, int]) -> StepProfile:
+    highest, ascending = 0, []
+    for n, size in sorted(peaks.items()):
+        highest = max(highest, size - 2 * profile.carry_bytes)
+        ascending.append((n, highest))
+    spare = _SPARE_CARRIES["sweep"] * profile.carry_bytes
+    return dataclasses.replace(profile, block_peaks=tuple(ascending), fixed_bytes=spare, margin=MARGIN["sweep"])
+
+
+def _with_fixed(profile: StepProfile, peaks: dict[int, int]) -> StepProfile:
+    ((n, size),) = peaks.items()
+    missed = size - cost(Repeat(2, Remat(Steps(n))), profile).peak_bytes
+    spare = _SPARE_CARRIES["nested"] * profile.carry_bytes
+    fixed_bytes = max(profile.fixed_bytes + missed + spare, 0)
+    return dataclasses.replace(profile, fixed_bytes=fixed_bytes, margin=MARGIN["nested"])
+
+
+def temporaries_of_vjp(program: Run, traced: TracedScan, length: int, target: Any = None) -> int:
+    """Temporary bytes that XLA reports for the jitted vjp of a program over (operands, carry, xs).
+
+    Args:
+      program: the program.
+      traced: a call, for the types of its arguments; tracers will do.
+      length: the number of steps of the program.
+      target: the device to compile for; None for the default backend.
+
+    Raises:
+      NotImplementedError: if the backend does not report it.
+    """
+    shape = functools.partial(_shape, target=target)
+    xs = [shape((length, *leaf.shape[1:]), leaf.dtype) for leaf in traced.xs]
+    operands, carry = ([shape(leaf.shape, leaf.dtype) for leaf in group] for group in (traced.operands, traced.carry))
+
+    def vjp(arguments: Any, cotangents: Any) -> Any:
+        out, pull = jax.vjp(program, *arguments)
+        return out, pull(cotangents)
+
+    arguments = (operands, carry, xs)
+    cotangents = jax.tree.map(
+        lambda out: shape(out.shape, out.dtype if _is_inexact(out) else jax.dtypes.float0),
+        jax.eval_shape(program, *arguments),
+    )
+    analysis = jax.jit(vjp).lower(arguments, cotangents).compile().memory_analysis()
+    if analysis is None:
+        raise NotImplementedError(f"the backend {platform()} does not report the memory of its programs.")
+    return int(analysis.temp_size_in_bytes)
+
+
+def _is_inexact(out: Any) -> bool:
+    return bool(jax.numpy.issubdtype(out.dtype, jax.numpy.inexact))
+
+
+def _shape(shape: Any, dtype: Any, target: Any) -> jax.ShapeDtypeStruct:
+    """Abstract arguments are plain: a sharding copied out of a trace is refused by some meshes."""
+    if target is None:
+        return jax.ShapeDtypeStruct(shape, dtype)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.SingleDeviceSharding(target))

@@ -1,0 +1,155 @@
+"""From a traced scan and a budget to the way to run it: measure, plan, and pick the lowering."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+
+from bptt_jax._calibrate import Calibration, calibrate, estimate
+from bptt_jax._cost import cost
+from bptt_jax._free_bytes import free_bytes
+from bptt_jax._lower import nested, sweep
+from bptt_jax._lower.block_sizes import styles
+from bptt_jax._lower.nested import Run
+from bptt_jax._lower.roofline import planning_for, platform
+from bptt_jax._lower.style import FASTEST, Style
+from bptt_jax._measure import lowering_of, measure
+from bptt_jax._plan import Plan, Steps
+from bptt_jax._plan import length as length_of
+from bptt_jax._step import FlatStep, TracedScan
+from bptt_jax._step_profile import Lowering, StepProfile
+from bptt_jax._time import predicted_time
+from bptt_jax.errors import BudgetError
+from bptt_jax.planners import make_plan
+
+Budget = int | str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What `scan` is asked for, beside the step and its arguments; see there.
+
+    Attributes:
+      target: the device that is compiled for; None for the default backend.
+    """
+
+    budget: Budget = None
+    plan: Plan | None = None
+    differentiation: str = "reverse"
+    calibrate: bool = True
+    target: Any = None
+
+    @property
+    def platform(self) -> str | None:
+        return None if self.target is None else str(self.target.platform)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How a scan is run.
+
+    Attributes:
+      plan: the plan.
+      lowering: what runs it.
+      style: for the sweep, how blocks take their products.
+      calibration: sizes of one step, run so, and what it took to measure them.
+      budget: what was asked; "auto" as the bytes that it stands for.
+      plan_seconds: what planning took, without calibrating.
+    """
+
+    plan: Plan
+    lowering: Lowering
+    style: Style
+    calibration: Calibration
+    budget: Budget = None
+    plan_seconds: float = 0.0
+
+    @property
+    def profile(self) -> StepProfile:
+        return self.calibration.profile
+
+    @property
+    def predicted_bytes(self) -> int:
+        """Peak temporary bytes by the profile."""
+        return cost(self.plan, self.profile).peak_bytes
+
+    def program(self, step: FlatStep, reverse: bool, unroll: int | bool) -> Run:
+        """The program, jitted; the same function for the same arguments."""
+        return _program(step, self.plan, self.lowering, self.style, reverse, unroll, platform())
+
+
+# Typed, for unroll=True and unroll=1 are equal and differ; bounded, for a step that is made anew for each call never
+# asks for the same program twice. Jitted, so that calls outside jit compile once. The platform is what decisions within
+# are for.
+@functools.lru_cache(maxsize=256, typed=True)
+def _program(
+    step: FlatStep, plan: Plan, lowering: Lowering, style: Style, reverse: bool, unroll: int | bool, _platform: str
+) -> Run:
+    if lowering == "sweep":
+        return jax.jit(sweep.lower(plan, step, style=style, reverse=reverse, unroll=unroll))
+    return jax.jit(nested.lower(plan, step, reverse=reverse, unroll=unroll))
+
+
+def choose(traced: TracedScan, options: Options) -> Choice:
+    """How to run a scan: the plan given, or the fastest for the budget, as the sweep where that is possible.
+
+    Only the way that looks fastest by the estimates is calibrated, unless it turns out not to fit.
+
+    Raises:
+      ValueError: for a plan of another length.
+      BudgetError: if no plan fits the budget.
+    """
+    plan, budget = options.plan, options.budget
+    if plan is not None and length_of(plan) != traced.length:
+        raise ValueError(f"the plan has {length_of(plan)} steps, but the scan has {traced.length}.")
+    with planning_for(options.platform):
+        lowering = lowering_of(traced, options.differentiation)
+        if plan is not None or budget is None or traced.length == 0:
+            return Choice(plan or Steps(traced.length), lowering, FASTEST, estimate(traced, lowering, FASTEST))
+        if budget == "auto":
+            budget = free_bytes(options.target)
+        start, calibrating = time.perf_counter(), 0.0
+        errors: list[BudgetError] = []
+        for tried, style in _ways(traced, lowering, budget):
+            before = time.perf_counter()
+            calibration = calibrated(traced, tried, style, options)
+            calibrating += time.perf_counter() - before
+            try:
+                plan = make_plan(calibration.profile, traced.length, budget)
+            except BudgetError as error:
+                errors.append(error)
+                continue
+            seconds = time.perf_counter() - start - calibrating
+            return Choice(plan, tried, style, calibration, budget, seconds)
+    raise min(errors, key=lambda error: error.smallest_bytes)
+
+
+def calibrated(traced: TracedScan, lowering: Lowering, style: Style, options: Options) -> Calibration:
+    """The calibrated profile, or the estimate where calibrating is switched off."""
+    if options.calibrate:
+        return calibrate(traced, lowering, style, options.target)
+    return estimate(traced, lowering, style)
+
+
+def _ways(traced: TracedScan, lowering: Lowering, budget: Budget) -> list[tuple[Lowering, Style]]:
+    """Lowerings and styles: the one that looks fastest first, those that do not seem to fit last, and then the nest.
+
+    A step that keeps nothing for its backward needs less in the nest than the sweep's loops hold.
+    """
+    if lowering == "nested":
+        return [("nested", FASTEST)]
+    times: dict[Style, float] = {}
+    known = styles(traced.step)
+    for style in known:
+        profile = measure(traced, "sweep", style)
+        try:
+            times[style] = predicted_time(make_plan(profile, traced.length, budget), profile.times, "sweep")
+        except BudgetError:
+            continue
+    # What holds least comes last among the styles, and is the first to try of those that do not seem to fit.
+    order = [*sorted(times, key=times.__getitem__), *(style for style in reversed(known) if style not in times)]
+    return [*(("sweep", style) for style in order), ("nested", FASTEST)]

@@ -1,0 +1,262 @@
+"""The audit of the promise: for a grid of steps, lengths and budgets, the bytes asked for and those that XLA reports.
+
+Nothing is run; programs are compiled for abstract shapes.
+
+python -m tests.audit                 # the whole grid, some 2,300 programs: an hour on two cores
+python -m tests.audit --kinds lstm --lengths 100 --json audit.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bptt_jax
+from bptt_jax.errors import BudgetError
+
+LENGTHS = (100, 997, 1000, 10_000)
+BUDGETS = 12
+MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A step to audit: (params, carry, x) -> (carry, y), with abstract arrays."""
+
+    step: Callable[..., Any]
+    params: Any
+    init: Any
+    x: Any
+
+    def without_outputs(self) -> Problem:
+        return dataclasses.replace(self, step=lambda *given: (self.step(*given)[0], None))
+
+    def xs(self, length: int) -> Any:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape), leaf.dtype), self.x)
+
+
+def _shape(*shape: int, dtype: Any = jnp.float32) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _cell(cell: nn.RNNCellBase, *x_shape: int) -> Problem:
+    x = _shape(*x_shape)
+    carry = jax.eval_shape(lambda: cell.initialize_carry(jax.random.key(0), x.shape))
+    params = jax.eval_shape(cell.init, jax.random.key(1), carry, x)
+    return Problem(cell.apply, params, carry, x)
+
+
+def _stacked() -> Problem:
+    """Two layers of LSTM, the outputs of one being the inputs of the other."""
+    lower, upper = _cell(nn.LSTMCell(64), 8, 32), _cell(nn.LSTMCell(96), 8, 64)
+
+    def step(params: Any, carry: Any, x: Any) -> Any:
+        below, hidden = lower.step(params[0], carry[0], x)
+        above, y = upper.step(params[1], carry[1], hidden)
+        return (below, above), y
+
+    return Problem(step, (lower.params, upper.params), (lower.init, upper.init), lower.x)
+
+
+def _attention() -> Problem:
+    """A state that attends at each step over a memory that the carry hands on unchanged."""
+    batch, places, width = 4, 32, 64
+
+    def step(params: Any, carry: Any, x: Any) -> Any:
+        state, memory = carry
+        scores = jnp.einsum("bw,bpw->bp", state @ params["query"], memory) * width**-0.5
+        read = jnp.einsum("bp,bpw->bw", jax.nn.softmax(scores), memory)
+        state = jnp.tanh(jnp.concatenate([read, x], -1) @ params["mix"] + state)
+        return (state, memory), state @ params["out"]
+
+    params = {"query": _shape(width, width), "mix": _shape(2 * width, width), "out": _shape(width, width)}
+    return Problem(step, params, (_shape(batch, width), _shape(batch, places, width)), _shape(batch, width))
+
+
+def _waves() -> Problem:
+    """The sine-Gordon equation u_tt = c² Δu − sin u on a grid, c being learnt, in double precision."""
+    side, f64 = 48, jnp.float64
+
+    def step(params: Any, carry: Any, x: Any) -> Any:
+        u, before = carry
+        around = jnp.pad(u, 1)
+        laplacian = around[2:, 1:-1] + around[:-2, 1:-1] + around[1:-1, 2:] + around[1:-1, :-2] - 4 * u
+        after = 2 * u - before + params * laplacian - 0.01 * jnp.sin(u)
+        after = after.at[side // 2, side // 2].add(x)
+        return (after, u), after[:, 0]
+
+    u = _shape(side, side, dtype=f64)
+    return Problem(step, _shape(side, side, dtype=f64), (u, u), _shape(dtype=f64))
+
+
+KINDS: dict[str, Callable[[], Problem]] = {
+    "lstm": lambda: _cell(nn.LSTMCell(128), 16, 128),
+    "gru": lambda: _cell(nn.GRUCell(96), 8, 64),
+    "stacked": _stacked,
+    "convlstm": lambda: _cell(nn.ConvLSTMCell(8, (3, 3)), 2, 12, 12, 4),
+    "attention": _attention,
+    "waves": _waves,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One kind of step at one length.
+
+    Attributes:
+      arguments: what is differentiated: "weights" or "all" (weights, init, xs).
+      outputs: whether the step has per-step outputs, which are then in the loss.
+    """
+
+    kind: str
+    length: int
+    differentiation: str = "reverse"
+    arguments: str = "all"
+    outputs: bool = True
+
+    def problem(self) -> Problem:
+        problem = KINDS[self.kind]()
+        return problem if self.outputs else problem.without_outputs()
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What one budget led to, in bytes."""
+
+    case: Case
+    asked: int
+    predicted: int
+    measured: int
+    plan: str
+    forward_steps: int
+
+    @property
+    def used(self) -> float:
+        return self.measured / self.asked
+
+
+def vjp(case: Case, problem: Problem, budget: int) -> Callable[..., Any]:
+    """(params, init, xs, cotangents) -> results and gradients."""
+
+    def run(params: Any, init: Any, xs: Any) -> Any:
+        step = functools.partial(problem.step, params)
+        return bptt_jax.scan(step, init, xs, budget=budget, differentiation=case.differentiation)
+
+    def pullback(params: Any, init: Any, xs: Any, cotangents: Any) -> Any:
+        if case.arguments == "all":
+            results, pull = jax.vjp(run, params, init, xs)
+        else:
+            results, pull = jax.vjp(lambda params: run(params, init, xs), params)
+        return results, pull(cotangents)
+
+    return pullback
+
+
+def temporaries(case: Case, problem: Problem, budget: int) -> int:
+    """What XLA reports for the jitted vjp."""
+    xs = problem.xs(case.length)
+    arguments = (problem.params, problem.init, xs)
+    cotangents = jax.eval_shape(
+        lambda params, init, xs: jax.lax.scan(functools.partial(problem.step, params), init, xs), *arguments
+    )
+    compiled = jax.jit(vjp(case, problem, budget)).lower(*arguments, cotangents).compile()
+    return int(compiled.memory_analysis().temp_size_in_bytes)
+
+
+def choices(case: Case, problem: Problem, budget: int | None) -> Any:
+    """What `scan` decides for a budget, without compiling the scan."""
+    from bptt_jax._choose import Options, choose
+    from bptt_jax._step import trace
+
+    found = []
+
+    def inspect(params: Any, init: Any, xs: Any) -> None:
+        step = functools.partial(problem.step, params)
+        traced = trace(step, (), init, xs, None, reverse=False, unroll=1)
+        found.append(choose(traced, Options(budget, None, case.differentiation)))
+
+    jax.eval_shape(inspect, problem.params, problem.init, problem.xs(case.length))
+    return found[0]
+
+
+def budgets(case: Case, problem: Problem, count: int) -> list[int]:
+    """From the smallest feasible one to everything, in equal ratios."""
+    try:
+        choices(case, problem, 1)
+        raise AssertionError("a budget of one byte was accepted")
+    except BudgetError as error:
+        smallest = error.smallest_bytes
+    everything = choices(case, problem, None).predicted_bytes
+    return sorted({int(b) for b in np.geomspace(smallest, max(everything, smallest), count).round()})
+
+
+def audit(case: Case, count: int = BUDGETS) -> Iterator[Finding]:
+    """The findings of a case, one by one."""
+    problem = case.problem()
+    for asked in budgets(case, problem, count):
+        choice = choices(case, problem, asked)
+        yield Finding(
+            case,
+            asked,
+            choice.predicted_bytes,
+            temporaries(case, problem, asked),
+            f"{bptt_jax.plans.notation(choice.plan)} {choice.lowering}",
+            bptt_jax.cost(choice.plan, choice.profile).forward_steps,
+        )
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    used = [finding.used for finding in findings]
+    over = sum(share > 1 for share in used)
+    return (
+        f"{len(used)} programs: {over} over what was asked; measured over asked: "
+        f"median {statistics.median(used):.3f}, from {min(used):.3f} to {max(used):.3f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
+    parser.add_argument("--differentiation", nargs="+", default=["reverse", "any"])
+    parser.add_argument("--arguments", nargs="+", default=["weights", "all"])
+    parser.add_argument("--outputs", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--budgets", type=int, default=BUDGETS)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    findings: list[Finding] = []
+    grid = itertools.product(
+        options.kinds, options.lengths, options.differentiation, options.arguments, options.outputs
+    )
+    for kind, length, differentiation, arguments, outputs in grid:
+        case = Case(kind, length, differentiation, arguments, bool(outputs))
+        found = list(audit(case, options.budgets))
+        findings += found
+        print(f"{kind} {length} {differentiation} {arguments} {'ys' if outputs else '-'}: {summary(found)}", flush=True)
+        for finding in found:
+            flag = "OVER " if finding.used > 1 else "LOW " if finding.used < 0.6 else ""
+            print(
+                f"  {flag}asked {finding.asked} predicted {finding.predicted} measured {finding.measured} "
+                f"{finding.used:.3f} {finding.plan}",
+                flush=True,
+            )
+    print(summary(findings))
+    if options.json:
+        options.json.write_text(json.dumps([dataclasses.asdict(f) | {"used": f.used} for f in findings], indent=1))
+
+
+if __name__ == "__main__":
+    main()

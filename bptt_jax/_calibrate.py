@@ -19,15 +19,16 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from bptt_jax._cost import cost
 from bptt_jax._lower import nested, sweep
 from bptt_jax._lower.nested import Run
 from bptt_jax._lower.roofline import platform
-from bptt_jax._lower.style import Style
-from bptt_jax._measure import measure
+from bptt_jax._lower.style import FASTEST, Style
+from bptt_jax._measure import check_differentiation, lowering_of, measure
 from bptt_jax._plan import Remat, Repeat, Steps
-from bptt_jax._step import TracedScan
+from bptt_jax._step import Step, TracedScan, trace
 from bptt_jax._step_profile import Lowering, StepProfile
 
 # Stated in the documentation of `scan`. The loops of a nest copy slices, which is not measured.
@@ -55,13 +56,49 @@ class Calibration:
     seconds: float = 0.0
 
 
+def profile(step: Step, init: Any, x: Any, *, differentiation: str = "reverse", calibrate: bool = False) -> StepProfile:
+    """Bytes of one step of a scan, for planners.
+
+    Args:
+      step: (carry, x) -> (carry, y), as for `bptt_jax.scan`.
+      init: the first carry: any pytree of arrays or `jax.ShapeDtypeStruct`s.
+      x: one step's input (a slice of xs, without the time axis); likewise, or None.
+      differentiation: as for `bptt_jax.scan`; "reverse" runs the sweep where it can, which keeps less.
+      calibrate: whether to compile up to three small programs, as `scan` does, for bytes that XLA confirms; otherwise
+        they are estimated from shapes alone, and have a larger margin.
+
+    Returns:
+      A `StepProfile`; each closed-over floating array counts as a differentiated parameter.
+
+    Raises:
+      what `jax.lax.scan` raises for such a step; ValueError for an unknown `differentiation`.
+
+    >>> import jax.numpy as jnp
+    >>> measured = profile(lambda carry, x: (jnp.sin(carry) + x, carry), jnp.zeros(256), jnp.zeros(256))
+    >>> measured.carry_bytes, measured.residual_bytes, measured.x_bytes, measured.y_bytes
+    (1024, 1024, 1024, 1024)
+    """
+    check_differentiation(differentiation)
+    found: list[Calibration] = []
+    length = 2  # nothing depends on it
+
+    def measured_here(init: Any, x: Any) -> None:
+        xs = jax.tree.map(lambda leaf: jnp.stack([leaf] * length), x)
+        traced = trace(step, (), init, xs, length)
+        measured = calibrated if calibrate else estimate
+        found.append(measured(traced, lowering_of(traced, differentiation), FASTEST))
+
+    jax.eval_shape(measured_here, init, x)
+    return found[0].profile
+
+
 def estimate(traced: TracedScan, lowering: Lowering, style: Style) -> Calibration:
     """The profile from shapes alone, with a margin of 5 % for the sweep and 8 % for the nest."""
     profile = measure(traced, lowering, style)
     return Calibration(dataclasses.replace(profile, margin=STATIC_MARGIN[lowering]))
 
 
-def calibrate(traced: TracedScan, lowering: Lowering, style: Style, target: Any = None) -> Calibration:
+def calibrated(traced: TracedScan, lowering: Lowering, style: Style, target: Any = None) -> Calibration:
     """The profile from at most three compiled programs; the estimate, where they cannot be compiled by themselves.
 
     Args:
@@ -83,14 +120,14 @@ def calibrate(traced: TracedScan, lowering: Lowering, style: Style, target: Any 
     if key not in _known:
         if len(_known) >= _REMEMBERED:
             _known.pop(next(iter(_known)))
-        _known[key] = _calibrated(traced, lowering, style, target)
+        _known[key] = _compiled(traced, lowering, style, target)
     return _known[key]
 
 
 _known: dict[Any, Calibration] = {}
 
 
-def _calibrated(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -> Calibration:
+def _compiled(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -> Calibration:
     profile = measure(traced, lowering, style)
     start = time.perf_counter()
     peaks: dict[int, int] = {}
@@ -170,7 +207,7 @@ def temporaries_of_vjp(program: Run, traced: TracedScan, length: int, target: An
 
 
 def _is_inexact(out: Any) -> bool:
-    return bool(jax.numpy.issubdtype(out.dtype, jax.numpy.inexact))
+    return bool(jnp.issubdtype(out.dtype, jax.numpy.inexact))
 
 
 def _shape(shape: Any, dtype: Any, target: Any) -> jax.ShapeDtypeStruct:

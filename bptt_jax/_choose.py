@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from bptt_jax._calibrate import Calibration, calibrate, estimate
+from bptt_jax._budget import budget_to_bytes
+from bptt_jax._calibrate import Calibration, calibrated, estimate
 from bptt_jax._cost import cost
 from bptt_jax._free_bytes import free_bytes
 from bptt_jax._lower import nested, sweep
@@ -108,15 +109,15 @@ def choose(traced: TracedScan, options: Options) -> Choice:
         raise ValueError(f"the plan has {length_of(plan)} steps, but the scan has {traced.length}.")
     with planning_for(options.platform):
         lowering = lowering_of(traced, options.differentiation)
-        if plan is not None or budget is None or traced.length == 0:
-            return Choice(plan or Steps(traced.length), lowering, FASTEST, estimate(traced, lowering, FASTEST))
-        if budget == "auto":
-            budget = free_bytes(options.target)
+        budget = free_bytes(options.target) if budget == "auto" else budget
+        estimated = estimate(traced, lowering, FASTEST)
+        if plan is not None or _fits(Steps(traced.length), estimated.profile, budget):
+            return Choice(plan or Steps(traced.length), lowering, FASTEST, estimated, budget)
         start, calibrating = time.perf_counter(), 0.0
         errors: list[BudgetError] = []
         for tried, style in _ways(traced, lowering, budget):
             before = time.perf_counter()
-            calibration = calibrated(traced, tried, style, options)
+            calibration = calibration_of(traced, tried, style, options)
             calibrating += time.perf_counter() - before
             try:
                 plan = make_plan(calibration.profile, traced.length, budget)
@@ -128,10 +129,17 @@ def choose(traced: TracedScan, options: Options) -> Choice:
     raise min(errors, key=lambda error: error.smallest_bytes)
 
 
-def calibrated(traced: TracedScan, lowering: Lowering, style: Style, options: Options) -> Calibration:
+def _fits(plan: Plan, profile: StepProfile, budget: Budget) -> bool:
+    """Whether a plan is within a budget by far, so that nothing need be compiled to know it."""
+    length = length_of(plan)
+    budget_bytes = budget_to_bytes(budget, profile.store_all_bytes(length))
+    return budget_bytes is None or length == 0 or cost(plan, profile).peak_bytes <= budget_bytes
+
+
+def calibration_of(traced: TracedScan, lowering: Lowering, style: Style, options: Options) -> Calibration:
     """The calibrated profile, or the estimate where calibrating is switched off."""
     if options.calibrate:
-        return calibrate(traced, lowering, style, options.target)
+        return calibrated(traced, lowering, style, options.target)
     return estimate(traced, lowering, style)
 
 

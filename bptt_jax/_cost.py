@@ -24,7 +24,7 @@ blocks; a loop over children that are not rematerialised works on a copy of what
     peak(Steps n) = n·block_bytes + max(n·s + some of product_bytes, n·left_bytes + product_bytes)
     peak(Repeat k c) = k·kept(c) + peak(c)    c not a Remat
     peak(Chain cs) = the textbook's + a sum of parameter gradients (+ what the last child keeps, where another child is
-                     not a loop over rematerialised ones)
+                     not a loop over rematerialised ones; + x and y of each step for the last child if it is a block)
 
 Where blocks were measured (`profile.block_peaks`), peak(Steps n) is what XLA reports. `profile.margin` comes on top.
 
@@ -157,6 +157,8 @@ def _chain_cost(node: Chain, children: Sequence[_NodeCost], profile: StepProfile
     for c in children:
         peak = max(peak, kept + c.peak)
         kept += c.kept
+    if profile.lowering == "sweep":
+        peak = max(peak, kept - children[-1].kept + children[-1].peak + rest_bytes(node.children[-1], profile))
     if not (is_normal_chain(node) or (profile.lowering == "sweep" and _keeps_order(node))):
         peak = sum(c.peak for c in children)
     if profile.lowering == "sweep" and not all(_is_rematerialised_loop(c) for c in node.children[:-1]):
@@ -194,6 +196,14 @@ def chain_sums_bytes(profile: StepProfile) -> int:
     XLA has been seen to hold it in place; where blocks have been measured nothing is added for it.
     """
     return 0 if profile.block_peaks else profile.param_bytes
+
+
+def rest_bytes(last: Plan, profile: Sizes) -> int:
+    """Bytes that the last block of a `Chain` takes in the sweep beyond one in a loop.
+
+    It reads x and the cotangents of ys at fixed places, so XLA reads them once and keeps them from first to last.
+    """
+    return last.n * (profile.x_bytes + profile.y_bytes) if isinstance(last, Steps) else 0
 
 
 def slice_bytes(profile: Sizes) -> int:

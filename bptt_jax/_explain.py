@@ -10,7 +10,7 @@ import jax
 
 from bptt_jax._budget import budget_to_bytes
 from bptt_jax._calibrate import temporaries_of_vjp
-from bptt_jax._choose import Budget, Options, calibrated, choose
+from bptt_jax._choose import Budget, Options, calibration_of, choose
 from bptt_jax._cost import PlanCost, cost
 from bptt_jax._lower.block_sizes import BlockSummary, summary
 from bptt_jax._lower.roofline import planning_for
@@ -197,7 +197,7 @@ def _report(traced: TracedScan, reverse: bool, unroll: int | bool, options: Opti
         # A plan that was given was run without a prediction; here there is one to compare with.
         calibration = choice.calibration
         if traced.length > 0 and calibration.programs == 0:
-            calibration = calibrated(traced, choice.lowering, choice.style, options)
+            calibration = calibration_of(traced, choice.lowering, choice.style, options)
         start = time.perf_counter()
         program = choice.program(traced.step, reverse, unroll)
         measured_bytes = temporaries_of_vjp(program, traced, traced.length, options.target)

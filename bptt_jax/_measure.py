@@ -22,7 +22,7 @@ from bptt_jax._lower.nested import lower
 from bptt_jax._lower.style import FASTEST, Style
 from bptt_jax._lower.sweep import can_sweep
 from bptt_jax._plan import Steps
-from bptt_jax._step import Arrays, FlatStep, Step, TracedScan, trace
+from bptt_jax._step import Arrays, FlatStep, TracedScan
 from bptt_jax._step_profile import Lowering, StepProfile, StepTimes
 
 _COUNTERS_BYTES = 256  # of loops and of the tables that they are called with
@@ -33,38 +33,6 @@ _IN_TURN_TIMES = dataclasses.replace(_SWEEP_TIMES, backward=2.1)
 _SHORT, _LONG = 2, 4  # at least 2: a loop of one step is not a loop
 
 _profiles: weakref.WeakKeyDictionary[FlatStep, dict[Any, StepProfile]] = weakref.WeakKeyDictionary()
-
-
-def profile(step: Step, init: Any, x: Any, *, differentiation: str = "reverse") -> StepProfile:
-    """Bytes of one step of a scan, from shapes alone.
-
-    Args:
-      step: (carry, x) -> (carry, y), as for `bptt_jax.scan`.
-      init: the first carry: any pytree of arrays or `jax.ShapeDtypeStruct`s.
-      x: one step's input (a slice of xs, without the time axis); likewise, or None.
-      differentiation: as for `bptt_jax.scan`; "reverse" runs the sweep where it can, which keeps less.
-
-    Returns:
-      A `StepProfile`; each closed-over floating array counts as a differentiated parameter.
-
-    Raises:
-      what `jax.lax.scan` raises for such a step; ValueError for an unknown `differentiation`.
-
-    >>> import jax.numpy as jnp
-    >>> measured = profile(lambda carry, x: (jnp.sin(carry) + x, carry), jnp.zeros(256), jnp.zeros(256))
-    >>> measured.carry_bytes, measured.residual_bytes, measured.x_bytes, measured.y_bytes
-    (1024, 1024, 1024, 1024)
-    """
-    check_differentiation(differentiation)
-    measured = []
-
-    def measured_here(init: Any, x: Any) -> None:
-        xs = jax.tree.map(lambda leaf: jnp.stack([leaf] * _SHORT), x)
-        traced = trace(step, (), init, xs, _SHORT)
-        measured.append(measure(traced, lowering_of(traced, differentiation)))
-
-    jax.eval_shape(measured_here, init, x)
-    return measured[0]
 
 
 def check_differentiation(differentiation: str) -> None:

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from bptt_jax._cost import chain_sums_bytes, cost
+from bptt_jax._cost import chain_sums_bytes, cost, rest_bytes
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, in_blocks
 from bptt_jax._step_profile import StepProfile
 
@@ -105,11 +105,12 @@ def _with_rest(profile: StepProfile, length: int, budget_bytes: int, unit: Ints)
     carry, residual, longest = max(profile.carry_bytes, 1), profile.residual_bytes, profile.block_steps
     free = budget_bytes - chain_sums_bytes(profile)
     shrink = np.maximum(unit * residual - carry, 1)
-    cut_free = free - cost(Steps(longest), profile).peak_bytes
+    cut_free = free - cost(Steps(longest), profile).peak_bytes - rest_bytes(Steps(longest), profile)
     yield np.maximum(-(-(length * residual - cut_free) // shrink), 2)
     for steps in {max(longest * i // 4, 1) for i in range(1, 5)} if length <= _SHORT_SCAN else ():
         # The most carries beside such a rest, and the fewest children that leave no more than it.
-        most = (free - cost(Steps(steps), profile).peak_bytes) // carry
+        rest = Steps(steps)
+        most = (free - cost(rest, profile).peak_bytes - rest_bytes(rest, profile)) // carry
         least = np.maximum(-(-(length - steps) // unit), 2)
         yield np.where(least <= most, least, length + 1)
 

@@ -13,7 +13,6 @@ job plan alike. It is remembered as long as the process lives.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.metadata
 import time
 from typing import Any
@@ -23,13 +22,14 @@ import jax.numpy as jnp
 
 from bptt_jax._cost import cost
 from bptt_jax._lower import nested, sweep
-from bptt_jax._lower.nested import Run
+from bptt_jax._lower.jaxprs import explicit_sharding
 from bptt_jax._lower.roofline import platform
 from bptt_jax._lower.style import FASTEST, Style
 from bptt_jax._measure import check_differentiation, lowering_of, measure
 from bptt_jax._plan import Remat, Repeat, Steps
 from bptt_jax._step import Step, TracedScan, trace
 from bptt_jax._step_profile import Lowering, StepProfile
+from bptt_jax._temporaries import temporaries_of_vjp
 
 # Stated in the documentation of `scan`. The loops of a nest copy slices, which is not measured.
 MARGIN = {"sweep": 0.02, "nested": 0.05}
@@ -108,6 +108,7 @@ def calibrated(traced: TracedScan, lowering: Lowering, style: Style, target: Any
     """
     key = (
         str(traced.step.jaxpr),
+        tuple(str(explicit_sharding(leaf)) for leaf in (*traced.operands, *traced.carry, *traced.xs)),
         traced.step.moving,
         traced.step.n_x,
         lowering,
@@ -139,14 +140,11 @@ def _compiled(traced: TracedScan, lowering: Lowering, style: Style, target: Any)
             else:
                 program = nested.lower(plan, traced.step)
             peaks[n] = temporaries_of_vjp(program, traced, 2 * n, target)
-    except _NOT_BY_ITSELF:
+    except (NameError, TypeError, ValueError, KeyError, AssertionError, NotImplementedError):
+        # A step that cannot be compiled by itself, outside of the mesh that it is in.
         return estimate(traced, lowering, style)
     corrected = _with_peaks(profile, peaks) if lowering == "sweep" else _with_fixed(profile, peaks)
     return Calibration(corrected, len(peaks), time.perf_counter() - start)
-
-
-# What JAX raises for a step that only makes sense inside its mesh: with collectives, or with shardings of its own.
-_NOT_BY_ITSELF = (NameError, TypeError, ValueError, KeyError, NotImplementedError)
 
 
 def _lengths(profile: StepProfile) -> list[int]:
@@ -173,45 +171,3 @@ def _with_fixed(profile: StepProfile, peaks: dict[int, int]) -> StepProfile:
     spare = _SPARE_CARRIES["nested"] * profile.carry_bytes
     fixed_bytes = max(profile.fixed_bytes + missed + spare, 0)
     return dataclasses.replace(profile, fixed_bytes=fixed_bytes, margin=MARGIN["nested"])
-
-
-def temporaries_of_vjp(program: Run, traced: TracedScan, length: int, target: Any = None) -> int:
-    """Temporary bytes that XLA reports for the jitted vjp of a program over (operands, carry, xs).
-
-    Args:
-      program: the program.
-      traced: a call, for the types of its arguments; tracers will do.
-      length: the number of steps of the program.
-      target: the device to compile for; None for the default backend.
-
-    Raises:
-      NotImplementedError: if the backend does not report it.
-    """
-    shape = functools.partial(_shape, target=target)
-    xs = [shape((length, *leaf.shape[1:]), leaf.dtype) for leaf in traced.xs]
-    operands, carry = ([shape(leaf.shape, leaf.dtype) for leaf in group] for group in (traced.operands, traced.carry))
-
-    def vjp(arguments: Any, cotangents: Any) -> Any:
-        out, pull = jax.vjp(program, *arguments)
-        return out, pull(cotangents)
-
-    arguments = (operands, carry, xs)
-    cotangents = jax.tree.map(
-        lambda out: shape(out.shape, out.dtype if _is_inexact(out) else jax.dtypes.float0),
-        jax.eval_shape(program, *arguments),
-    )
-    analysis = jax.jit(vjp).lower(arguments, cotangents).compile().memory_analysis()
-    if analysis is None:
-        raise NotImplementedError(f"the backend {platform()} does not report the memory of its programs.")
-    return int(analysis.temp_size_in_bytes)
-
-
-def _is_inexact(out: Any) -> bool:
-    return bool(jnp.issubdtype(out.dtype, jax.numpy.inexact))
-
-
-def _shape(shape: Any, dtype: Any, target: Any) -> jax.ShapeDtypeStruct:
-    """Abstract arguments are plain: a sharding copied out of a trace is refused by some meshes."""
-    if target is None:
-        return jax.ShapeDtypeStruct(shape, dtype)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.SingleDeviceSharding(target))

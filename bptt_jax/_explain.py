@@ -9,7 +9,6 @@ from typing import Any
 import jax
 
 from bptt_jax._budget import budget_to_bytes
-from bptt_jax._calibrate import temporaries_of_vjp
 from bptt_jax._choose import Budget, Options, calibration_of, choose
 from bptt_jax._cost import PlanCost, cost
 from bptt_jax._lower.block_sizes import BlockSummary, summary
@@ -20,6 +19,7 @@ from bptt_jax._render import render
 from bptt_jax._scan import checked_options
 from bptt_jax._step import Step, TracedScan, trace
 from bptt_jax._step_profile import StepProfile
+from bptt_jax._temporaries import temporaries_of_vjp
 from bptt_jax.errors import format_bytes
 
 _BACKWARD_TIME = 2.0  # of one step, in evaluations of the step

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bptt_jax._lower.block_sizes import block_sizes
+from bptt_jax._lower.jaxprs import explicit_sharding, type_bytes
 from bptt_jax._lower.nested import lower
 from bptt_jax._lower.style import FASTEST, Style
 from bptt_jax._lower.sweep import can_sweep
@@ -78,8 +79,8 @@ def _of_sweep(step: FlatStep, plain: StepProfile, style: Style) -> StepProfile:
 
 def _measure_plain(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> StepProfile:
     known = _profiles.setdefault(step, {})
-    key = tuple((leaf.shape, leaf.dtype) for group in (operands, carry) for leaf in group)
-    key += tuple((leaf.shape[1:], leaf.dtype) for leaf in xs)
+    key = tuple((leaf.shape, leaf.dtype, str(explicit_sharding(leaf))) for leaf in (*operands, *carry))
+    key += tuple((leaf.shape[1:], leaf.dtype, str(explicit_sharding(leaf))) for leaf in xs)
     if key not in known:
         known[key] = _measure(step, operands, carry, xs)
     return known[key]
@@ -98,7 +99,7 @@ def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> Ste
     return StepProfile(
         carry_bytes=nbytes(carry),
         residual_bytes=residual_bytes,
-        x_bytes=sum(leaf_bytes(leaf) // max(leaf.shape[0], 1) for leaf in xs),
+        x_bytes=sum(type_bytes(leaf) // max(leaf.shape[0], 1) for leaf in xs),
         y_bytes=(long_ys - short_ys) // (_LONG - _SHORT),
         param_bytes=nbytes([leaf for leaf in operands if jnp.issubdtype(leaf.dtype, jnp.inexact)]),
         fixed_bytes=fixed_bytes,
@@ -122,13 +123,6 @@ def _residuals(step: FlatStep, n: int, operands: Arrays, carry: Arrays, xs: Arra
     return [leaf for leaf in jax.tree.leaves(vjp) if id(leaf) not in arguments], ys
 
 
-def leaf_bytes(leaf: Any) -> int:
-    """Bytes of an array, a tracer or a shape; a PRNG key counts as its data."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-    return int(leaf.size * leaf.dtype.itemsize)
-
-
 def nbytes(leaves: Arrays) -> int:
     """Bytes of all the leaves."""
-    return sum(map(leaf_bytes, leaves))
+    return sum(map(type_bytes, leaves))

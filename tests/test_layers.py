@@ -30,7 +30,7 @@ ROWS = [
     ["_lower.block", "_lower.block_sizes"],
     ["_lower.walk"],
     ["_lower.sweep"],
-    ["_measure", "_free_bytes"],
+    ["_measure", "_free_bytes", "_temporaries"],
     ["_calibrate"],
     ["_choose"],
     ["_scan"],

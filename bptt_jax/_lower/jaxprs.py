@@ -7,11 +7,13 @@ needs is: to flatten nested jits, to evaluate a list of equations in an environm
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 from jax.extend.core import primitives
 
@@ -176,13 +178,18 @@ def _inner_jaxprs(eqn: Any) -> list[Any]:
 def zeros_like(leaf: Any) -> Any:
     """Zeros of the type of `leaf`, varying over the same axes of a mesh as it does in a `shard_map`."""
     zeros = jax.numpy.zeros_like(leaf)
-    missing = _varying(jax.typeof(leaf)) - _varying(jax.typeof(zeros))
+    missing = varying_axes(leaf) - varying_axes(zeros)
     return jax.lax.pcast(zeros, tuple(missing), to="varying") if missing else zeros
 
 
 def varies(variable: Any) -> bool:
     """Whether a variable's values differ over the axes of a mesh, in a `shard_map`."""
     return bool(_varying(variable.aval))
+
+
+def varying_axes(leaf: Any) -> frozenset[Any]:
+    """The axes of a mesh over which an array's values differ, in a `shard_map`."""
+    return _varying(jax.typeof(leaf))
 
 
 def _varying(aval: Any) -> frozenset[Any]:
@@ -198,11 +205,22 @@ def is_float(atom: Any) -> bool:
 
 def bytes_of(atoms: Iterable[Any]) -> int:
     """Bytes of the values of variables; a PRNG key counts as its data."""
-    return sum(map(_bytes_of, atoms))
+    return sum(type_bytes(atom.aval) for atom in atoms)
 
 
-def _bytes_of(atom: Any) -> int:
-    aval = atom.aval
-    if jax.numpy.issubdtype(aval.dtype, jax.dtypes.prng_key):
-        aval = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(aval.shape, aval.dtype))
-    return int(aval.size * aval.dtype.itemsize)
+def type_bytes(leaf: Any) -> int:
+    """Bytes on one device of an array, a tracer, a type or a shape; a PRNG key counts as its data."""
+    sharding, shape = explicit_sharding(leaf), leaf.shape
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, leaf.dtype))
+        return int(leaf.size * leaf.dtype.itemsize)
+    shape = shape if sharding is None else sharding.shard_shape(shape)
+    return int(math.prod(shape) * leaf.dtype.itemsize)
+
+
+def explicit_sharding(leaf: Any) -> jax.sharding.NamedSharding | None:
+    """The sharding that is part of a type, under a mesh with explicit axes; None without one."""
+    sharding = getattr(jax.typeof(leaf) if isinstance(leaf, jax.Array) else leaf, "sharding", None)
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return None
+    return sharding if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types else None

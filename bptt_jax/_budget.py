@@ -33,6 +33,8 @@ def budget_to_bytes(budget: object, store_all_bytes: int) -> int | None:
     """
     if budget is None:
         return None
+    if budget == "auto":
+        raise ValueError(f'budget="auto" is for what knows a device (scan, explain, layers); here use {_FORMS}.')
     if isinstance(budget, str):
         bytes_ = _parse(budget, store_all_bytes)
     elif not isinstance(budget, bool) and isinstance(budget, numbers.Integral):

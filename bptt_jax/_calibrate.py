@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from bptt_jax._cost import cost
 from bptt_jax._lower import nested, sweep
+from bptt_jax._lower.block_sizes import styles
 from bptt_jax._lower.jaxprs import explicit_sharding
 from bptt_jax._lower.roofline import platform
 from bptt_jax._lower.style import FASTEST, Style
@@ -86,7 +87,9 @@ def profile(step: Step, init: Any, x: Any, *, differentiation: str = "reverse", 
         xs = jax.tree.map(lambda leaf: jnp.stack([leaf] * length), x)
         traced = trace(step, (), init, xs, length)
         measured = calibrated if calibrate else estimate
-        found.append(measured(traced, lowering_of(traced, differentiation), FASTEST))
+        lowering = lowering_of(traced, differentiation)
+        style = styles(traced.step)[0] if lowering == "sweep" else FASTEST
+        found.append(measured(traced, lowering, style))
 
     jax.eval_shape(measured_here, init, x)
     return found[0].profile

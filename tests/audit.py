@@ -24,10 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import bptt_jax
+from bptt_jax._choose import Choice, Options, choose
+from bptt_jax._step import trace
 from bptt_jax.errors import BudgetError
 
 LENGTHS = (100, 997, 1000, 10_000)
 BUDGETS = 12
+LITTLE = 0.6  # of a budget; so little is used only where no faster plan fits
 MIB = 2**20
 
 
@@ -175,12 +178,9 @@ def temporaries(case: Case, problem: Problem, budget: int) -> int:
     return int(compiled.memory_analysis().temp_size_in_bytes)
 
 
-def choices(case: Case, problem: Problem, budget: int | None) -> Any:
+def decide(case: Case, problem: Problem, budget: int | None) -> Choice:
     """What `scan` decides for a budget, without compiling the scan."""
-    from bptt_jax._choose import Options, choose
-    from bptt_jax._step import trace
-
-    found = []
+    found: list[Choice] = []
 
     def inspect(params: Any, init: Any, xs: Any) -> None:
         step = functools.partial(problem.step, params)
@@ -193,28 +193,54 @@ def choices(case: Case, problem: Problem, budget: int | None) -> Any:
 
 def budgets(case: Case, problem: Problem, count: int) -> list[int]:
     """From the smallest feasible one to everything, in equal ratios."""
-    try:
-        choices(case, problem, 1)
-        raise AssertionError("a budget of one byte was accepted")
-    except BudgetError as error:
-        smallest = error.smallest_bytes
-    everything = choices(case, problem, None).predicted_bytes
+    smallest = smallest_budget(case, problem)
+    everything = decide(case, problem, None).predicted_bytes
     return sorted({int(b) for b in np.geomspace(smallest, max(everything, smallest), count).round()})
+
+
+def smallest_budget(case: Case, problem: Problem) -> int:
+    """The one that the error for a budget of one byte states."""
+    try:
+        decide(case, problem, 1)
+    except BudgetError as error:
+        return error.smallest_bytes
+    raise AssertionError("a budget of one byte was accepted")
+
+
+def could_be_faster(case: Case, problem: Problem, finding: Finding) -> bool:
+    """Whether within this budget a plan with fewer recomputations would have been possible, with its margin.
+
+    For budgets of which little was used. A budget is about the gradients of all arguments, whatever `case` is about.
+    """
+    case = dataclasses.replace(case, arguments="all")
+    refused, accepted = finding.asked, decide(case, problem, None).predicted_bytes
+    if _steps(decide(case, problem, accepted)) >= finding.forward_steps:
+        return False
+    while accepted - refused > max(refused // 500, 1):
+        middle = (refused + accepted) // 2
+        is_faster = _steps(decide(case, problem, middle)) < finding.forward_steps
+        refused, accepted = (refused, middle) if is_faster else (middle, accepted)
+    profile = decide(case, problem, accepted).profile
+    spare = profile.fixed_bytes if profile.block_peaks else profile.carry_bytes
+    return profile.with_margin(examine(case, problem, accepted).measured + spare) <= finding.asked
+
+
+def _steps(choice: Choice) -> int:
+    return bptt_jax.cost(choice.plan, choice.profile).forward_steps
+
+
+def examine(case: Case, problem: Problem, asked: int) -> Finding:
+    """One budget: planned, compiled, measured."""
+    choice = decide(case, problem, asked)
+    name = f"{bptt_jax.plans.notation(choice.plan)} {choice.lowering}"
+    return Finding(case, asked, choice.predicted_bytes, temporaries(case, problem, asked), name, _steps(choice))
 
 
 def audit(case: Case, count: int = BUDGETS) -> Iterator[Finding]:
     """The findings of a case, one by one."""
     problem = case.problem()
     for asked in budgets(case, problem, count):
-        choice = choices(case, problem, asked)
-        yield Finding(
-            case,
-            asked,
-            choice.predicted_bytes,
-            temporaries(case, problem, asked),
-            f"{bptt_jax.plans.notation(choice.plan)} {choice.lowering}",
-            bptt_jax.cost(choice.plan, choice.profile).forward_steps,
-        )
+        yield examine(case, problem, asked)
 
 
 def summary(findings: Sequence[Finding]) -> str:
@@ -224,6 +250,14 @@ def summary(findings: Sequence[Finding]) -> str:
         f"{len(used)} programs: {over} over what was asked; measured over asked: "
         f"median {statistics.median(used):.3f}, from {min(used):.3f} to {max(used):.3f}"
     )
+
+
+def _line(finding: Finding, problem: Problem) -> str:
+    flag = "OVER " if finding.used > 1 else ""
+    line = f"  {flag}asked {finding.asked} predicted {finding.predicted} measured {finding.measured} {finding.used:.3f}"
+    if finding.used < LITTLE:
+        line += " LOW" if could_be_faster(finding.case, problem, finding) else " (no faster plan fits)"
+    return f"{line} {finding.plan}"
 
 
 def main() -> None:
@@ -243,16 +277,11 @@ def main() -> None:
     )
     for kind, length, differentiation, arguments, outputs in grid:
         case = Case(kind, length, differentiation, arguments, bool(outputs))
-        found = list(audit(case, options.budgets))
+        problem, found = case.problem(), list(audit(case, options.budgets))
         findings += found
         print(f"{kind} {length} {differentiation} {arguments} {'ys' if outputs else '-'}: {summary(found)}", flush=True)
         for finding in found:
-            flag = "OVER " if finding.used > 1 else "LOW " if finding.used < 0.6 else ""
-            print(
-                f"  {flag}asked {finding.asked} predicted {finding.predicted} measured {finding.measured} "
-                f"{finding.used:.3f} {finding.plan}",
-                flush=True,
-            )
+            print(_line(finding, problem), flush=True)
     print(summary(findings))
     if options.json:
         options.json.write_text(json.dumps([dataclasses.asdict(f) | {"used": f.used} for f in findings], indent=1))

@@ -1,14 +1,16 @@
 """Devices that the machine does not have, to compile for: XLA then tells the bytes and the kernels of the real program.
 
 Nothing runs on them, and they have no time; the default platform stays the CPU. JAX's plugins for them are looked up
-in the environment and not among the test dependencies, for they take 1.1 GB. In an environment of their own:
+in the environment and not among the test dependencies, for they take 1.3 GB. In an environment of their own (the
+versions are those that jax[cuda13] and jax[tpu] of JAX 0.10.2 ask for):
 
 python -m pip install --no-deps jax-cuda13-plugin==0.10.2 jax-cuda13-pjrt==0.10.2 nvidia-cuda-nvcc nvidia-nvvm \\
-    nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cupti nvidia-nvjitlink
+    nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cupti nvidia-nvjitlink 'libtpu==0.0.42.*'
 """
 
 import functools
 import importlib.util
+import os
 from typing import Any
 
 import jax
@@ -65,6 +67,20 @@ def h100() -> Any:
         platform="cuda", topology_name="h100", topology="1x1x1", target_config=_H100
     )
     return topology.devices[0]
+
+
+@functools.cache
+def v5e() -> Any:
+    """A compile-only TPU v5e; see `h100`. The temporaries of its programs are those in its main memory (HBM).
+
+    Raises:
+      TargetMissingError: without libtpu.
+    """
+    if not _installed("libtpu"):
+        raise TargetMissingError("compiling for a TPU needs libtpu; tests/targets.py says what to install.")
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no server that knows this machine
+    jax.config.update("jax_platforms", "cpu")
+    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
 
 
 def _installed(module: str) -> bool:

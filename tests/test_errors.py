@@ -41,7 +41,7 @@ def gradient(**options):
         ("lots", ValueError, "budget='lots' is not a budget; use bytes as an int"),
         ("-5MiB", ValueError, "budget='-5MiB' is not a budget"),
         ("64", ValueError, "budget='64' is not a budget"),
-        ("auto", ValueError, "budget='auto' is not a budget"),
+        ("automatic", ValueError, "budget='automatic' is not a budget"),
         (1.5, TypeError, "budget=1.5 of type float is not a budget; use bytes as an int"),
         (True, TypeError, "budget=True of type bool is not a budget"),
     ],

@@ -34,6 +34,7 @@ _COUNTS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 50, 64)  # of children, on 
 _MOST_LEVELS = 6
 _SHORT = 64  # leaves up to this long are all tried, longer ones on a geometric grid and where they divide
 _SHORT_SCAN = 10_000  # in longer ones, a rest of one block is nothing
+_TRIES = 8  # of the fastest by the formulas above, which leave out what a rest takes beside its steps
 _CHAIN_TIME = 0.02  # of the gradient's time: what a rest has to gain, since it doubles the program
 
 
@@ -56,9 +57,7 @@ def fastest(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None
         if leaf_bytes > budget_bytes or isinstance(in_blocks(Steps(n), profile.block_steps), Chain):
             continue
         found = _with_leaf(profile, length, budget_bytes, n, leaf_bytes, inner, products)
-        if found is None or (best is not None and found[0] >= best[0]):
-            continue
-        if cost(found[1], profile).peak_bytes <= budget_bytes:
+        if found is not None and (best is None or found[0] < best[0]):
             best = found
     return None if best is None else best[1]
 
@@ -83,9 +82,14 @@ def _with_leaf(
         blocks = covered // n * in_leaf * (2 + _advanced(inner)) + (length - covered) / profile.block_steps
         time = length * (times.recording + times.backward) + again * times.forward + blocks * times.block
         time = time * (1 + _CHAIN_TIME * (covered < length))
-        at = int(np.where(ok, time, np.inf).argmin())
-        if best is None or time[at] < best[0]:
-            best = float(time[at]), _nest(length, n, [int(counts[at]), *map(int, inner[at][inner[at] > 0])])
+        time = np.where(ok, time, np.inf)
+        for at in map(int, np.argsort(time)[:_TRIES]):
+            if not np.isfinite(time[at]) or (best is not None and time[at] >= best[0]):
+                break
+            plan = _nest(length, n, [int(counts[at]), *map(int, inner[at][inner[at] > 0])])
+            if cost(plan, profile).peak_bytes <= budget_bytes:
+                best = float(time[at]), plan
+                break
     return best
 
 
@@ -105,7 +109,7 @@ def _with_rest(profile: StepProfile, length: int, budget_bytes: int, unit: Ints)
     carry, residual, longest = max(profile.carry_bytes, 1), profile.residual_bytes, profile.block_steps
     free = budget_bytes - chain_sums_bytes(profile)
     shrink = np.maximum(unit * residual - carry, 1)
-    cut_free = free - cost(Steps(longest), profile).peak_bytes - rest_bytes(Steps(longest), profile)
+    cut_free = free - cost(Steps(longest), profile).peak_bytes - rest_bytes(Steps(longest), profile) - carry
     yield np.maximum(-(-(length * residual - cut_free) // shrink), 2)
     for steps in {max(longest * i // 4, 1) for i in range(1, 5)} if length <= _SHORT_SCAN else ():
         # The most carries beside such a rest, and the fewest children that leave no more than it.

@@ -1,0 +1,182 @@
+"""The promise: XLA reports no more bytes than were asked for. `python -m tests.audit` is the whole audit of it."""
+
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bptt_jax
+from bptt_jax import _calibrate, _free_bytes, make_plan
+from bptt_jax._time import predicted_time
+from bptt_jax.errors import BudgetError
+from tests import audit
+from tests.audit import KINDS, LITTLE, Case
+
+# 3 budgets each: 36 programs.
+CASES = [Case(kind, 997, "reverse", "all", True) for kind in KINDS]
+CASES += [
+    Case("lstm", 100, "reverse", "weights", False),
+    Case("gru", 10_000, "reverse", "weights", True),
+    Case("attention", 1000, "any", "weights", False),
+    Case("stacked", 100, "any", "all", True),
+    Case("convlstm", 1000, "any", "weights", True),
+    Case("waves", 997, "any", "all", False),
+]
+
+
+@pytest.fixture(autouse=True)
+def implicit_broadcasting():
+    """What steps of users do, and Flax."""
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_xla_reports_is_within_what_was_asked(case):
+    problem = case.problem()
+    smallest, *_, everything = audit.budgets(case, problem, 3)
+    for asked in (smallest, 2 * smallest, (smallest + everything) // 2):
+        finding = audit.examine(case, problem, asked)
+        print(finding)
+        assert finding.measured <= finding.predicted <= asked
+        if finding.used < LITTLE:
+            assert not audit.could_be_faster(case, problem, finding)
+
+
+@pytest.mark.parametrize("differentiation", ["reverse", "any"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_smallest_budget_is_the_smallest(kind, differentiation):
+    """It is accepted; what it leads to is measured above."""
+    case = Case(kind, 997, differentiation)
+    problem = case.problem()
+    smallest = audit.smallest_budget(case, problem)
+    assert audit.decide(case, problem, smallest).predicted_bytes <= smallest
+    with pytest.raises(BudgetError) as info:
+        audit.decide(case, problem, smallest - 1)
+    assert info.value.smallest_bytes == smallest
+
+
+@pytest.mark.parametrize("differentiation", ["reverse", "any"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_bytes_never_take_more_time(kind, differentiation):
+    case = Case(kind, 1000, differentiation)
+    problem = case.problem()
+    choices = [audit.decide(case, problem, budget) for budget in audit.budgets(case, problem, 24)]
+    times = [predicted_time(c.plan, c.profile.times, c.lowering) for c in choices]
+    assert all(more <= less for less, more in itertools.pairwise(times))
+
+
+def step(carry, x):
+    return jnp.tanh(carry * x), carry
+
+
+ARGUMENTS = (jnp.ones((8, 16), jnp.float32), jnp.ones((300, 8, 16), jnp.float32))
+
+
+def test_at_most_three_programs_are_compiled_and_only_once(monkeypatch):
+    monkeypatch.setattr(_calibrate, "_known", {})
+    compiled = []
+    measured = _calibrate.temporaries_of_vjp
+    monkeypatch.setattr(_calibrate, "temporaries_of_vjp", lambda *args: compiled.append(args) or measured(*args))
+    first = bptt_jax.explain(step, *ARGUMENTS, budget="50%")
+    assert 1 <= len(compiled) == first.effort.programs <= 3
+    assert f"calibrated by {first.effort.programs} programs, with a margin of 2%" in str(first)
+    assert re.search(r"calibrating \d+\.\d\d s \(3 programs, once\), compiling \d+\.\d\d s", str(first))
+    # Another function, another length, another budget; but the same equations and shapes.
+    again = bptt_jax.explain(
+        lambda carry, x: (jnp.tanh(carry * x), carry), ARGUMENTS[0], ARGUMENTS[1][:200], budget="40%"
+    )
+    assert len(compiled) == first.effort.programs
+    assert again.profile == first.profile
+
+
+@pytest.mark.parametrize(("differentiation", "margin"), [("reverse", 0.05), ("any", 0.08)])
+def test_without_calibration_nothing_is_compiled_and_the_margin_is_larger(monkeypatch, differentiation, margin):
+    monkeypatch.setattr(_calibrate, "temporaries_of_vjp", None)
+
+    def gradient(**options):
+        run = lambda init: jnp.sum(bptt_jax.scan(step, init, ARGUMENTS[1], **options)[0])  # noqa: E731
+        return jax.grad(run)(ARGUMENTS[0])
+
+    options = {"budget": "60%", "differentiation": differentiation}
+    np.testing.assert_allclose(gradient(calibrate=False, **options), gradient())
+    report = bptt_jax.explain(step, *ARGUMENTS, calibrate=False, **options)
+    assert report.profile.margin == margin
+    assert report.effort.programs == 0
+    assert f"estimated from shapes, with a margin of {margin:.0%}" in str(report)
+    assert report.measured_bytes <= report.predicted_bytes <= report.budget_bytes
+
+
+def test_calibrate_must_be_a_bool():
+    with pytest.raises(TypeError, match="calibrate must be True or False, got 'yes'"):
+        bptt_jax.scan(step, *ARGUMENTS, calibrate="yes")
+
+
+def test_the_calibrated_profile_plans_as_scan_does():
+    profile = bptt_jax.profile(step, ARGUMENTS[0], ARGUMENTS[1][0], calibrate=True)
+    report = bptt_jax.explain(step, *ARGUMENTS, budget="50%")
+    assert make_plan(profile, 300, "50%") == report.plan
+    assert profile == report.profile
+
+
+def test_a_small_budget_names_what_dominates_it():
+    weights = jnp.ones((256, 256))
+    with pytest.raises(BudgetError) as info:
+        bptt_jax.explain(
+            lambda c, x: (jnp.tanh(c @ weights + x), None), jnp.ones(256), jnp.ones((100, 256)), budget=999
+        )
+    error = info.value
+    fixed, residuals, carries = error.shares.values()
+    assert fixed + residuals + carries == error.smallest_bytes
+    assert f"the part that does not grow with the length {fixed:,} bytes" in str(error)
+    assert "carries (2,048 bytes each)" in str(error)
+    assert "the part that does not grow with the length dominates" in str(error)
+    assert "The budget is below the part that does not grow with the length" in str(error)
+
+
+class Device:
+    platform = "gpu"
+
+    def __init__(self, stats):
+        self.memory_stats = lambda: stats
+
+
+def test_auto_is_what_the_device_has_free_without_a_reserve():
+    stats = {"bytes_limit": 80 << 30, "bytes_in_use": 16 << 30}
+    assert _free_bytes.free_bytes(Device(stats)) == 48 << 30
+    for silent in ({}, None):
+        with pytest.raises(ValueError, match=r'budget="auto" needs to know the free memory of .* pass bytes, or "5%"'):
+            _free_bytes.free_bytes(Device(silent))
+
+
+def test_auto_takes_the_least_of_all_processes(monkeypatch):
+    from jax.experimental import multihost_utils
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda own: np.array([own, 4 << 30]))
+    assert _free_bytes.free_bytes(Device({"bytes_limit": 80 << 30})) == 3 << 30
+
+
+def test_auto_on_cpu_heeds_the_container(monkeypatch, tmp_path):
+    system = _free_bytes.free_bytes()
+    assert 0 < system < 1 << 50
+    (tmp_path / "memory.max").write_text(f"{1 << 30}\n")
+    (tmp_path / "memory.current").write_text(f"{1 << 29}\n")
+    available = _free_bytes._available_to_container(tmp_path)
+    assert available == 1 << 29
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _free_bytes._available_to_container(tmp_path) is None
+    monkeypatch.setattr(_free_bytes, "_available_to_container", lambda: 1 << 29)
+    assert _free_bytes.free_bytes() == 3 << 27
+
+
+def test_auto_as_a_budget(monkeypatch):
+    monkeypatch.setattr(_free_bytes, "_available_to_cpu", lambda: 1 << 20)
+    report = bptt_jax.explain(step, *ARGUMENTS, budget="auto")
+    assert report.budget_bytes == 3 << 18
+    assert report.measured_bytes <= report.budget_bytes
+    with pytest.raises(ValueError, match=re.escape('budget="auto" is for what knows a device')):
+        make_plan(report.profile, 300, "auto")

@@ -1,0 +1,38 @@
+"""The promise on an H100 and on a TPU v5e, which are compiled for and need not be here."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import bptt_jax
+from tests import targets
+from tests.audit import KINDS
+
+SHARES = (0.1, 0.5)  # of what keeping everything takes
+
+
+@pytest.fixture(autouse=True)
+def strict_jax():
+    """Instead of the suite's double precision: the programs are those that users run."""
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("length", [300, 2000])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("target", [targets.h100, targets.v5e], ids=lambda target: target.__name__)
+def test_what_xla_reports_is_within_what_was_asked(target, kind, length, share):
+    try:
+        device = target()
+    except targets.TargetMissingError as error:
+        pytest.skip(str(error))
+    problem = KINDS[kind]()
+    params, init = (jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), tree) for tree in (problem.params, problem.init))
+    step, xs = functools.partial(problem.step, params), problem.xs(length)
+    profile = bptt_jax.profile(step, init, problem.x)
+    budget = int(share * profile.store_all_bytes(length))
+    report = bptt_jax.explain(step, init, xs, budget=budget, target=device)
+    print(f"{kind}, {length} steps on {device}: asked {budget}, measured {report.measured_bytes}, {report.plan}")
+    assert report.effort.programs > 0
+    assert report.measured_bytes <= report.predicted_bytes <= budget

@@ -23,7 +23,7 @@ from bptt_jax._plan import Plan, Steps
 from bptt_jax._plan import length as length_of
 from bptt_jax._step import FlatStep, TracedScan
 from bptt_jax._step_profile import Lowering, StepProfile
-from bptt_jax._time import predicted_time
+from bptt_jax._time import time_of
 from bptt_jax.errors import BudgetError
 from bptt_jax.planners import make_plan
 
@@ -155,7 +155,7 @@ def _ways(traced: TracedScan, lowering: Lowering, budget: Budget) -> list[tuple[
     for style in known:
         profile = measure(traced, "sweep", style)
         try:
-            times[style] = predicted_time(make_plan(profile, traced.length, budget), profile.times, "sweep")
+            times[style] = time_of(make_plan(profile, traced.length, budget), profile)
         except BudgetError:
             continue
     # What holds least comes last among the styles, and is the first to try of those that do not seem to fit.

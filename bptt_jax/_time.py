@@ -15,8 +15,8 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, _require_plan, fold, length
-from bptt_jax._step_profile import Lowering, StepTimes
+from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, _require_plan, fold, in_blocks, length
+from bptt_jax._step_profile import Lowering, StepProfile, StepTimes
 
 
 def predicted_time(plan: Plan, times: StepTimes, lowering: Lowering = "nested") -> float:
@@ -35,6 +35,18 @@ def predicted_time(plan: Plan, times: StepTimes, lowering: Lowering = "nested") 
     steps = length(plan)
     advances = (counts.steps - steps) * times.forward
     return steps * (times.recording + times.backward) + advances + counts.blocks * times.block
+
+
+# Of a gradient's time in the sweep: what a plan with a rest has to gain, since it doubles the program.
+REST_TIME = 0.02
+
+
+def time_of(plan: Plan, profile: StepProfile) -> float:
+    """What planners compare plans for a profile by: the predicted time of what runs, which for the sweep are blocks."""
+    if profile.lowering == "nested":
+        return predicted_time(plan, profile.times)
+    time = predicted_time(in_blocks(plan, profile.block_steps), profile.times, "sweep")
+    return time * (1 + REST_TIME * isinstance(plan, Chain))
 
 
 @dataclasses.dataclass(frozen=True)

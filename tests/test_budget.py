@@ -10,7 +10,7 @@ import pytest
 
 import bptt_jax
 from bptt_jax import _calibrate, _free_bytes, make_plan
-from bptt_jax._time import predicted_time
+from bptt_jax._time import time_of
 from bptt_jax.errors import BudgetError
 from tests import audit
 from tests.audit import KINDS, LITTLE, Case
@@ -65,8 +65,9 @@ def test_more_bytes_never_take_more_time(kind, differentiation):
     case = Case(kind, 1000, differentiation)
     problem = case.problem()
     choices = [audit.decide(case, problem, budget) for budget in audit.budgets(case, problem, 24)]
-    times = [predicted_time(c.plan, c.profile.times, c.lowering) for c in choices]
-    assert all(more <= less for less, more in itertools.pairwise(times))
+    times = [time_of(choice.plan, choice.profile) for choice in choices]
+    # The search counts the blocks of a rest only nearly.
+    assert all(more <= 1.001 * less for less, more in itertools.pairwise(times))
 
 
 def step(carry, x):

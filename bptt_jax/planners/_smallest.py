@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from bptt_jax._cost import chain_bytes, loop_bytes, slice_bytes
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps
 from bptt_jax._step_profile import StepProfile
+from bptt_jax.errors import FIXED_PART
 from bptt_jax.planners._search import _divisors
 
 _FACTORS = (2, 3, 4, 5)
@@ -93,3 +94,17 @@ class _Descent:
                 for inner_steps in range(steps // k, max(steps // k - rests, 0), -1):
                     if steps - k * inner_steps > 0:
                         yield k, inner_steps, steps - k * inner_steps
+
+
+def shares(profile: StepProfile, smallest: int) -> dict[str, int]:
+    """What the smallest budget consists of."""
+    if profile.block_peaks:
+        steps, peak = profile.block_peaks[0]
+        fixed = profile.fixed_bytes + max(peak - steps * (profile.residual_bytes + profile.block_bytes), 0)
+    else:
+        fixed = profile.fixed_bytes + profile.product_bytes + (profile.param_bytes if profile.plain is None else 0)
+    fixed = min(profile.with_margin(fixed), smallest)
+    step = min(profile.residual_bytes + profile.block_bytes, smallest - fixed)
+    carries = smallest - fixed - step
+    of_carries = f"carries ({profile.carry_bytes:,} bytes each) and copies"
+    return {FIXED_PART: fixed, "what one step keeps for its backward": step, of_carries: carries}

@@ -21,14 +21,14 @@ from collections.abc import Iterator
 
 from bptt_jax._budget import budget_to_bytes
 from bptt_jax._cost import chain_sums_bytes, cost, slice_bytes
-from bptt_jax._plan import Plan, Steps, _as_count, in_blocks
+from bptt_jax._plan import Plan, Steps, _as_count
 from bptt_jax._step_profile import StepProfile
-from bptt_jax._time import predicted_time
-from bptt_jax.errors import FIXED_PART, BudgetError
+from bptt_jax._time import predicted_time, time_of
+from bptt_jax.errors import BudgetError
 from bptt_jax.planners import exact, sweep
 from bptt_jax.planners._reach import MOST_LEAVES, Lattice, reach_table
 from bptt_jax.planners._search import Search
-from bptt_jax.planners._smallest import smallest_plan
+from bptt_jax.planners._smallest import shares, smallest_plan
 
 _UNITS = 128  # a budget is between half and all of this many units; every other one is on the lattice of budgets
 _FINEST = 2  # units of half a carry, where a carry is not larger than a step's residuals
@@ -70,22 +70,8 @@ def make_plan(profile: StepProfile, length: int, budget: int | str | None = None
     plan = found(exact, length, profile.within_margin(budget_bytes))
     if plan is None:
         smallest = profile.with_margin(smallest_bytes(exact, length))
-        raise BudgetError(length, budget, budget_bytes, smallest, _shares(profile, smallest))
+        raise BudgetError(length, budget, budget_bytes, smallest, shares(profile, smallest))
     return plan
-
-
-def _shares(profile: StepProfile, smallest: int) -> dict[str, int]:
-    """What the smallest budget consists of."""
-    if profile.block_peaks:
-        steps, peak = profile.block_peaks[0]
-        fixed = profile.fixed_bytes + max(peak - steps * (profile.residual_bytes + profile.block_bytes), 0)
-    else:
-        fixed = profile.fixed_bytes + profile.product_bytes + (profile.param_bytes if profile.plain is None else 0)
-    fixed = min(profile.with_margin(fixed), smallest)
-    step = min(profile.residual_bytes + profile.block_bytes, smallest - fixed)
-    carries = smallest - fixed - step
-    of_carries = f"carries ({profile.carry_bytes:,} bytes each) and copies"
-    return {FIXED_PART: fixed, "what one step keeps for its backward": step, of_carries: carries}
 
 
 @functools.lru_cache(maxsize=1024)
@@ -97,11 +83,7 @@ def _fastest_of_sweep(profile: StepProfile, length: int, budget_bytes: int) -> P
     plans = [plan for plan in found if plan is not None and cost(plan, profile).peak_bytes <= budget_bytes]
     if not plans:
         plans = [plan for plan in _smallest_plans(profile, length) if cost(plan, profile).peak_bytes <= budget_bytes]
-    return min(plans, key=lambda plan: _time_of_sweep(plan, profile), default=None)
-
-
-def _time_of_sweep(plan: Plan, profile: StepProfile) -> float:
-    return predicted_time(in_blocks(plan, profile.block_steps), profile.times, profile.lowering)
+    return min(plans, key=lambda plan: time_of(plan, profile), default=None)
 
 
 def _as_nests(profile: StepProfile) -> tuple[StepProfile, ...]:

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from bptt_jax._cost import chain_sums_bytes, cost, rest_bytes
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, in_blocks
 from bptt_jax._step_profile import StepProfile
+from bptt_jax._time import REST_TIME
 
 Ints = npt.NDArray[np.int64]
 
@@ -35,7 +36,6 @@ _MOST_LEVELS = 6
 _SHORT = 64  # leaves up to this long are all tried, longer ones on a geometric grid and where they divide
 _SHORT_SCAN = 10_000  # in longer ones, a rest of one block is nothing
 _TRIES = 8  # of the fastest by the formulas above, which leave out what a rest takes beside its steps
-_CHAIN_TIME = 0.02  # of the gradient's time: what a rest has to gain, since it doubles the program
 
 
 def fastest(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None:
@@ -78,10 +78,10 @@ def _with_leaf(
         if not ok.any():
             continue
         again = covered * (1 + _advanced(inner))
-        in_leaf = -(-n // profile.block_steps)
-        blocks = covered // n * in_leaf * (2 + _advanced(inner)) + (length - covered) / profile.block_steps
+        in_leaf, in_rest = (_blocks_of(steps, profile.block_steps) for steps in (np.array([n]), length - covered))
+        blocks = covered // n * in_leaf * (2 + _advanced(inner)) + in_rest
         time = length * (times.recording + times.backward) + again * times.forward + blocks * times.block
-        time = time * (1 + _CHAIN_TIME * (covered < length))
+        time = time * (1 + REST_TIME * (covered < length))
         time = np.where(ok, time, np.inf)
         for at in map(int, np.argsort(time)[:_TRIES]):
             if not np.isfinite(time[at]) or (best is not None and time[at] >= best[0]):
@@ -91,6 +91,15 @@ def _with_leaf(
                 best = float(time[at]), plan
                 break
     return best
+
+
+def _blocks_of(steps: Ints, most_steps: int) -> Ints:
+    """Into how many blocks `in_blocks` cuts so many steps."""
+    loops = -(-steps // most_steps)
+    blocks: Ints = np.where(steps > most_steps, loops + (steps % np.maximum(loops, 1) > 0), np.minimum(steps, 1))
+    for equal in range(max(most_steps // 2, 1), most_steps + 1):
+        blocks = np.where((steps > most_steps) & (steps % equal == 0), steps // equal, blocks)
+    return blocks
 
 
 def _nest(length: int, n: int, counts: list[int]) -> Plan:

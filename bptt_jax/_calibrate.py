@@ -24,20 +24,23 @@ from bptt_jax._cost import cost
 from bptt_jax._lower import nested, sweep
 from bptt_jax._lower.block_sizes import styles
 from bptt_jax._lower.jaxprs import explicit_sharding
+from bptt_jax._lower.nested import Run
 from bptt_jax._lower.roofline import platform
 from bptt_jax._lower.style import FASTEST, Style
 from bptt_jax._measure import check_differentiation, lowering_of, measure
-from bptt_jax._plan import Remat, Repeat, Steps
+from bptt_jax._plan import Plan, Remat, Repeat, Steps
 from bptt_jax._step import Step, TracedScan, trace
 from bptt_jax._step_profile import Lowering, StepProfile
 from bptt_jax._temporaries import temporaries_of_vjp
 
 # Stated in the documentation of `scan`. The loops of a nest copy slices, which is not measured.
 MARGIN = {"sweep": 0.02, "nested": 0.05}
+ACCELERATOR_MARGIN = 0.05
 STATIC_MARGIN = {"sweep": 0.05, "nested": 0.08}
 _SPARE_CARRIES = {"sweep": 3, "nested": 1}  # of programs that take the gradients of some arguments only
 _SHORTEST = 2  # a loop over one step is none
 _OF_NEST = 8
+_MANY = 4096
 _REMEMBERED = 1024
 _VERSIONS = tuple(importlib.metadata.version(name) for name in ("jax", "jaxlib"))
 
@@ -136,12 +139,11 @@ def _compiled(traced: TracedScan, lowering: Lowering, style: Style, target: Any)
     start = time.perf_counter()
     peaks: dict[int, int] = {}
     try:
+        if platform() == "tpu":
+            padded, programs = _padded(traced, lowering, style, target)
+            return Calibration(padded, programs, time.perf_counter() - start)
         for n in _lengths(profile):
-            plan = Repeat(2, Remat(Steps(n)))
-            if lowering == "sweep":
-                program = sweep.lower(plan, traced.step, style=style)
-            else:
-                program = nested.lower(plan, traced.step)
+            program = _program(Repeat(2, Remat(Steps(n))), traced, lowering, style)
             peaks[n] = temporaries_of_vjp(program, traced, 2 * n, target)
     except (NameError, TypeError, ValueError, KeyError, AssertionError, NotImplementedError):
         # A step that cannot be compiled by itself, outside of the mesh that it is in.
@@ -164,8 +166,33 @@ def _with_peaks(profile: StepProfile, peaks: dict[int, int]) -> StepProfile:
     for n, size in sorted(peaks.items()):
         highest = max(highest, size - 2 * profile.carry_bytes)
         ascending.append((n, highest))
-    spare = _SPARE_CARRIES["sweep"] * profile.carry_bytes
-    return dataclasses.replace(profile, block_peaks=tuple(ascending), fixed_bytes=spare, margin=MARGIN["sweep"])
+    spare, margin = _SPARE_CARRIES["sweep"] * profile.carry_bytes, MARGIN["sweep"]
+    if platform() != "cpu":
+        # Whether a product is computed in parts, whose results are added up, depends on its shape by no simple rule.
+        spare, margin = spare + 3 * profile.product_bytes // 2, ACCELERATOR_MARGIN
+    return dataclasses.replace(profile, block_peaks=tuple(ascending), fixed_bytes=spare, margin=margin)
+
+
+def _padded(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -> tuple[StepProfile, int]:
+    """The estimate for a TPU, of which each array is as much larger as what is kept there, and the programs compiled.
+
+    Its memory is in tiles, to which small arrays are padded; and it reports none for what fits on the chip. So many
+    steps are compiled, to keep what cannot fit there: residuals in one program, carries in another.
+    """
+    profile = measure(traced, lowering, style)
+    factor = 1
+    for plan, kept in ((Steps(_MANY), profile.residual_bytes), (Repeat(_MANY, Remat(Steps(1))), profile.carry_bytes)):
+        size = temporaries_of_vjp(_program(plan, traced, lowering, style), traced, _MANY, target)
+        factor = max(factor, -(-size // max(_MANY * kept, 1)))
+    sizes = ("carry_bytes", "residual_bytes", "x_bytes", "y_bytes", "fixed_bytes", "block_bytes", "left_bytes")
+    larger = {name: factor * getattr(profile, name) for name in sizes}
+    return dataclasses.replace(profile, margin=ACCELERATOR_MARGIN, **larger), 2
+
+
+def _program(plan: Plan, traced: TracedScan, lowering: Lowering, style: Style) -> Run:
+    if lowering == "sweep":
+        return sweep.lower(plan, traced.step, style=style)
+    return nested.lower(plan, traced.step)
 
 
 def _with_fixed(profile: StepProfile, peaks: dict[int, int]) -> StepProfile:

@@ -80,9 +80,9 @@ def scan(
     >>> def step(carry, x):
     ...     carry = jnp.tanh(carry + x)
     ...     return carry, carry
-    >>> xs = jnp.linspace(0.0, 1.0, 100)
-    >>> loss = lambda xs: scan(step, 0.0, xs, budget="60%")[0]
-    >>> reference = lambda xs: jax.lax.scan(step, 0.0, xs)[0]
+    >>> init, xs = jnp.zeros(256), jnp.linspace(0.0, 1.0, 25_600).reshape(100, 256)
+    >>> loss = lambda xs: scan(step, init, xs, budget="60%")[0].sum()
+    >>> reference = lambda xs: jax.lax.scan(step, init, xs)[0].sum()
     >>> bool(jnp.allclose(jax.grad(loss)(xs), jax.grad(reference)(xs)))
     True
 

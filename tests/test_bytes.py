@@ -61,9 +61,11 @@ def test_prediction_bounds_what_xla_reports(name, plan, differentiation):
     length = bptt_jax.plans.length(plan)
     xs = jax.ShapeDtypeStruct((length, *x.shape), x.dtype)
     report = bptt_jax.explain(step, init, xs, plan=plan, differentiation=differentiation)
-    ratio = report.measured_bytes / report.predicted_bytes
-    print(f"{name} {notation(plan)} {differentiation}: measured over predicted {ratio:.3f}")
-    assert ratio <= 1
+    assert report.measured_bytes <= report.predicted_bytes
+    # Without the margin that is stated beside the prediction.
+    expected = bptt_jax.cost(plan, dataclasses.replace(report.profile, margin=0.0)).peak_bytes
+    ratio = report.measured_bytes / expected
+    print(f"{name} {notation(plan)} {differentiation}: measured over expected {ratio:.3f}")
     # The sweep's blocks are charged for buffers that XLA may or may not share; the nest's loops are not.
     least = {"any": (0.96, 0.5), "reverse": (0.70, 0.65)}[differentiation]
     assert ratio >= least[plan not in EXACT]

@@ -15,7 +15,7 @@ from bptt_jax.errors import BudgetError
 from tests import audit
 from tests.audit import KINDS, LITTLE, Case
 
-# 3 budgets each, and 4 programs below: 40.
+# 2 budgets each, and 4 programs below: 28.
 CASES = [Case(kind, 997, "reverse", "all", True) for kind in KINDS]
 CASES += [
     Case("lstm", 100, "reverse", "weights", False),
@@ -38,7 +38,7 @@ def implicit_broadcasting():
 def test_what_xla_reports_is_within_what_was_asked(case):
     problem = case.problem()
     smallest, *_, everything = audit.budgets(case, problem, 3)
-    for asked in (smallest, 2 * smallest, (smallest + everything) // 2):
+    for asked in (smallest, (smallest + everything) // 2):
         finding = audit.examine(case, problem, asked)
         print(finding)
         assert finding.measured <= finding.predicted <= asked
@@ -46,7 +46,7 @@ def test_what_xla_reports_is_within_what_was_asked(case):
 
 @pytest.mark.parametrize("kind", ["gru", "stacked"])
 def test_little_of_a_budget_is_used_only_where_no_faster_plan_fits(kind):
-    """Of lengths with small factors. For primes, the search knows no plans between the smallest and those with a rest."""
+    """Of lengths with small factors. For primes, the search knows no plans between the smallest and ones with rests."""
     case = Case(kind, 1000)
     problem = case.problem()
     smallest = audit.smallest_budget(case, problem)
@@ -74,7 +74,7 @@ def test_the_smallest_budget_is_the_smallest(kind, differentiation):
 def test_more_bytes_never_take_more_time(kind, differentiation):
     case = Case(kind, 1000, differentiation)
     problem = case.problem()
-    choices = [audit.decide(case, problem, budget) for budget in audit.budgets(case, problem, 24)]
+    choices = [audit.decide(case, problem, budget) for budget in audit.budgets(case, problem, 12)]
     times = [time_of(choice.plan, choice.profile) for choice in choices]
     # The search counts the blocks of a rest only nearly.
     assert all(more <= 1.001 * less for less, more in itertools.pairwise(times))

@@ -185,6 +185,7 @@ def _padded(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -
         size = temporaries_of_vjp(_program(plan, traced, lowering, style), traced, _MANY, target)
         factor = max(factor, -(-size // max(_MANY * kept, 1)))
     sizes = ("carry_bytes", "residual_bytes", "x_bytes", "y_bytes", "fixed_bytes", "block_bytes", "left_bytes")
+    factor += factor > 1  # what is worked on may be padded more than what is kept
     larger = {name: factor * getattr(profile, name) for name in sizes}
     return dataclasses.replace(profile, margin=ACCELERATOR_MARGIN, **larger), 2
 

@@ -162,4 +162,6 @@ def _ways(traced: TracedScan, lowering: Lowering, budget: Budget) -> list[tuple[
             continue
     # What holds least comes last among the styles, and is the first to try of those that do not seem to fit.
     order = [*sorted(times, key=times.__getitem__), *(style for style in reversed(known) if style not in times)]
-    return [*(("sweep", style) for style in order), ("nested", FASTEST)]
+    # On a TPU the copies that a nest makes of padded slices are not foreseen.
+    nest: list[tuple[Lowering, Style]] = [] if platform() == "tpu" else [("nested", FASTEST)]
+    return [*(("sweep", style) for style in order), *nest]

@@ -29,7 +29,7 @@ from bptt_jax._lower.roofline import platform
 from bptt_jax._lower.style import FASTEST, Style
 from bptt_jax._measure import check_differentiation, lowering_of, measure
 from bptt_jax._plan import Plan, Remat, Repeat, Steps
-from bptt_jax._step import Step, TracedScan, trace
+from bptt_jax._step import FlatStep, Step, TracedScan, trace
 from bptt_jax._step_profile import Lowering, StepProfile
 from bptt_jax._temporaries import temporaries_of_vjp
 
@@ -143,10 +143,11 @@ def _compiled(traced: TracedScan, lowering: Lowering, style: Style, target: Any)
             padded, programs = _padded(traced, lowering, style, target)
             return Calibration(padded, programs, time.perf_counter() - start)
         for n in _lengths(profile):
-            program = _program(Repeat(2, Remat(Steps(n))), traced, lowering, style)
+            program = lower(Repeat(2, Remat(Steps(n))), traced.step, lowering, style)
             peaks[n] = temporaries_of_vjp(program, traced, 2 * n, target)
     except (NameError, TypeError, ValueError, KeyError, AssertionError, NotImplementedError):
-        # A step that cannot be compiled by itself, outside of the mesh that it is in.
+        # What JAX raises for a step that cannot be compiled by itself, outside of the mesh that it is in, and for a
+        # backend that reports no memory. `explain` says that the sizes are estimated then.
         return estimate(traced, lowering, style)
     corrected = _with_peaks(profile, peaks) if lowering == "sweep" else _with_fixed(profile, peaks)
     return Calibration(corrected, len(peaks), time.perf_counter() - start)
@@ -157,8 +158,8 @@ def _lengths(profile: StepProfile) -> list[int]:
     if profile.lowering == "nested":
         return [_OF_NEST]
     longest = max(profile.block_steps, _SHORTEST)
-    turning = round(0.6 * profile.product_bytes / max(profile.residual_bytes, 1))
-    return sorted({_SHORTEST, min(max(turning, 4), longest // 2, 16) or 1, longest} - {1})
+    turning = max(round(0.6 * profile.product_bytes / max(profile.residual_bytes, 1)), 4)
+    return sorted({_SHORTEST, max(min(turning, longest // 2, 16), _SHORTEST), longest})
 
 
 def _with_peaks(profile: StepProfile, peaks: dict[int, int]) -> StepProfile:
@@ -182,7 +183,7 @@ def _padded(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -
     profile = measure(traced, lowering, style)
     factor = 1
     for plan, kept in ((Steps(_MANY), profile.residual_bytes), (Repeat(_MANY, Remat(Steps(1))), profile.carry_bytes)):
-        size = temporaries_of_vjp(_program(plan, traced, lowering, style), traced, _MANY, target)
+        size = temporaries_of_vjp(lower(plan, traced.step, lowering, style), traced, _MANY, target)
         factor = max(factor, -(-size // max(_MANY * kept, 1)))
     sizes = ("carry_bytes", "residual_bytes", "x_bytes", "y_bytes", "fixed_bytes", "block_bytes", "left_bytes")
     factor += factor > 1  # what is worked on may be padded more than what is kept
@@ -190,10 +191,13 @@ def _padded(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -
     return dataclasses.replace(profile, margin=ACCELERATOR_MARGIN, **larger), 2
 
 
-def _program(plan: Plan, traced: TracedScan, lowering: Lowering, style: Style) -> Run:
+def lower(
+    plan: Plan, step: FlatStep, lowering: Lowering, style: Style, reverse: bool = False, unroll: int | bool = 1
+) -> Run:
+    """The program that runs `plan` by a lowering."""
     if lowering == "sweep":
-        return sweep.lower(plan, traced.step, style=style)
-    return nested.lower(plan, traced.step)
+        return sweep.lower(plan, step, style=style, reverse=reverse, unroll=unroll)
+    return nested.lower(plan, step, reverse=reverse, unroll=unroll)
 
 
 def _with_fixed(profile: StepProfile, peaks: dict[int, int]) -> StepProfile:

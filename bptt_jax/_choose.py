@@ -10,10 +10,9 @@ from typing import Any
 import jax
 
 from bptt_jax._budget import budget_to_bytes
-from bptt_jax._calibrate import Calibration, calibrated, estimate
+from bptt_jax._calibrate import Calibration, calibrated, estimate, lower
 from bptt_jax._cost import cost
 from bptt_jax._free_bytes import free_bytes
-from bptt_jax._lower import nested, sweep
 from bptt_jax._lower.block_sizes import styles
 from bptt_jax._lower.nested import Run
 from bptt_jax._lower.roofline import planning_for, platform
@@ -90,9 +89,7 @@ class Choice:
 def _program(
     step: FlatStep, plan: Plan, lowering: Lowering, style: Style, reverse: bool, unroll: int | bool, _platform: str
 ) -> Run:
-    if lowering == "sweep":
-        return jax.jit(sweep.lower(plan, step, style=style, reverse=reverse, unroll=unroll))
-    return jax.jit(nested.lower(plan, step, reverse=reverse, unroll=unroll))
+    return jax.jit(lower(plan, step, lowering, style, reverse, unroll))
 
 
 def choose(traced: TracedScan, options: Options) -> Choice:

@@ -99,7 +99,7 @@ def _compiled_in_mesh(program: Run, arguments: Any, axes: list[frozenset[Any]], 
 
 
 def _vary(leaf: Any, names: frozenset[Any]) -> Any:
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.dtype == jax.dtypes.float0:
+    if leaf.dtype == jax.dtypes.float0:  # no array, so it has no axes
         return leaf
     missing = names - varying_axes(leaf)
     return jax.lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf

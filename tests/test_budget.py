@@ -109,8 +109,7 @@ def test_without_calibration_nothing_is_compiled_and_the_margin_is_larger(monkey
     monkeypatch.setattr(_calibrate, "temporaries_of_vjp", None)
 
     def gradient(**options):
-        run = lambda init: jnp.sum(bptt_jax.scan(step, init, ARGUMENTS[1], **options)[0])  # noqa: E731
-        return jax.grad(run)(ARGUMENTS[0])
+        return jax.grad(lambda init: jnp.sum(bptt_jax.scan(step, init, ARGUMENTS[1], **options)[0]))(ARGUMENTS[0])
 
     options = {"budget": "60%", "differentiation": differentiation}
     np.testing.assert_allclose(gradient(calibrate=False, **options), gradient())

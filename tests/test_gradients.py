@@ -320,7 +320,7 @@ def test_unroll_and_decorator():
 
 def test_gradient_with_respect_to_one_input_after_another():
     """One traced program, differentiated for different inputs: JAX keeps the rules of the first."""
-    w, xs = 0.3 * normal(0, 3, 3, dtype=jnp.float64), normal(1, 40, 3, dtype=jnp.float64)
+    w, xs = 0.3 * normal(0, 3, 3, dtype=jnp.float64), normal(1, 400, 3, dtype=jnp.float64)
 
     def loss_with(scan):
         def step(w, carry, x):

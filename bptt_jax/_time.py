@@ -37,7 +37,7 @@ def predicted_time(plan: Plan, times: StepTimes, lowering: Lowering = "nested") 
     return steps * (times.recording + times.backward) + advances + counts.blocks * times.block
 
 
-# Of a gradient's time in the sweep: what a plan with a rest has to gain, since it doubles the program.
+# Of a gradient's time in the sweep: what each part of a plan after the first has to gain, since it is one more body.
 REST_TIME = 0.02
 
 
@@ -46,7 +46,7 @@ def time_of(plan: Plan, profile: StepProfile) -> float:
     if profile.lowering == "nested":
         return predicted_time(plan, profile.times)
     time = predicted_time(in_blocks(plan, profile.block_steps), profile.times, "sweep")
-    return time * (1 + REST_TIME * isinstance(plan, Chain))
+    return time * (1 + REST_TIME * (len(plan.children) - 1 if isinstance(plan, Chain) else 0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ budgets up to the one asked: more bytes never cost more time, by construction. F
 budget downwards, until the lower bound on the time of what could come is no better than what has been found. The
 last resort is the plan with the fewest bytes, `_smallest`, which is where the budgets of a scan begin.
 
-Every plan's bytes are those of `bptt_jax.cost`, and a plan that should exceed its budget is not taken.
+Every plan's bytes are those of `bptt_jax.cost`, and a plan that should exceed its budget is not taken. All this is for
+the nest; the sweep's plans are `planners.sweep`'s.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import itertools
 from collections.abc import Iterator
 
 from bptt_jax._budget import budget_to_bytes
-from bptt_jax._cost import chain_sums_bytes, cost, slice_bytes
+from bptt_jax._cost import cost, slice_bytes
 from bptt_jax._plan import Plan, Steps, _as_count
 from bptt_jax._step_profile import StepProfile
-from bptt_jax._time import predicted_time, time_of
+from bptt_jax._time import predicted_time
 from bptt_jax.errors import BudgetError
 from bptt_jax.planners import exact, sweep
 from bptt_jax.planners._reach import MOST_LEAVES, Lattice, reach_table
@@ -64,7 +65,7 @@ def make_plan(profile: StepProfile, length: int, budget: int | str | None = None
     everything = Steps(length)
     if budget_bytes is None or cost(everything, profile).peak_bytes <= budget_bytes:
         return everything
-    found = _fastest_of_sweep if profile.lowering == "sweep" else _fastest
+    found = sweep.fastest if profile.lowering == "sweep" else _fastest
     # Planners search without the margin, in what it leaves of the budget.
     exact = dataclasses.replace(profile, margin=0.0)
     plan = found(exact, length, profile.within_margin(budget_bytes))
@@ -74,61 +75,15 @@ def make_plan(profile: StepProfile, length: int, budget: int | str | None = None
     return plan
 
 
-@functools.lru_cache(maxsize=1024)
-def _fastest_of_sweep(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None:
-    plan = sweep.fastest(profile, length, budget_bytes)
-    if plan is not None:
-        return plan
-    found = (_fastest(simple, length, budget_bytes) for simple in _as_nests(profile))
-    plans = [plan for plan in found if plan is not None and cost(plan, profile).peak_bytes <= budget_bytes]
-    if not plans:
-        plans = [plan for plan in _smallest_plans(profile, length) if cost(plan, profile).peak_bytes <= budget_bytes]
-    return min(plans, key=lambda plan: time_of(plan, profile), default=None)
-
-
-def _as_nests(profile: StepProfile) -> tuple[StepProfile, ...]:
-    """Profiles without blocks such that a plan takes no fewer bytes by them than by `profile`.
-
-    What blocks hold is charged once for the longest block, or to each step of blocks that are shorter.
-    """
-    if profile.lowering == "nested":
-        return (profile,)
-    simple = dataclasses.replace(
-        profile, plain=None, x_bytes=0, y_bytes=0, param_bytes=0, block_bytes=0, block_steps=1, block_peaks=()
-    )
-    by_step, least = profile.residual_bytes + profile.block_bytes, profile.product_bytes
-    if profile.block_peaks:
-        chords = (-((a[1] - b[1]) // (b[0] - a[0])) for a, b in itertools.pairwise(profile.block_peaks))
-        by_step, least = max(by_step, *chords), profile.block_peaks[0][1]
-    # A block that is cut out of longer `Steps` is also a copy of its residuals.
-    longest = profile.block_steps * by_step
-    always = profile.fixed_bytes + least + chain_sums_bytes(profile)
-    return (
-        dataclasses.replace(simple, fixed_bytes=always + longest),
-        dataclasses.replace(simple, fixed_bytes=always, residual_bytes=by_step),
-    )
-
-
 def smallest_bytes(profile: StepProfile, length: int) -> int:
     """The smallest budget, in bytes, for which `make_plan` finds a plan of `length` steps.
 
     >>> smallest_bytes(StepProfile(carry_bytes=1, residual_bytes=4), 1000)
     21
     """
-    least = min(cost(plan, profile).peak_bytes for plan in _smallest_plans(profile, length))
-    if profile.lowering == "nested":
-        return least
-    # What fits some bytes fits more, so the least bytes of the sweep's own form are found by halving.
-    refused = 0
-    while least - refused > 1:
-        middle = (least + refused) // 2
-        plan = sweep.fastest(profile, length, middle)
-        least, refused = (least, middle) if plan is None else (cost(plan, profile).peak_bytes, refused)
-    return least
-
-
-def _smallest_plans(profile: StepProfile, length: int) -> Iterator[Plan]:
-    return (smallest_plan(simple, length, MOST_LEAVES) for simple in _as_nests(profile))
+    if profile.lowering == "sweep":
+        return sweep.smallest_bytes(profile, length)
+    return cost(smallest_plan(profile, length, MOST_LEAVES), profile).peak_bytes
 
 
 def _is_tight(profile: StepProfile, length: int, budget_bytes: int) -> bool:

@@ -1,22 +1,22 @@
-"""Plans for the sweep: nests of loops with one kept rest, all of them tried.
+"""Plans for the sweep: at most two nests of loops and a kept rest, all of them tried.
 
-    plan = Repeat(k1, Remat(Repeat(k2, Remat(... Steps(n)))))    and, if that leaves r steps, a last Steps(r)
+    plan = nest, then perhaps a second nest, then perhaps Steps(r);   nest = Repeat(k1, Remat(Repeat(k2, ... Steps(n))))
 
-Such a plan compiles to one or two bodies, which matters more to the sweep than to the nest: a body is compiled with its
-backward. With M = n·k1·k2·…, h a carry and s a step's residuals, it takes
+Such a plan compiles to at most three bodies, which matters more to the sweep than to the nest: a body is compiled with
+its backward. With M the steps of a nest, h a carry and s a step's residuals, it takes
 
-    evaluations   T + M + M·Σ_{i≥2} (1 − 1/k_i)
-    bytes         max( Σ k_i·h + block(n),  k1·h + r·s + block's own )  + fixed
+    evaluations   T + Σ M·(1 + Σ_{i≥2} (1 − 1/k_i))
+    bytes         max( Σ k_i·h + block(n),  k1·h + Σ k'_i·h + block(n),  (k1 + k'1)·h + r·s + block's own )  + fixed
 
 since the sweep never advances the last child of what it revisits. For every n and k2, k3, … of a grid the least k1 is
-taken whose rest fits, and the fastest of all these wins. The grid does not depend on the budget, so more bytes never
-cost more time. About 10^5 candidates in NumPy, some 20 ms.
-
-What this form cannot reach, very small budgets for lengths without small factors, `compiled` does with more bodies.
+taken whose rest fits, and the most; what that leaves is a rest of steps that are kept, or a second nest over blocks as
+long. The fastest of all these wins. The grid does not depend on the budget, so more bytes never cost more time. About
+10^5 candidates in NumPy, some 100 ms.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
@@ -27,17 +27,19 @@ import numpy.typing as npt
 from bptt_jax._cost import chain_sums_bytes, cost, rest_bytes
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, in_blocks
 from bptt_jax._step_profile import StepProfile
-from bptt_jax._time import REST_TIME
+from bptt_jax._time import REST_TIME, time_of
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 _COUNTS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 50, 64)  # of children, on inner levels
 _MOST_LEVELS = 6
 _SHORT = 64  # leaves up to this long are all tried, longer ones on a geometric grid and where they divide
 _SHORT_SCAN = 10_000  # in longer ones, a rest of one block is nothing
-_TRIES = 8  # of the fastest by the formulas above, which leave out what a rest takes beside its steps
+_TRIES = 64  # of the fastest by bounds that leave out what a second nest takes and what a rest takes beside its steps
 
 
+@functools.lru_cache(maxsize=1024)
 def fastest(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None:
     """The fastest plan of this form that fits; None if none does.
 
@@ -46,51 +48,132 @@ def fastest(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None
     >>> profile = StepProfile(2, 7, block_bytes=6, block_steps=48, plain=plain, times=StepTimes(block=2))
     >>> fastest(profile, 1000, 450)
     Repeat(k=40, child=Remat(child=Steps(n=25)))
-    >>> fastest(profile, 1000, 150)
-    Repeat(k=25, child=Remat(child=Repeat(k=8, child=Remat(child=Steps(n=5)))))
+    >>> from bptt_jax.plans import notation
+    >>> notation(fastest(profile, 1000, 150))
+    '(17*[8*[7]] + 6*[7] + 6)'
     """
-    inner, products = _inner_counts(length)
-    best: tuple[float, Plan] | None = None
-    for n in _leaf_lengths(length):
-        leaf_bytes = cost(Steps(n), profile).peak_bytes
-        # Below a Remat, blocks are one loop: two in a row would hold their arrays at once.
-        if leaf_bytes > budget_bytes or isinstance(in_blocks(Steps(n), profile.block_steps), Chain):
-            continue
-        found = _with_leaf(profile, length, budget_bytes, n, leaf_bytes, inner, products)
-        if found is not None and (best is None or found[0] < best[0]):
-            best = found
-    return None if best is None else best[1]
-
-
-def _with_leaf(
-    profile: StepProfile, length: int, budget_bytes: int, n: int, leaf_bytes: int, inner: Ints, products: Ints
-) -> tuple[float, Plan] | None:
-    """The fastest plan with leaves of n steps, and its time."""
-    carry, times = max(profile.carry_bytes, 1), profile.times
-    unit = n * products  # steps of a child of the outermost loop
-    carries_bytes = budget_bytes - leaf_bytes - inner.sum(axis=1) * carry
-    exact = np.where(length % unit == 0, length // unit, 0)
-    best: tuple[float, Plan] | None = None
-    for counts in (exact, *_with_rest(profile, length, budget_bytes, unit)):
-        covered = counts * unit
-        sums_bytes = np.where(covered < length, chain_sums_bytes(profile), 0)
-        ok = (counts >= 2) & (counts * carry + sums_bytes <= carries_bytes) & (covered <= length)
-        if not ok.any():
-            continue
-        again = covered * (1 + _advanced(inner))
-        in_leaf, in_rest = (_blocks_of(steps, profile.block_steps) for steps in (np.array([n]), length - covered))
-        blocks = covered // n * in_leaf * (2 + _advanced(inner)) + in_rest
-        time = length * (times.recording + times.backward) + again * times.forward + blocks * times.block
-        time = time * (1 + REST_TIME * (covered < length))
-        time = np.where(ok, time, np.inf)
-        for at in map(int, np.argsort(time)[:_TRIES]):
-            if not np.isfinite(time[at]) or (best is not None and time[at] >= best[0]):
+    best, least = None, np.inf
+    for family in sorted(_families(profile, length, budget_bytes), key=lambda family: family.least):
+        if family.least >= least:
+            break
+        for bound, plan in family.plans():
+            if bound >= least:
                 break
-            plan = _nest(length, n, [int(counts[at]), *map(int, inner[at][inner[at] > 0])])
-            if cost(plan, profile).peak_bytes <= budget_bytes:
-                best = float(time[at]), plan
-                break
+            if cost(plan, profile).peak_bytes <= budget_bytes and (time := time_of(plan, profile)) < least:
+                best, least = plan, time
     return best
+
+
+def smallest_bytes(profile: StepProfile, length: int) -> int:
+    """The smallest budget for which there is a plan of this form: what fits some bytes fits more, so by halving.
+
+    >>> plain = StepProfile(carry_bytes=2, residual_bytes=12)
+    >>> smallest_bytes(StepProfile(2, 7, block_bytes=6, block_steps=48, plain=plain), 1000)
+    55
+    """
+    enough = cost(Steps(length), profile).peak_bytes
+    refused = cost(Steps(min(length, 1)), profile).peak_bytes - 1
+    while enough - refused > 1:
+        # Budgets this small are near to the lower end, and less work.
+        middle = min((enough + refused) // 2, 2 * refused + 2)
+        plan = fastest(profile, length, middle)
+        enough, refused = (enough, middle) if plan is None else (cost(plan, profile).peak_bytes, refused)
+    return enough
+
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    """Plans with leaves of n steps, one for each row of inner counts.
+
+    Attributes:
+      length: steps of the plans.
+      n: steps of a leaf.
+      counts: k1, for each row.
+      bounds: lower bounds on their times, infinite for plans that cannot fit.
+      carries: how many carries there is room for beside a leaf, if the rest is a second nest; None if it is kept.
+    """
+
+    length: int
+    n: int
+    counts: Ints
+    bounds: Floats
+    carries: int | None = None
+
+    @property
+    def least(self) -> float:
+        return float(self.bounds.min())
+
+    def plans(self) -> Iterator[tuple[float, Plan]]:
+        """The most promising plans, with their bounds, which ascend."""
+        inner, products = _inner_counts(self.length)
+        for row in _ascending(self.bounds):
+            k = int(self.counts[row])
+            rest = self.length - k * self.n * int(products[row])
+            after = (Steps(rest),) if self.carries is None else _second_nest(rest, self.n, self.carries - k)
+            if after is not None:
+                parts = (_nest(self.n, k, inner[row]), *(part for part in after if part != Steps(0)))
+                yield float(self.bounds[row]), Chain(parts) if len(parts) > 1 else parts[0]
+
+
+def _families(profile: StepProfile, length: int, budget_bytes: int) -> Iterator[_Family]:
+    inner, products = _inner_counts(length)
+    carry, sums_bytes = max(profile.carry_bytes, 1), chain_sums_bytes(profile)
+    for n in _leaf_lengths(length):
+        free = budget_bytes - cost(Steps(n), profile).peak_bytes
+        # Below a Remat, blocks are one loop: two in a row would hold their arrays at once.
+        if free < 0 or isinstance(in_blocks(Steps(n), profile.block_steps), Chain):
+            continue
+        unit = n * products  # steps of a child of the outermost loop
+        exact = np.where(length % unit == 0, length // unit, 0)
+        for counts in (exact, *_with_rest(profile, length, budget_bytes, unit)):
+            has_rest = counts * unit < length
+            fits = (counts + inner.sum(axis=1)) * carry + np.where(has_rest, sums_bytes, 0) <= free
+            yield _Family(length, n, counts, _bounds(profile, length, n, counts, fits))
+        counts, carries = length // unit, (free - sums_bytes) // carry
+        fits = (counts + inner.sum(axis=1) < carries) & (length - counts * unit > n)
+        yield _Family(length, n, counts, _bounds(profile, length, n, counts, fits, again=n), carries)
+
+
+def _bounds(
+    profile: StepProfile, length: int, n: int, counts: Ints, fits: npt.NDArray[np.bool_], again: int | None = None
+) -> Floats:
+    """Lower bounds on the times of plans; all but `again` steps of the rest are evaluated again, None: none are."""
+    inner, products = _inner_counts(length)
+    times, covered = profile.times, counts * n * products
+    kept = length - covered if again is None else np.minimum(length - covered, again)
+    advanced = covered * (1 + _advanced(inner)) + (length - covered - kept)
+    in_leaf, in_rest = (_blocks_of(steps, profile.block_steps) for steps in (np.array([n]), kept))
+    blocks = covered // n * in_leaf * (2 + _advanced(inner)) + in_rest
+    time = length * (times.recording + times.backward) + advanced * times.forward + blocks * times.block
+    bounds: Floats = np.where(fits & (counts >= 2) & (covered <= length), time, np.inf)
+    return bounds * (1 + REST_TIME * (covered < length))
+
+
+@functools.lru_cache(maxsize=65536)
+def _second_nest(steps: int, n: int, carries: int) -> tuple[Plan, ...] | None:
+    """The fastest nest with leaves of n steps and at most so many carries that leaves at most n of so many steps."""
+    if steps <= n:
+        return (Steps(steps),)
+    inner, products = _inner_counts(max(steps // n, 2))
+    counts = steps // (n * products)
+    rests = steps - counts * n * products
+    fits = (counts >= 2) & (counts + inner.sum(axis=1) <= carries) & (rests <= n)
+    row = int(np.argmin(np.where(fits, (steps - rests) * (1 + _advanced(inner)), np.inf)))
+    return (_nest(n, int(counts[row]), inner[row]), Steps(int(rests[row]))) if fits[row] else None
+
+
+def _nest(n: int, k: int, inner: Ints) -> Plan:
+    plan: Plan = Steps(n)
+    for count in (*reversed(inner[inner > 0]), k):
+        plan = Repeat(int(count), Remat(plan))
+    return plan
+
+
+def _ascending(bounds: Floats) -> list[int]:
+    """Where the least of them are, in order."""
+    count = min(_TRIES, len(bounds))
+    least = np.argpartition(bounds, count - 1)[:count]
+    return [int(at) for at in least[np.argsort(bounds[least], kind="stable")] if np.isfinite(bounds[at])]
 
 
 def _blocks_of(steps: Ints, most_steps: int) -> Ints:
@@ -100,14 +183,6 @@ def _blocks_of(steps: Ints, most_steps: int) -> Ints:
     for equal in range(max(most_steps // 2, 1), most_steps + 1):
         blocks = np.where((steps > most_steps) & (steps % equal == 0), steps // equal, blocks)
     return blocks
-
-
-def _nest(length: int, n: int, counts: list[int]) -> Plan:
-    plan: Plan = Steps(n)
-    for k in reversed(counts):
-        n *= k
-        plan = Repeat(k, Remat(plan))
-    return plan if n == length else Chain((plan, Steps(length - n)))
 
 
 def _with_rest(profile: StepProfile, length: int, budget_bytes: int, unit: Ints) -> Iterator[Ints]:

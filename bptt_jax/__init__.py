@@ -32,11 +32,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`bptt_jax.linen` is imported when it is first used, for it needs Flax."""
-    if name == "linen":
-        return importlib.import_module("bptt_jax.linen")
+    """`bptt_jax.linen` and `bptt_jax.nnx` are imported when they are first used, for they need Flax."""
+    if name in ("linen", "nnx"):
+        return importlib.import_module(f"bptt_jax.{name}")
     raise AttributeError(f"module 'bptt_jax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "linen"]
+    return [*__all__, "linen", "nnx"]

@@ -27,6 +27,7 @@ ROWS = [
     ["_lower.merge", "_lower.taps"],
     ["_lower.split"],
     ["_lower.step_vjp", "_lower.tie"],
+    ["_lower.partial_sums"],
     ["_lower.block", "_lower.block_sizes"],
     ["_lower.walk"],
     ["_lower.sweep"],
@@ -35,8 +36,10 @@ ROWS = [
     ["_choose"],
     ["_scan"],
     ["_explain"],
-    ["_linen_class"],
-    ["linen"],
+    ["_recurrent", "_layer_names", "_share_budget"],
+    ["linen._class", "linen._lift", "linen._stack", "nnx._class", "nnx._lift"],
+    ["linen._layer", "nnx._layer"],
+    ["linen", "nnx"],
     [""],
 ]
 PURE_ROWS = 9
@@ -117,9 +120,9 @@ def test_public_names():
         "profile",
         "scan",
     ]
-    public = {name for name in vars(bptt_jax) if not name.startswith("_")} - {"linen", "importlib", "Any"}
+    public = {name for name in vars(bptt_jax) if not name.startswith("_")} - {"linen", "nnx", "importlib", "Any"}
     assert public == set(bptt_jax.__all__)
-    assert {"scan", "linen"} <= set(dir(bptt_jax))
+    assert {"scan", "linen", "nnx"} <= set(dir(bptt_jax))
     with pytest.raises(AttributeError, match="module 'bptt_jax' has no attribute 'sacn'"):
         bptt_jax.sacn  # noqa: B018  the access is the test
 
@@ -127,12 +130,14 @@ def test_public_names():
 def test_works_without_flax():
     program = """
 import sys
-sys.modules["flax"] = sys.modules["flax.linen"] = None
+sys.modules["flax"] = sys.modules["flax.linen"] = sys.modules["flax.nnx"] = None
 import bptt_jax
-try:
-    bptt_jax.linen
-except ImportError as error:
-    print(error)
+for name in ("linen", "nnx"):
+    try:
+        getattr(bptt_jax, name)
+    except ImportError as error:
+        print(error)
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "bptt_jax.linen needs Flax; install it with: python -m pip install 'bptt_jax[flax]'" in run.stdout
+    for name in ("linen", "nnx"):
+        assert f"bptt_jax.{name} needs Flax; install it with: python -m pip install 'bptt_jax[flax]'" in run.stdout

@@ -17,6 +17,7 @@ import jax
 from jax import lax
 
 from bptt_jax._lower.jaxprs import Env, bind, evaluate, is_float, needed, read, zeros_like
+from bptt_jax._lower.partial_sums import Axes, partial_axes
 from bptt_jax._lower.split import SplitStep, split
 from bptt_jax._lower.step_vjp import Pull, StepVjp, floats, part_of, step_vjp, with_floats
 from bptt_jax._lower.style import Style
@@ -33,6 +34,7 @@ class Block:
         self.parts: SplitStep = split(step, style.joined)
         self._vjp: StepVjp = step_vjp(self.parts)
         self._in_turn = style.in_turn
+        self.partial_axes: Axes = partial_axes(self.parts, self._vjp)
         self._scan = functools.partial(lax.scan, reverse=reverse, unroll=unroll)
         self._scan_back = functools.partial(lax.scan, reverse=not reverse, unroll=unroll)
 
@@ -75,6 +77,7 @@ class Block:
         self,
         held: Arrays,
         constants: Arrays,
+        typed: Arrays,
         xs: Arrays,
         saved: Arrays,
         ct_carry: Arrays,
@@ -85,8 +88,9 @@ class Block:
         """Takes n steps backwards.
 
         Args:
-          held: what `hold` returned.
-          constants: those of `held`.
+          held: what `hold` returned, of the types that make the gradients what they are to be.
+          constants: those of what `hold` returned.
+          typed: the same, with the types of `held` (see `partial_sums`).
           xs: as given to `record`.
           saved: what `record` returned.
           ct_carry, ct_ys: cotangents of the floating leaves of the last carry and of ys; None for ys without any.
@@ -110,11 +114,11 @@ class Block:
         over = (list(xs), list(saved), [] if ct_ys is None else list(ct_ys))
         (ct_carry, sums), stacks = self._scan_back(body, (list(ct_carry), sums), over, length=n)
         stacked = bind(pull.stacked, stacks)
-        ct_xs, new = self._of_features(pull, stacked, constants, xs)
+        ct_xs, new = self._of_features(pull, stacked, typed, xs)
         gradients = gradients | {i: total for i, total in sums.items() if i < len(held)}
         new.extend((i, total) for i, total in sums.items() if i >= len(held))
         for tap, left, cts in self._of_taps(pull, stacked, xs, saved):
-            weight = constants[tap.const]
+            weight = typed[tap.const]
             if self._in_turn and left is not None and is_large(weight):
 
                 def add(gradients: Gradients, left: Any, cts: Any, tap: Tap = tap, weight: Any = weight) -> Gradients:
@@ -206,4 +210,6 @@ def _cotangents(ct: Any, stacked: Env, pull: Pull) -> Any:
     part = part_of(ct, stacked, pull)
     assert part is not None, "a tap whose cotangent is not stacked"
     whole, axis, start = part
-    return lax.slice_in_dim(stacked[whole], start, start + ct.aval.shape[axis], axis=axis + 1)
+    is_stacked = whole.aval.ndim > ct.aval.ndim
+    found = lax.slice_in_dim(stacked[whole], start, start + (1 if is_stacked else ct.aval.shape[axis]), axis=axis + 1)
+    return lax.squeeze(found, [axis + 1]) if is_stacked else found

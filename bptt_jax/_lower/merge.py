@@ -1,6 +1,10 @@
 """Products that share their left operand become one product.
 
-    h @ W1, h @ W2, ...   ->   split(h @ concatenate(W1, W2, ...))
+    h @ W1, h @ W2, ...   ->   split(h @ stack(W1, W2, ...))
+
+Weights are stacked along an axis of their own, which takes the same memory as side by side: their own axes may be
+sharded, and a split along such an axis is sent from device to device at each step. Weights of unequal widths have to be
+side by side.
 
 Recurrent cells are written with one product per gate. Each is a kernel launch, and on small batches a pass over little
 data; the weights do not change from step to step, so they are joined once for the whole scan, where that pays (see
@@ -86,7 +90,8 @@ def _groups(eqns: Sequence[Any], invariant: set[Any], differentiable: set[Any]) 
     for eqn in eqns:
         if eqn.primitive is primitives.dot_general_p and not any(isinstance(v, core.Literal) for v in eqn.invars):
             side = _weight_side(eqn, invariant)
-            if side is not None and eqn.outvars[0] in differentiable and merging_pays(_flops(eqn)):
+            is_placed = eqn.params.get("out_sharding") is not None  # for a result of other axes
+            if side is not None and not is_placed and eqn.outvars[0] in differentiable and merging_pays(_flops(eqn)):
                 weight, other = eqn.invars[side], eqn.invars[1 - side]
                 shape = list(weight.aval.shape)
                 shape[_free_axis(eqn, side)] = -1
@@ -120,8 +125,19 @@ def _product(group: Sequence[Any], env: dict[Any, Any]) -> Sequence[Any]:
     side = 0 if eqn.invars[1] is group[1].invars[1] and eqn.invars[0] is not group[1].invars[0] else 1
     axis = _free_axis(eqn, side)
     # A weight that is multiplied twice with the same operand is joined once for each, as it is in the gradient.
-    weights = lax.concatenate([env[e.invars[side]] for e in group], axis)
-    operands = [weights, env[eqn.invars[1]]] if side == 0 else [env[eqn.invars[0]], weights]
-    joined = lax.dot_general(*operands, **eqn.params)
-    sizes = [e.invars[side].aval.shape[axis] for e in group]
-    return lax.split(joined, sizes, axis=0 if side == 0 else joined.ndim - 1)
+    weights, params, sizes = [env[e.invars[side]] for e in group], dict(eqn.params), [1] * len(group)
+    is_stacked = len({weight.shape for weight in weights}) == 1
+    if is_stacked:
+        weights = [lax.expand_dims(weight, [axis]) for weight in weights]
+        contracted, batch = params["dimension_numbers"]
+        moved = tuple(i + (i > axis) for i in contracted[side])
+        contracted = (moved, contracted[1]) if side == 0 else (contracted[0], moved)
+        params["dimension_numbers"] = (contracted, batch)
+    else:
+        sizes = [weight.shape[axis] for weight in weights]
+    joined = lax.concatenate(weights, axis)
+    operands = [joined, env[eqn.invars[1]]] if side == 0 else [env[eqn.invars[0]], joined]
+    result = lax.dot_general(*operands, **params)
+    along = 0 if side == 0 else result.ndim - 1 - is_stacked
+    parts = lax.split(result, sizes, axis=along)
+    return [lax.squeeze(part, [along]) for part in parts] if is_stacked else parts

@@ -138,12 +138,29 @@ def available(ct: Any, stacked: Container[Any], pull: Pull) -> bool:
 
 
 def part_of(ct: Any, stacked: Container[Any], pull: Pull) -> tuple[Any, int, int] | None:
-    """The stacked concatenation that `ct` is a part of: its variable, the axis and the place where `ct` begins."""
+    """The stacked concatenation that `ct` is a part of: its variable, the axis and the place where `ct` begins.
+
+    The part may have an axis of length 1 there, which `ct` has not: where weights are merged by stacking them.
+    """
+    same = {ct} | {e.outvars[0] for e in pull.eqns if e.invars[:1] == [ct] and _adds_an_axis(e)}
     for eqn in pull.eqns:
-        if eqn.primitive is primitives.concatenate_p and eqn.outvars[0] in stacked and ct in variables(eqn.invars):
-            axis, before = eqn.params["dimension"], eqn.invars[: list(eqn.invars).index(ct)]
-            return eqn.outvars[0], axis, sum(v.aval.shape[axis] for v in before)
+        if eqn.primitive is primitives.concatenate_p and eqn.outvars[0] in stacked:
+            index = next((i for i, v in enumerate(eqn.invars) if not isinstance(v, core.Literal) and v in same), None)
+            if index is not None:
+                axis = eqn.params["dimension"]
+                if _is_whole(ct, eqn.invars[index], axis):
+                    return eqn.outvars[0], axis, sum(v.aval.shape[axis] for v in eqn.invars[:index])
     return None
+
+
+def _adds_an_axis(eqn: Any) -> bool:
+    return eqn.primitive.name in ("broadcast_in_dim", "reshape")
+
+
+def _is_whole(ct: Any, part: Any, axis: int) -> bool:
+    """Whether `part` is `ct`, or `ct` with an axis of length 1 before its axis number `axis`."""
+    shape = tuple(ct.aval.shape)
+    return part is ct or tuple(part.aval.shape) == (*shape[:axis], 1, *shape[axis:])
 
 
 def _avals(atoms: Sequence[Any]) -> list[Any]:

@@ -5,8 +5,9 @@
                its child names, then go back through the child
 
 There is one xs, one ys and one dxs; blocks read and write at an index, so no level of the tree holds copies. Gradients
-of the constants are one running sum. Steps that are only advanced are never linearised, and the last child of what is
-recomputed is not advanced, since nobody asks for the carry behind it.
+of the constants are one running sum, of each device where that can be (`partial_sums`). Steps that are only advanced
+are never linearised, and the last child of what is recomputed is not advanced, since nobody asks for the carry behind
+it.
 
 The first pass of a call that is not differentiated runs the same program as that of one that is, so that vmap finds
 the same batch axes in both. What is saved has the same structure whichever inputs are differentiated.
@@ -19,11 +20,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from bptt_jax._lower.block import Block
 from bptt_jax._lower.block_sizes import block_sizes
-from bptt_jax._lower.jaxprs import has_own_gradient, is_float, varies, zeros_like
+from bptt_jax._lower.jaxprs import has_own_gradient, is_float, varies, varying_axes, zeros_like
 from bptt_jax._lower.nested import Run
+from bptt_jax._lower.partial_sums import summed, unreduced
 from bptt_jax._lower.split import split
 from bptt_jax._lower.step_vjp import floats, step_vjp
 from bptt_jax._lower.style import FASTEST, Style
@@ -82,17 +85,15 @@ class _Rule:
         wanted = [ct for ct in ct_ys if jnp.issubdtype(ct.dtype, jnp.inexact)]
         # No ys in the loss: then their cotangents cost nothing.
         no_ys = all(map(_is_symbolic_zero, wanted))
-        walk = Backward(
-            self._block,
-            length(self._plan),
-            self._reverse,
-            held,
-            xs,
-            None if no_ys else _cotangents(ct_ys, self._walk(held, xs).no_ys(carry)),
-        )
-        gradients = {i: zeros_like(leaf) for i, leaf in enumerate(held) if is_float(leaf)}
-        ct_xs = [zeros_like(leaf) for leaf in floats(xs)]
+        ct_steps = None if no_ys else _cotangents(ct_ys, self._walk(held, xs).no_ys(carry))
+        walk = Backward(self._block, length(self._plan), self._reverse, held, xs, ct_steps)
+        zero = _late_zero(ct_last, ct_ys)
+        zeros = {i: _late_zeros(leaf, zero) for i, leaf in enumerate(held) if is_float(leaf)}
+        waiting = self._block.partial_axes
+        gradients = unreduced(zeros, waiting, [*held, *carry, *xs, *ct_carry, *(ct_steps or [])])
+        ct_xs = [_late_zeros(leaf, zero) for leaf in floats(xs)]
         ct_carry, ct_xs, gradients = walk.back(self._plan, 0, saved, (ct_carry, ct_xs, gradients))
+        gradients = summed(gradients, held, waiting)
         return [gradients.get(i) for i in range(len(held))], _with_nones(carry, ct_carry), _with_nones(xs, ct_xs)
 
 
@@ -111,6 +112,26 @@ def can_sweep(step: FlatStep) -> bool:
     except (TypeError, ValueError, NotImplementedError):
         return False
     return not (any(map(varies, jaxpr.invars)) and any(independent_outputs(parts)))
+
+
+def _late_zero(ct_last: Sequence[Any], ct_ys: Sequence[Any]) -> Any:
+    """A scalar zero that XLA does not know to be one before it has the cotangents; None if all of them are zero."""
+    last, ys = (
+        [ct for ct in cts if not _is_symbolic_zero(ct) and is_float(ct) and ct.size] for cts in (ct_last, ct_ys)
+    )
+    largest = [jnp.max(jnp.real(lax.stop_gradient(ct))) for ct in [*last[:1], *(ct[0] for ct in ys[:1])]]
+    return sum((value > jnp.inf).astype(jnp.float32) for value in largest) if largest else None
+
+
+def _late_zeros(leaf: Any, zero: Any) -> Any:
+    """Zeros of the type of `leaf` that exist from when the cotangents do.
+
+    Of plain zeros XLA makes one array for all scans of a program, and before it runs the first of them a copy for each.
+    """
+    zeros = zeros_like(leaf)
+    if zero is None or varying_axes(zero) - varying_axes(zeros):
+        return zeros
+    return zeros + zero.astype(zeros.dtype)
 
 
 def _is_symbolic_zero(ct: Any) -> bool:

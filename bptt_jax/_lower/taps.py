@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bptt_jax._lower.jaxprs import apply, zeros_like
 from bptt_jax._step import Arrays
@@ -52,10 +53,7 @@ class Tap:
           cotangents: (n, ...), of the equation's result.
         """
         if left is None:
-            total = jnp.sum(cotangents, 0)
-            broadcast = [i for i, size in enumerate(weight.shape) if size == 1]
-            total = jnp.sum(total, broadcast, keepdims=True)
-            return -total if self.eqn.primitive is primitives.sub_p and self.side == 1 else total
+            return self._sum(weight, -cotangents if self._is_negative else cotangents)
 
         def product(left: Any, weight: Any) -> Any:
             return apply(self.eqn, [weight, left] if self.side == 0 else [left, weight])[0]
@@ -63,6 +61,30 @@ class Tap:
         products = functools.partial(jax.vmap(product, (0, None)), left)
         (gradient,) = jax.linear_transpose(products, weight)(cotangents)
         return gradient
+
+    @property
+    def _is_negative(self) -> bool:
+        return self.eqn.primitive is primitives.sub_p and self.side == 1
+
+    def _sum(self, weight: Any, cotangents: Any) -> Any:
+        """Over the block, and where the weight is broadcast."""
+        broadcast = [i for i, size in enumerate(weight.shape) if size == 1]
+        waiting = jax.typeof(weight).sharding.spec.reduced
+        if not waiting:
+            return jnp.sum(jnp.sum(cotangents, 0), broadcast, keepdims=True)
+        # Only a product has a result that is left unreduced.
+        sharding, over = jax.typeof(cotangents).sharding, [0, *(i + 1 for i in broadcast)]
+        ones = jnp.ones([cotangents.shape[i] for i in over], cotangents.dtype)
+        ones = jax.reshard(ones, NamedSharding(sharding.mesh, PartitionSpec(*(sharding.spec[i] for i in over))))
+        left = [axis for i, axis in enumerate(sharding.spec) if i not in over]
+        total = lax.dot_general(
+            ones,
+            cotangents,
+            ((range(len(over)), over), ((), ())),
+            precision=lax.Precision.HIGHEST,
+            out_sharding=NamedSharding(sharding.mesh, PartitionSpec(*left, unreduced=waiting)),
+        )
+        return lax.expand_dims(total, broadcast)
 
 
 def by_halves(add: Callable[[Any, Any, Any], Any], total: Any, left: Any, cotangents: Any) -> Any:

@@ -40,7 +40,7 @@ def independent_outputs(parts: SplitStep) -> list[bool]:
 
 def tie(outs: Sequence[Any], independent: Sequence[bool], inputs: Arrays) -> list[Any]:
     """The results, those marked as independent made to depend on all inputs."""
-    if not any(independent):
+    if not any(independent) or not inputs:
         return list(outs)
     marks = [jnp.any(leaf != leaf) for leaf in map(_data, inputs)]
     mark = functools.reduce(jnp.logical_or, marks)

@@ -14,6 +14,7 @@ from jax import lax
 
 from bptt_jax._lower.block import Block, Gradients
 from bptt_jax._lower.jaxprs import read, zeros_like
+from bptt_jax._lower.partial_sums import as_reduced
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, length
 from bptt_jax._step import Arrays
 
@@ -144,9 +145,10 @@ class Backward(Walk):
 
     def __init__(self, block: Block, total: int, reverse: bool, held: Arrays, xs: Arrays, ct_ys: Arrays | None):
         super().__init__(block, total, reverse, xs)
-        self._held = held
+        self._held = as_reduced(held, block.partial_axes)
         self._ct_ys = ct_ys
         self._constants = block.constants(held)  # once, not in every block
+        self._typed = block.constants(self._held)
         self._again = Forward(block, total, reverse, self._constants, xs)
 
     def back(self, node: Plan, at: Any, saved: Any, state: tuple[Arrays, Arrays, Gradients]) -> Any:
@@ -159,7 +161,7 @@ class Backward(Walk):
                 ct_ys = None if self._ct_ys is None else self._read(self._ct_ys, at, n)
                 xs = self._read(self._xs, at, n)
                 ct_carry, new, gradients = self._block.back(
-                    self._held, self._constants, xs, saved, ct_carry, ct_ys, gradients, n
+                    self._held, self._constants, self._typed, xs, saved, ct_carry, ct_ys, gradients, n
                 )
                 return ct_carry, self._write(ct_xs, new, at, n), gradients
             case Remat(child):

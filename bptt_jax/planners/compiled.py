@@ -82,7 +82,7 @@ def smallest_bytes(profile: StepProfile, length: int) -> int:
     21
     """
     if profile.lowering == "sweep":
-        return sweep.smallest_bytes(profile, length)
+        return cost(sweep.smallest_plan(profile, length), profile).peak_bytes
     return cost(smallest_plan(profile, length, MOST_LEAVES), profile).peak_bytes
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 import types
 from typing import Any
 
 import flax.linen as nn
+
+from bptt_jax._layer_names import hide_behind_layer
 
 
 # One class per cell class and options, so that an unpickled layer is of the class of the pickled one.
@@ -47,9 +48,7 @@ def layer_class(base: Any, cell_class: Any, options: Any, unroll_is_bool: bool) 
         namespace["_options"] = nn.nowrap(lambda self: options)
 
     layer = types.new_class(cell_class.__name__, (base,), exec_body=body)
-    if _found_by_name(cell_class) is not cell_class:
-        # Used as @rnn(...): the cell's name is about to be bound to the layer. The cell is found below it.
-        cell_class.__qualname__ = f"{cell_class.__qualname__}.cell_class"
+    hide_behind_layer(cell_class)
     return layer
 
 
@@ -60,14 +59,6 @@ def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
     if field.default is not dataclasses.MISSING:
         return {field.name: dataclasses.field(default=field.default, kw_only=bool(field.kw_only))}
     return {field.name: dataclasses.field(kw_only=True)} if field.kw_only is True else {}
-
-
-def _found_by_name(cls: type) -> Any:
-    """What a class's module and qualified name lead to, as pickle would look it up; None if to nothing."""
-    found: Any = sys.modules.get(cls.__module__)
-    for name in cls.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found
 
 
 def _rebuild(base: Any, cell_class: Any, options: Any, unroll_is_bool: bool, arguments: dict[str, Any]) -> Any:

@@ -1,0 +1,179 @@
+"""What recurrent layers do around a scan: time axes, directions, sequences of several lengths, resets.
+
+Linen's and NNX's layers hand in a cell as a pure step and get back a `Recurrence`: the arguments of a scan, and what is
+made of its results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# (carry, variables, x, given) -> (carry, variables, y, made)
+Step = Callable[[Any, Any, Any, Any], tuple[Any, Any, Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """How a layer is called; the names are those of Flax.
+
+    Attributes:
+      time_major, return_carry, reverse, keep_order: as in `flax.linen.RNN`.
+      seq_lengths: None, or integers (*batch).
+      resets: None, or booleans (*batch, time), (time, *batch) if `time_major`: the steps before which the carry is set
+        back to the initial one.
+    """
+
+    time_major: bool = False
+    return_carry: bool = False
+    reverse: bool = False
+    keep_order: bool = False
+    seq_lengths: Any = None
+    resets: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Recurrence:
+    """The arguments of a scan, and `finish`: from its results to (carry, variables, outputs, what steps made)."""
+
+    step: Callable[[Any, Any], tuple[Any, Any]]
+    init: Any
+    xs: Any
+    reverse: bool
+    finish: Callable[[Any, Any], tuple[Any, Any, Any, Any]]
+
+
+def batch_shape(inputs: jax.Array, feature_axes: int, time_major: bool) -> tuple[int, ...]:
+    """The leading sizes of inputs (*batch, time, *features), or (time, *batch, *features), without the time."""
+    last = inputs.ndim - feature_axes
+    return inputs.shape[1:last] if time_major else inputs.shape[: last - 1]
+
+
+def recurrence(
+    step: Step, carry: Any, variables: Any, inputs: jax.Array, batch: tuple[int, ...], given: Any, call: Call
+) -> Recurrence:
+    """The scan that runs a cell over `inputs`.
+
+    Args:
+      step: the cell, (carry, variables, x, given) -> (carry, variables, y, made); what is given to and made by each
+        step beside x and y, keys and variables, are pytrees.
+      carry: the first carry. Where sequences have lengths or resets, its leaves have the batch sizes first.
+      variables: what else each step hands to the next, of any shapes: all sequences share it, so neither their
+        lengths nor resets touch it.
+      inputs: (*batch, time, *features), or (time, *batch, *features).
+      batch: the batch sizes.
+      given: what the cell is given, stacked over time in the order in which the cell runs.
+      call: the options.
+
+    Raises:
+      TypeError, ValueError: for lengths or resets of another type or shape.
+    """
+    time_axis = 0 if call.time_major else len(batch)
+    xs = jnp.moveaxis(inputs, time_axis, 0)
+    lengths, resets = _checked_lengths(call.seq_lengths, batch), _checked_resets(call, batch, xs.shape[0])
+    # Without lengths the scan itself goes backwards: nothing is copied.
+    backwards = call.reverse and lengths is None
+    if call.reverse and lengths is not None:
+        xs, resets = _flip_sequences(xs, lengths), None if resets is None else _flip_sequences(resets, lengths)
+    last_step = _last_step(lengths, xs.shape[0]) if call.return_carry and lengths is not None else None
+    if last_step is not None or resets is not None:
+        _check_carry(carry, batch, "resets" if resets is not None else "seq_lengths with return_carry")
+    time = None if last_step is None else jnp.arange(xs.shape[0], dtype=jnp.int32)
+
+    def finish(results: Any, ys: Any) -> tuple[Any, Any, Any, Any]:
+        (carry, variables, last), (outputs, made) = results, ys
+        if backwards:
+            made, outputs = _flip(made), outputs if call.keep_order else _flip(outputs)
+        elif call.reverse and call.keep_order:
+            outputs = jax.tree.map(lambda leaf: _flip_sequences(leaf, lengths), outputs)
+        outputs = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, time_axis), outputs)
+        return carry if last_step is None else last, variables, outputs, made
+
+    return Recurrence(
+        step=_scanned(step, carry, last_step),
+        init=(carry, variables, None if last_step is None else carry),
+        xs=(xs, _flip(given) if backwards else given, resets, time),
+        reverse=backwards,
+        finish=finish,
+    )
+
+
+def _scanned(step: Step, first: Any, last_step: jax.Array | None) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """`step` as a scan has it. Its carry has a third part, the carry behind the last step of each sequence: selected in
+    the loop, never stacked. What is not asked for is None and has no leaves."""
+
+    def run(carries: Any, inputs: Any) -> Any:
+        (carry, variables, last), (x, given, reset, time) = carries, inputs
+        if reset is not None:
+            carry = _where(reset, first, carry)
+        carry, variables, y, made = step(carry, variables, x, given)
+        if last_step is not None:
+            last = _where(time == last_step, carry, last)
+        return (carry, variables, last), (y, made)
+
+    return run
+
+
+def _where(mask: jax.Array, a: Any, b: Any) -> Any:
+    """Leaves of `a` where the mask, of the batch's shape, holds, else of `b`."""
+
+    def select(a: Any, b: Any) -> jax.Array:
+        return jnp.where(mask.reshape(mask.shape + (1,) * (jnp.ndim(b) - mask.ndim)), a, b)
+
+    return jax.tree.map(select, a, b)
+
+
+def _last_step(lengths: jax.Array, steps: int) -> jax.Array:
+    """The index of each sequence's last step; as Flax takes it, of an empty sequence it is that of the padding's."""
+    last = lengths - 1
+    return jnp.clip(jnp.where(last < 0, last + steps, last), 0, max(steps - 1, 0))
+
+
+def _flip(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.flip(leaf, 0), tree)
+
+
+def _flip_sequences(xs: jax.Array, lengths: jax.Array) -> jax.Array:
+    """(time, *batch, ...) with each sequence backwards; padding stays at the end, backwards too, as Flax has it."""
+    steps = xs.shape[0]
+    time = jnp.arange(steps - 1, -1, -1, dtype=jnp.int32).reshape(steps, *[1] * lengths.ndim)
+    places = (time + lengths[None]) % max(steps, 1)
+    return jnp.take_along_axis(xs, places.reshape(places.shape + (1,) * (xs.ndim - places.ndim)), axis=0)
+
+
+def _check_carry(carry: Any, batch: tuple[int, ...], option: str) -> None:
+    for leaf in jax.tree.leaves(carry):
+        if jnp.shape(leaf)[: len(batch)] != batch:
+            raise ValueError(
+                f"{option} need carries with the batch's axes, {batch}, first, since each element of the batch has its "
+                f"own; got one of shape {jnp.shape(leaf)}."
+            )
+
+
+def _checked_lengths(lengths: Any, batch: tuple[int, ...]) -> Any:
+    if lengths is None:
+        return None
+    lengths = jnp.asarray(lengths)
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"seq_lengths must be integers, got {lengths.dtype}.")
+    if lengths.shape != batch:
+        raise ValueError(f"seq_lengths must have the shape of the batch, {batch}, got {lengths.shape}.")
+    return lengths.astype(jnp.int32)  # what counts steps must not overflow
+
+
+def _checked_resets(call: Call, batch: tuple[int, ...], steps: int) -> Any:
+    """The resets, time first."""
+    if call.resets is None:
+        return None
+    resets = jnp.asarray(call.resets)
+    if resets.dtype != jnp.bool_:
+        raise TypeError(f"resets must be booleans, got {resets.dtype}.")
+    wanted = (steps, *batch) if call.time_major else (*batch, steps)
+    if resets.shape != wanted:
+        order = "(time, *batch)" if call.time_major else "(*batch, time)"
+        raise ValueError(f"resets must have the shape {order}, {wanted}, got {resets.shape}.")
+    return resets if call.time_major else jnp.moveaxis(resets, -1, 0)

@@ -1,0 +1,153 @@
+"""Flax Linen: recurrent layers whose backward pass stays within a budget of bytes.
+
+`RNN` is `flax.linen.RNN` plus a budget; `rnn` makes such a layer of a cell class. The parameter tree is the one of
+`flax.linen.RNN`, so trained weights move both ways.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+try:
+    import flax.linen as nn
+    from flax.core import FrozenDict
+except ImportError as error:
+    raise ImportError("bptt_jax.linen needs Flax; install it with: python -m pip install 'bptt_jax[flax]'") from error
+
+from bptt_jax._choose import Budget
+from bptt_jax._explain import Report
+from bptt_jax._plan import Plan
+from bptt_jax._share_budget import share_budget
+from bptt_jax.linen._class import layer_class
+from bptt_jax.linen._layer import Options, Recurrent, check_cell
+from bptt_jax.linen._stack import Stack
+
+__all__ = ["RNN", "Stack", "explain", "rnn", "share_budget"]
+
+
+class RNN(Recurrent):
+    """`flax.linen.RNN` with a budget for the temporary bytes of its backward pass.
+
+    Attributes:
+      cell: a recurrent cell.
+      time_major, return_carry, reverse, keep_order, unroll, variable_axes, variable_broadcast, variable_carry,
+        split_rngs: as in `flax.linen.RNN`.
+      budget, plan, differentiation, calibrate: as in `bptt_jax.scan`.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> layer = RNN(nn.LSTMCell(features=8), budget="40%")
+    >>> variables = layer.init(jax.random.key(0), jnp.ones((2, 100, 3)))
+    >>> layer.apply(variables, jnp.ones((2, 100, 3))).shape
+    (2, 100, 8)
+    """
+
+    cell: nn.RNNCellBase
+    time_major: bool = False
+    return_carry: bool = False
+    reverse: bool = False
+    keep_order: bool = False
+    unroll: int = 1
+    variable_axes: Mapping[Any, Any] = FrozenDict()
+    variable_broadcast: Any = "params"
+    variable_carry: Any = False
+    split_rngs: Mapping[Any, bool] = FrozenDict({"params": False})
+    budget: Budget = None
+    plan: Plan | None = None
+    differentiation: str = "reverse"
+    calibrate: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cell, type):
+            raise TypeError(f"RNN.cell must be a cell, got the class {self.cell.__name__}; for that there is rnn(...).")
+        check_cell(self.cell, "RNN.cell")
+        self._options()
+        super().__post_init__()
+
+    @nn.nowrap
+    def _options(self) -> Options:
+        return Options(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Options)})
+
+
+def rnn(
+    *,
+    budget: Budget = None,
+    plan: Plan | None = None,
+    differentiation: str = "reverse",
+    unroll: int | bool = 1,
+    time_major: bool = False,
+    return_carry: bool = False,
+    reverse: bool = False,
+    keep_order: bool = False,
+    variable_axes: Mapping[Any, Any] = FrozenDict(),
+    variable_broadcast: Any = "params",
+    variable_carry: Any = False,
+    split_rngs: Mapping[Any, bool] = FrozenDict({"params": False}),
+    calibrate: bool = True,
+) -> Callable[[type[nn.Module]], Any]:
+    """Decorator: from a Linen cell class to the class of a recurrent layer with a budget.
+
+    The layer takes the cell's constructor arguments, and inputs (*batch, time, *features) instead of one step's. Its
+    parameters are those of `flax.linen.RNN(Cell(...))`: the cell's, under the name "cell". The cell class itself stays
+    reachable as `Layer.cell_class`.
+
+    Args:
+      budget, plan, differentiation, calibrate: as in `bptt_jax.scan`.
+      unroll, time_major, return_carry, reverse, keep_order, variable_axes, variable_broadcast, variable_carry,
+        split_rngs: as in `flax.linen.RNN`, which says what can be overridden in the call.
+
+    Raises:
+      TypeError: when applied to a class that is no recurrent cell.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> LSTM = rnn(budget="40%")(nn.OptimizedLSTMCell)
+    >>> layer = LSTM(features=8)
+    >>> variables = layer.init(jax.random.key(0), jnp.ones((2, 100, 3)))
+    >>> list(variables["params"])
+    ['cell']
+    >>> layer.apply(variables, jnp.ones((2, 100, 3))).shape
+    (2, 100, 8)
+    """
+    given = locals()
+    options = Options(**{field.name: given[field.name] for field in dataclasses.fields(Options)})
+
+    def decorate(cell_class: Any) -> Any:
+        if not isinstance(cell_class, type):
+            raise TypeError(
+                f"rnn(...) decorates a cell class, got an instance of {type(cell_class).__name__}; "
+                "for a cell there is RNN(cell, ...)."
+            )
+        check_cell(cell_class, "what rnn(...) decorates")
+        return layer_class(Recurrent, cell_class, options, isinstance(unroll, bool))
+
+    return decorate
+
+
+def explain(layer: nn.Module, variables: Any, xs: Any, *, target: Any = None) -> Report:
+    """What a recurrent layer takes for these inputs, compiled but not run; see `bptt_jax.explain`.
+
+    Args:
+      layer: an `RNN` or a layer made by `rnn`, not inside a parent.
+      variables: its variables, arrays or `jax.ShapeDtypeStruct`s.
+      xs: inputs as for calling it, likewise.
+      target: as for `bptt_jax.explain`.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> layer, xs = RNN(nn.GRUCell(features=16), budget="50%"), jnp.ones((4, 200, 16))
+    >>> report = explain(layer, layer.init(jax.random.key(0), xs), xs)
+    >>> report.measured_bytes <= report.budget_bytes
+    True
+    """
+    if not isinstance(layer, Recurrent):
+        raise TypeError(f"explain needs a layer of bptt_jax.linen (RNN, or made by rnn), got {type(layer).__name__}.")
+    reports: list[Report] = []
+
+    def inspect(variables: Any, xs: Any) -> None:
+        report: Any = layer.apply(variables, xs, target, method="_report")
+        reports.append(report)
+
+    jax.eval_shape(inspect, variables, xs)
+    return reports[0]

@@ -1,0 +1,138 @@
+"""The layer that all layers of `bptt_jax.linen` are: a cell run over time by `bptt_jax.scan`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax.core import FrozenDict
+
+from bptt_jax._choose import Budget
+from bptt_jax._explain import Report
+from bptt_jax._explain import explain as explain_scan
+from bptt_jax._plan import Plan
+from bptt_jax._recurrent import Call, Recurrence, batch_shape, recurrence
+from bptt_jax._scan import checked_options, scan
+from bptt_jax.linen._lift import Lift, Lifted, lift_cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a layer runs its cell: the options of `flax.linen.RNN` and those of `bptt_jax.scan`. Hashable."""
+
+    budget: Budget = None
+    plan: Plan | None = None
+    differentiation: str = "reverse"
+    calibrate: bool = True
+    unroll: int | bool = 1
+    time_major: bool = False
+    return_carry: bool = False
+    reverse: bool = False
+    keep_order: bool = False
+    variable_axes: Mapping[Any, Any] = FrozenDict()
+    variable_broadcast: Any = "params"
+    variable_carry: Any = False
+    split_rngs: Mapping[Any, bool] = FrozenDict({"params": False})
+
+    def __post_init__(self) -> None:
+        checked_options(self.budget, self.plan, self.differentiation, self.calibrate)
+        for name in ("variable_axes", "split_rngs"):
+            object.__setattr__(self, name, FrozenDict(getattr(self, name)))
+        for name in ("variable_broadcast", "variable_carry"):
+            if isinstance(given := getattr(self, name), list | set):
+                object.__setattr__(self, name, tuple(sorted(given)))
+
+    @property
+    def scan(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("budget", "plan", "differentiation", "calibrate", "unroll")}
+
+    @property
+    def lift(self) -> Lift:
+        return Lift(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Lift)})
+
+    def call(self, seq_lengths: Any, resets: Any, **overrides: bool | None) -> Call:
+        """The options of one call; those that are None are the layer's own."""
+        chosen = {name: getattr(self, name) if given is None else given for name, given in overrides.items()}
+        return Call(**chosen, seq_lengths=seq_lengths, resets=resets)
+
+
+class Recurrent(nn.Module):
+    """A cell run over time. What the layers share: they differ in where `self.cell` and the options come from."""
+
+    @nn.nowrap
+    def _options(self) -> Options:
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        *,
+        initial_carry: Any = None,
+        init_key: jax.Array | None = None,
+        seq_lengths: jax.Array | None = None,
+        return_carry: bool | None = None,
+        time_major: bool | None = None,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
+        resets: jax.Array | None = None,
+    ) -> Any:
+        """Runs the cell over the inputs, as `flax.linen.RNN` does.
+
+        Args:
+          inputs: (*batch, time, *features), or (time, *batch, *features) if `time_major`.
+          initial_carry: the first carry; by default the cell's `initialize_carry`.
+          init_key: key for `initialize_carry`; by default `jax.random.key(0)`.
+          seq_lengths: integers (*batch), the steps of each sequence; what comes after is padding. The carry that is
+            returned is that behind each sequence's last step, and `reverse` leaves padding at the end.
+          return_carry, time_major, reverse, keep_order: override the layer's own.
+          resets: booleans (*batch, time), or (time, *batch) if `time_major`: before these steps the carry is set back
+            to the first one. `flax.linen.RNN` has no such thing.
+
+        Returns:
+          the outputs, or (last carry, outputs) if `return_carry`.
+        """
+        options = self._options()
+        flags = {"return_carry": return_carry, "time_major": time_major, "reverse": reverse, "keep_order": keep_order}
+        call = options.call(seq_lengths, resets, **flags)
+        lifted, run = self._prepare(inputs, initial_carry, init_key, call)
+        results = scan(run.step, run.init, run.xs, reverse=run.reverse, **options.scan)
+        carry, variables, outputs, made = run.finish(*results)
+        lifted.publish(variables, made)
+        return (carry, outputs) if call.return_carry else outputs
+
+    def _report(self, inputs: jax.Array, target: Any) -> Report:
+        options = self._options()
+        flags = dict.fromkeys(("return_carry", "time_major", "reverse", "keep_order"))
+        _, run = self._prepare(inputs, None, None, options.call(None, None, **flags))
+        return explain_scan(run.step, run.init, run.xs, reverse=run.reverse, target=target, **options.scan)
+
+    @nn.nowrap
+    def _prepare(self, inputs: jax.Array, carry: Any, key: jax.Array | None, call: Call) -> tuple[Lifted, Recurrence]:
+        """The cell as a pure step, and the scan that runs it."""
+        batch = batch_shape(inputs, self.cell.num_feature_axes, call.time_major)
+        time_axis = 0 if call.time_major else len(batch)
+        if carry is None:
+            shape = inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :]
+            carry = self.cell.initialize_carry(jax.random.key(0) if key is None else key, shape)
+        first = jax.lax.index_in_dim(inputs, 0, time_axis, keepdims=False)
+        lifted = lift_cell(self.cell, self._options().lift, carry, first, inputs.shape[time_axis])
+        run = recurrence(lifted.step, carry, lifted.variables, inputs, batch, lifted.given, call)
+        return lifted, run
+
+
+def check_cell(cell: Any, what: str) -> None:
+    """Raises unless `cell` (a module or a class of modules) is a recurrent cell."""
+    wanted = ("initialize_carry", "num_feature_axes")
+    missing = [name for name in wanted if not hasattr(cell if isinstance(cell, type) else type(cell), name)]
+    module = issubclass(cell, nn.Module) if isinstance(cell, type) else isinstance(cell, nn.Module)
+    if module and not missing:
+        return
+    name = f"the class {cell.__name__}" if isinstance(cell, type) else f"an instance of {type(cell).__name__}"
+    found = "which is no flax.linen module" if not module else f"which has no {' and no '.join(missing)}"
+    raise TypeError(
+        f"{what} must be a recurrent cell such as flax.linen.LSTMCell or a subclass of flax.linen.RNNCellBase, "
+        f"got {name}, {found}."
+    )

@@ -1,0 +1,224 @@
+"""A bound Linen cell as a pure step: its variables and random numbers go in and out as Flax's own scan has them.
+
+`flax.linen.scan` sorts the collections of variables into those that all steps share, those that one step hands to the
+next, and those of which each step has its own; likewise keys. That is done here with a scope for each step, which the
+cell is bound to while the step is traced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import DenyList, FrozenDict, Scope, unfreeze
+from flax.typing import In, Out
+
+from bptt_jax._recurrent import Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Lift:
+    """What `flax.linen.scan` is told about collections and keys; the names are its own.
+
+    Attributes:
+      variable_axes: filters of the collections of which each step has its own, with the axis they are stacked along.
+      variable_broadcast: filter of those that all steps share.
+      variable_carry: filter of those that one step hands to the next.
+      split_rngs: filters of the keys that steps get, with whether each step gets its own.
+    """
+
+    variable_axes: Mapping[Any, Any] = FrozenDict()
+    variable_broadcast: Any = "params"
+    variable_carry: Any = False
+    split_rngs: Mapping[Any, bool] = FrozenDict({"params": False})
+
+    def kind(self, collection: str) -> Any:
+        """ "broadcast", "carry", the `_Axis` along which the collection is stacked, or None if steps do not see it."""
+        if _matches(self.variable_broadcast, collection):
+            return "broadcast"
+        if _matches(self.variable_carry, collection):
+            return "carry"
+        for filter_, axis in self.variable_axes.items():
+            if _matches(filter_, collection):
+                is_plain = not isinstance(axis, In | Out)
+                return _Axis(axis if is_plain else axis.axis, not isinstance(axis, Out), not isinstance(axis, In))
+        return None
+
+    def splits(self, name: str) -> bool | None:
+        """Whether each step has a key of its own of this name; None if steps have none at all."""
+        return next((split for filter_, split in self.split_rngs.items() if _matches(filter_, name)), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axis:
+    axis: int
+    goes_in: bool
+    comes_out: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Lifted:
+    """A cell as a pure step (carry, variables, x, given) -> (carry, variables, y, made).
+
+    Attributes:
+      variables: the collections that one step hands to the next.
+      given: per step, keys and variables, stacked along the leading axis.
+      publish: puts what came out of the scan, the last `variables` and what was `made`, into the cell's scope.
+    """
+
+    step: Step
+    variables: Any
+    given: Any
+    publish: Callable[[Any, Any], None]
+
+
+def lift_cell(cell: nn.Module, options: Lift, carry: Any, x: Any, length: int) -> Lifted:
+    """The step of a bound cell.
+
+    Args:
+      cell: bound, with all that it has at hand in `cell.scope`.
+      options: how collections and keys are treated.
+      carry, x: what the first step gets: Flax traces a step once beforehand, and creates variables in it.
+      length: the number of steps.
+    """
+    return _Lifting(cell, options, length).lifted(carry, x)
+
+
+class _Lifting:
+    def __init__(self, cell: nn.Module, options: Lift, length: int):
+        self._cell = cell
+        self._scope = cast(Any, cell.scope)
+        self._pure, _ = cell.unbind()
+        self._options = options
+        self._keys = {name: key for name, key in self._scope.rngs.items() if options.splits(name) is not None}
+        # Cloned, for Flax's check of key reuse.
+        self._own_keys = {
+            name: jax.tree.map(lambda leaf: jax.random.split(jax.random.clone(leaf), length), key)
+            for name, key in self._keys.items()
+            if options.splits(name)
+        }
+        # How often each key has been drawn from: Flax counts on from the step that it traces beforehand.
+        self._counters: dict[Any, Any] = self._scope.rng_counters
+
+    def lifted(self, carry: Any, x: Any) -> Lifted:
+        first = jax.tree.map(
+            lambda leaf: leaf[0], (self._own_keys, self._taken(lambda kind: _is_axis(kind, "goes_in")))
+        )
+        if self._cell.is_initializing():
+            mutated = self._run(self._taken(_is_shared), first, carry, x)[2]
+            self._put({name: value for name, value in mutated.items() if _is_shared(self._options.kind(name))})
+        else:
+            jax.eval_shape(self._run, self._taken(_is_shared), first, carry, x)
+        counters = _copy(self._counters)
+        broadcast = self._taken(lambda kind: kind == "broadcast")
+
+        def step(carry: Any, variables: Any, x: Any, given: Any) -> Any:
+            self._counters = _copy(counters)
+            carry, y, mutated = self._run({**broadcast, **variables}, given, carry, x)
+            kept = {name: mutated.get(name, value) for name, value in variables.items()}
+            made = {n: value for n, value in mutated.items() if _is_axis(self._options.kind(n), "comes_out")}
+            return carry, kept, y, made
+
+        given = (self._own_keys, self._taken(lambda kind: _is_axis(kind, "goes_in")))
+        return Lifted(step, self._taken(lambda kind: kind == "carry"), given, self._publish)
+
+    def _taken(self, wanted: Callable[[Any], bool]) -> dict[str, Any]:
+        """The cell's collections of some kinds; those with an axis have it in front."""
+        kinds = {name: self._options.kind(name) for name in self._cell.variables}
+        return {
+            name: _move(values, kinds[name].axis, 0) if isinstance(kinds[name], _Axis) else values
+            for name, values in self._cell.variables.items()
+            if wanted(kinds[name])
+        }
+
+    def _run(self, variables: Any, given: Any, carry: Any, x: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """One step, in a scope of its own: (carry, y, the collections that it may change)."""
+        own_keys, own_variables = given
+        scope = Scope(
+            unfreeze({**variables, **own_variables}),  # copies: the scope writes into them
+            rngs={**self._keys, **own_keys},
+            name=self._scope.name,
+            mutable=_Mutable(self._may_change, variables),
+            path=self._scope.path,
+            flags=self._scope.flags,
+        )
+        scope.rng_counters = self._counters
+        with scope.temporary():
+            carry, y = self._pure.copy(parent=scope, name=self._scope.name)(carry, x)
+            return carry, y, dict(scope.mutable_variables())
+
+    def _may_change(self, collection: str) -> bool:
+        kind = self._options.kind(collection)
+        if kind == "broadcast" and not self._cell.is_initializing():
+            return False
+        return self._scope.is_mutable_collection(collection) and (_is_shared(kind) or _is_axis(kind, "comes_out"))
+
+    def _publish(self, variables: Any, made: Any) -> None:
+        moved = {name: _move(values, 0, self._options.kind(name).axis) for name, values in made.items()}
+        self._put({**variables, **moved})
+        _update(self._scope.rng_counters, self._counters)
+
+    def _put(self, collections: Mapping[str, Mapping[str, Any]]) -> None:
+        for collection, values in collections.items():
+            if self._scope.is_mutable_collection(collection):
+                for name, value in values.items():
+                    self._cell.put_variable(collection, name, value)
+
+
+class _Mutable(Collection[str]):
+    """Flax's filters of collections are names; this one takes names that nobody has thought of yet."""
+
+    def __init__(self, predicate: Callable[[str], bool], known: Iterable[str]):
+        self._predicate = predicate
+        self._known = [name for name in known if predicate(name)]
+
+    def __contains__(self, collection: object) -> bool:
+        return self._predicate(str(collection))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+def _is_shared(kind: Any) -> bool:
+    return kind in ("broadcast", "carry")
+
+
+def _is_axis(kind: Any, way: str) -> bool:
+    return isinstance(kind, _Axis) and bool(getattr(kind, way))
+
+
+def _move(tree: Any, source: int, destination: int) -> Any:
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, source, destination), tree)
+
+
+def _matches(filter_: Any, name: str) -> bool:
+    """Whether one of Flax's filters of collections or keys takes a name."""
+    if isinstance(filter_, bool):
+        return filter_
+    if isinstance(filter_, str):
+        return filter_ == name
+    if isinstance(filter_, DenyList):
+        return not _matches(filter_.deny, name)
+    if isinstance(filter_, Iterable):
+        return name in filter_
+    raise TypeError(f"a filter must be a bool, a name, names or a DenyList, as in flax.linen.scan, got {filter_!r}.")
+
+
+def _copy(counters: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in counters.items()}
+
+
+def _update(counters: dict[Any, Any], new: Mapping[Any, Any]) -> None:
+    """In place, for Flax's scopes share them."""
+    for key, value in new.items():
+        if isinstance(value, Mapping):
+            _update(counters.setdefault(key, {}), value)
+        else:
+            counters[key] = value

@@ -1,0 +1,70 @@
+"""Several layers, one budget: a stack of cells that is one cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Stack(nn.RNNCellBase):
+    """Cells on top of each other as one cell: the y of each is the x of the next.
+
+    `RNN(Stack(cells), budget=...)` runs all layers in one scan. No sequence lies between them, and the budget is one
+    promise for all. Its parameters are those of the cells, under "cells_0", "cells_1" and so on.
+
+    Attributes:
+      cells: recurrent cells, the lowest first.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> from bptt_jax.linen import RNN
+    >>> layers = RNN(Stack([nn.LSTMCell(8), nn.GRUCell(6)]), budget="40%")
+    >>> variables = layers.init(jax.random.key(0), jnp.ones((2, 100, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['cells_0', 'cells_1']
+    >>> layers.apply(variables, jnp.ones((2, 100, 3))).shape
+    (2, 100, 6)
+    """
+
+    cells: Sequence[nn.RNNCellBase]
+
+    def __call__(self, carry: Any, x: jax.Array) -> tuple[tuple[Any, ...], jax.Array]:
+        """One step of all cells.
+
+        Args:
+          carry: a tuple, the carry of each cell.
+          x: (*batch, *features).
+
+        Returns:
+          (the new carries, the y of the last cell).
+        """
+        carries = []
+        for cell, own in zip(self.cells, carry, strict=True):
+            new, x = cell(own, x)
+            carries.append(new)
+        return tuple(carries), x
+
+    @nn.nowrap
+    def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> tuple[Any, ...]:
+        """The first carry of each cell, for an x of this shape of the lowest."""
+        carries = []
+        for cell, key in zip(self.cells, jax.random.split(rng, len(self.cells)), strict=True):
+            carry = cell.initialize_carry(key, input_shape)
+            carries.append(carry)
+            input_shape = _y_shape(cell, carry, input_shape)
+        return tuple(carries)
+
+    @property
+    def num_feature_axes(self) -> int:
+        """Those of the lowest cell's x."""
+        return int(self.cells[0].num_feature_axes)
+
+
+def _y_shape(cell: nn.RNNCellBase, carry: Any, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what a cell makes of an x of `input_shape`: cells do not tell, so one is tried on shapes alone."""
+    alone = cell.copy(parent=None, name=None)
+    _, y = jax.eval_shape(lambda: alone.init_with_output(jax.random.key(0), carry, jnp.zeros(input_shape))[0])
+    return tuple(y.shape)

@@ -1,0 +1,154 @@
+"""Flax NNX: recurrent layers whose backward pass stays within a budget of bytes.
+
+`RNN` is `flax.nnx.RNN` plus a budget; `rnn` makes such a layer of a cell class. The state is the one of `flax.nnx.RNN`,
+so trained weights move both ways.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+try:
+    from flax import nnx
+except ImportError as error:
+    raise ImportError("bptt_jax.nnx needs Flax; install it with: python -m pip install 'bptt_jax[flax]'") from error
+
+from bptt_jax._choose import Budget
+from bptt_jax._explain import Report
+from bptt_jax._plan import Plan
+from bptt_jax.nnx._class import layer_class
+from bptt_jax.nnx._layer import Options, Recurrent, check_cell
+
+__all__ = ["RNN", "explain", "rnn"]
+
+
+class RNN(Recurrent):
+    """`flax.nnx.RNN` with a budget for the temporary bytes of its backward pass.
+
+    Args:
+      cell: a recurrent cell.
+      time_major, return_carry, reverse, keep_order, unroll, state_axes, broadcast_rngs, rngs: as in `flax.nnx.RNN`.
+      budget, plan, differentiation, calibrate: as in `bptt_jax.scan`.
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> layer = RNN(nnx.LSTMCell(3, 8, rngs=nnx.Rngs(0)), budget="40%")
+    >>> layer(jnp.ones((2, 100, 3))).shape
+    (2, 100, 8)
+    >>> gradient = nnx.grad(lambda layer, xs: layer(xs).sum())(layer, jnp.ones((2, 100, 3)))
+    >>> gradient["cell"]["hi"]["kernel"].shape
+    (8, 8)
+    """
+
+    def __init__(
+        self,
+        cell: Any,
+        *,
+        time_major: bool = False,
+        return_carry: bool = False,
+        reverse: bool = False,
+        keep_order: bool = False,
+        unroll: int | bool = 1,
+        state_axes: Mapping[Any, Any] | None = None,
+        broadcast_rngs: Any = None,
+        rngs: nnx.Rngs | bool = True,
+        budget: Budget = None,
+        plan: Plan | None = None,
+        differentiation: str = "reverse",
+        calibrate: bool = True,
+    ):
+        given = locals()
+        if isinstance(cell, type):
+            raise TypeError(f"RNN's cell must be a cell, got the class {cell.__name__}; for that there is rnn(...).")
+        super().__init__(cell, _options_of(given), rngs)
+
+
+def rnn(
+    *,
+    budget: Budget = None,
+    plan: Plan | None = None,
+    differentiation: str = "reverse",
+    unroll: int | bool = 1,
+    time_major: bool = False,
+    return_carry: bool = False,
+    reverse: bool = False,
+    keep_order: bool = False,
+    state_axes: Mapping[Any, Any] | None = None,
+    broadcast_rngs: Any = None,
+    rngs: bool = True,
+    calibrate: bool = True,
+) -> Callable[[type[nnx.Module]], Any]:
+    """Decorator: from an NNX cell class to the class of a recurrent layer with a budget.
+
+    The layer takes the cell's constructor arguments, and inputs (*batch, time, *features) instead of one step's. Its
+    state is that of `flax.nnx.RNN(Cell(...))`: the cell's, under the name "cell". The cell class itself stays reachable
+    as `Layer.cell_class`.
+
+    Args:
+      budget, plan, differentiation, calibrate: as in `bptt_jax.scan`.
+      unroll, time_major, return_carry, reverse, keep_order, state_axes, broadcast_rngs: as in `flax.nnx.RNN`, which
+        says what can be overridden in the call.
+      rngs: whether layers have keys of their own for the first carries, as `flax.nnx.RNN` has by default.
+
+    Raises:
+      TypeError: when applied to a class that is no recurrent cell.
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> LSTM = rnn(budget="40%")(nnx.OptimizedLSTMCell)
+    >>> layer = LSTM(3, 8, rngs=nnx.Rngs(0))
+    >>> list(nnx.state(layer, nnx.Param))
+    ['cell']
+    >>> layer(jnp.ones((2, 100, 3))).shape
+    (2, 100, 8)
+    """
+    options = _options_of(locals())
+    if not isinstance(rngs, bool):
+        raise TypeError(f"rnn(...) makes a class, whose rngs can be True or False, got {type(rngs).__name__}.")
+
+    def decorate(cell_class: Any) -> Any:
+        if not isinstance(cell_class, type):
+            raise TypeError(
+                f"rnn(...) decorates a cell class, got an instance of {type(cell_class).__name__}; "
+                "for a cell there is RNN(cell, ...)."
+            )
+        check_cell(cell_class, "what rnn(...) decorates")
+        return layer_class(Recurrent, cell_class, options, rngs, isinstance(unroll, bool))
+
+    return decorate
+
+
+def explain(layer: nnx.Module, xs: Any, *, target: Any = None) -> Report:
+    """What a recurrent layer takes for these inputs, compiled but not run; see `bptt_jax.explain`.
+
+    Args:
+      layer: an `RNN` or a layer made by `rnn`; its state may be `jax.ShapeDtypeStruct`s, as `nnx.eval_shape` makes it.
+      xs: inputs as for calling it, likewise.
+      target: as for `bptt_jax.explain`.
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> layer = RNN(nnx.GRUCell(16, 16, rngs=nnx.Rngs(0)), budget="50%")
+    >>> report = explain(layer, jnp.ones((4, 200, 16)))
+    >>> report.measured_bytes <= report.budget_bytes
+    True
+    """
+    if not isinstance(layer, Recurrent):
+        raise TypeError(f"explain needs a layer of bptt_jax.nnx (RNN, or made by rnn), got {type(layer).__name__}.")
+    graphdef, state = nnx.split(layer, graph=True)
+    reports: list[Report] = []
+
+    def inspect(state: Any, xs: Any) -> None:
+        copied: Any = nnx.merge(graphdef, state)
+        reports.append(copied._report(xs, target))
+
+    jax.eval_shape(inspect, state, xs)
+    return reports[0]
+
+
+def _options_of(given: Mapping[str, Any]) -> Options:
+    return Options(**{field.name: given[field.name] for field in dataclasses.fields(Options)})

@@ -1,0 +1,155 @@
+"""The layer that all layers of `bptt_jax.nnx` are: a cell run over time by `bptt_jax.scan`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from bptt_jax._choose import Budget
+from bptt_jax._explain import Report
+from bptt_jax._explain import explain as explain_scan
+from bptt_jax._plan import Plan
+from bptt_jax._recurrent import Call, Recurrence, batch_shape, recurrence
+from bptt_jax._scan import checked_options, scan
+from bptt_jax.nnx._lift import Lifted, lifted_cell
+
+_FLAGS = ("return_carry", "time_major", "reverse", "keep_order")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a layer runs its cell: the options of `flax.nnx.RNN` and those of `bptt_jax.scan`. Hashable."""
+
+    budget: Budget = None
+    plan: Plan | None = None
+    differentiation: str = "reverse"
+    calibrate: bool = True
+    unroll: int | bool = 1
+    time_major: bool = False
+    return_carry: bool = False
+    reverse: bool = False
+    keep_order: bool = False
+    state_axes: Mapping[Any, Any] | None = None
+    broadcast_rngs: Any = None
+
+    def __post_init__(self) -> None:
+        checked_options(self.budget, self.plan, self.differentiation, self.calibrate)
+        object.__setattr__(self, "state_axes", _checked_axes(self.state_axes))
+        if isinstance(self.broadcast_rngs, list):
+            object.__setattr__(self, "broadcast_rngs", tuple(self.broadcast_rngs))
+
+
+class Recurrent(nnx.RNN):
+    """A cell run over time. What the layers share: they differ in where the cell and the options come from."""
+
+    def __init__(self, cell: Any, options: Options, rngs: Any):
+        check_cell(cell, "the cell of an RNN")
+        # By Flax's constructor, with what it has: the state is that of its layer, keys for first carries included.
+        super().__init__(cell, rngs=rngs)
+        for field in dataclasses.fields(Options):
+            setattr(self, field.name, getattr(options, field.name))
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        *,
+        initial_carry: Any = None,
+        seq_lengths: jax.Array | None = None,
+        return_carry: bool | None = None,
+        time_major: bool | None = None,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
+        rngs: Any = None,
+        resets: jax.Array | None = None,
+    ) -> Any:
+        """Runs the cell over the inputs, as `flax.nnx.RNN` does.
+
+        Args:
+          inputs: (*batch, time, *features), or (time, *batch, *features) if `time_major`.
+          initial_carry: the first carry; by default the cell's `initialize_carry`.
+          seq_lengths: integers (*batch), the steps of each sequence; what comes after is padding. The carry that is
+            returned is that behind each sequence's last step, and `reverse` leaves padding at the end.
+          return_carry, time_major, reverse, keep_order: override the layer's own.
+          rngs: keys for `initialize_carry`, instead of the layer's own.
+          resets: booleans (*batch, time), or (time, *batch) if `time_major`: before these steps the carry is set back
+            to the first one. `flax.nnx.RNN` has no such thing.
+
+        Returns:
+          the outputs, or (last carry, outputs) if `return_carry`.
+        """
+        flags = {"return_carry": return_carry, "time_major": time_major, "reverse": reverse, "keep_order": keep_order}
+        call = self._call(seq_lengths, resets, **flags)
+        with self._prepared(inputs, initial_carry, rngs, call) as (lifted, run):
+            results = scan(run.step, run.init, run.xs, reverse=run.reverse, **self._scan_options)
+            carry, carried, outputs, made = run.finish(*results)
+            lifted.publish(carried, made)
+        return (carry, outputs) if call.return_carry else outputs
+
+    def _report(self, inputs: jax.Array, target: Any) -> Report:
+        call = self._call(None, None, **dict.fromkeys(_FLAGS))
+        with self._prepared(inputs, None, None, call) as (_, run):
+            return explain_scan(run.step, run.init, run.xs, reverse=run.reverse, target=target, **self._scan_options)
+
+    @property
+    def _scan_options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("budget", "plan", "differentiation", "calibrate", "unroll")}
+
+    def _call(self, seq_lengths: Any, resets: Any, **overrides: bool | None) -> Call:
+        """The options of one call; those that are None are the layer's own."""
+        chosen = {name: getattr(self, name) if given is None else given for name, given in overrides.items()}
+        return Call(**chosen, seq_lengths=seq_lengths, resets=resets)
+
+    @contextlib.contextmanager
+    def _prepared(self, inputs: jax.Array, carry: Any, rngs: Any, call: Call) -> Iterator[tuple[Lifted, Recurrence]]:
+        """The cell as a pure step, and the scan that runs it."""
+        batch = batch_shape(inputs, self.cell.num_feature_axes, call.time_major)
+        time_axis = 0 if call.time_major else len(batch)
+        rngs = self.rngs if rngs is None else rngs
+        if isinstance(rngs, nnx.Rngs):
+            rngs = rngs.carry.fork()
+        if carry is None:
+            carry = self.cell.initialize_carry(inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :], rngs)
+        broadcast = nnx.All(nnx.RngState, self.broadcast_rngs)
+        axes = nnx.StateAxes({broadcast: None, **_checked_axes(self.state_axes)})
+        # Keys that all steps share are new for each call, as in Flax; behind it the streams are as before, one key on.
+        only = self.broadcast_rngs
+        streams = nnx.split_rngs(self.cell, splits=1, only=only, squeeze=True, graph=True, graph_updates=True)
+        with streams, lifted_cell(self.cell, axes) as lifted:
+            yield lifted, recurrence(lifted.step, carry, lifted.carried, inputs, batch, lifted.given, call)
+
+
+def check_cell(cell: Any, what: str) -> None:
+    """Raises unless `cell` (a module or a class of modules) is a recurrent cell."""
+    is_class = isinstance(cell, type)
+    owner = cell if is_class else type(cell)
+    module = issubclass(owner, nnx.Module)
+    wanted = ("initialize_carry", "num_feature_axes")
+    missing = [name for name in wanted if not (hasattr(owner, name) or (not is_class and name in vars(cell)))]
+    if module and not missing:
+        return
+    name = f"the class {cell.__name__}" if is_class else f"an instance of {owner.__name__}"
+    found = "which is no flax.nnx module" if not module else f"which has no {' and no '.join(missing)}"
+    raise TypeError(
+        f"{what} must be a recurrent cell such as flax.nnx.LSTMCell or a subclass of flax.nnx.RNNCellBase, "
+        f"got {name}, {found}."
+    )
+
+
+def _checked_axes(state_axes: Any) -> nnx.StateAxes:
+    """Hashable, so that layers can be arguments of nnx.jit."""
+    if not state_axes:
+        state_axes = {...: nnx.Carry}
+    if not isinstance(state_axes, Mapping):
+        raise TypeError(f"state_axes must map filters to axes, got {state_axes!r}.")
+    for filter_, axis in state_axes.items():
+        if not (axis is None or axis is nnx.Carry or (isinstance(axis, int) and not isinstance(axis, bool))):
+            raise ValueError(
+                f"state_axes maps {filter_!r} to {axis!r}; an axis is nnx.Carry (one step hands the state to the "
+                "next), an int (each step has its own) or None (all steps share it)."
+            )
+    return nnx.StateAxes(state_axes)

@@ -1,0 +1,101 @@
+"""An NNX cell as a pure step: its state goes in and out as Flax's own scan has it.
+
+`flax.nnx.scan` sorts the variables of a module into those that all steps share, those that one step hands to the next,
+and those of which each step has its own. That is done here with the split and merge that Flax's transformations use
+themselves: they keep who refers to whom, and put variables that a step makes into the caller's own module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+_TAG = "bptt_jax.nnx"
+
+# One for each filter of the axes, the state that it takes; None where another part has it.
+States = list[Any]
+
+
+class Lifted:
+    """A cell as a pure step (carry, carried, x, given) -> (carry, carried, y, made).
+
+    Attributes:
+      carried: the state that one step hands to the next.
+      given: that of which each step has its own, stacked along the leading axis.
+    """
+
+    def __init__(self, axes: nnx.StateAxes, graphdef: Any, states: States):
+        self._axes = axes
+        self._graphdef = graphdef
+        self._states = states
+        self.carried = self._part(states, lambda axis: axis is nnx.Carry)
+        self.given = self._moved(self._part(states, _is_int), inwards=True)
+        self._shared = self._part(states, lambda axis: axis is None)
+
+    def step(self, carry: Any, carried: States, x: Any, given: States) -> tuple[Any, States, Any, States]:
+        with nnx.merge_context(_TAG, inner=True) as context:
+            cell = context.merge(self._graphdef, *_whole(self._shared, carried, given))
+        carry, y = cell(carry, x)
+        with nnx.split_context(_TAG) as context:
+            self._graphdef_after, *states = context.split(cell, *self._axes.filters)
+        self._check_structure(type(cell), states)
+        return carry, self._part(states, lambda axis: axis is nnx.Carry), y, self._part(states, _is_int)
+
+    def publish(self, carried: States, made: States) -> None:
+        """Puts what came out of the scan into the cell."""
+        states = _whole(self._shared, carried, self._moved(made, inwards=False))
+        with nnx.merge_context(_TAG, inner=False) as context:
+            context.merge(self._graphdef_after, *states)
+
+    def _part(self, states: States, wanted: Callable[[Any], bool]) -> States:
+        return [state if wanted(axis) else None for state, axis in zip(states, self._axes.axes, strict=True)]
+
+    def _moved(self, states: States, inwards: bool) -> States:
+        """States with their axes moved to the front, or from there to their places."""
+
+        def move(leaf: Any, axis: int) -> Any:
+            return jnp.moveaxis(leaf, axis, 0) if inwards else jnp.moveaxis(leaf, 0, axis)
+
+        return [
+            None if state is None else jax.tree.map(lambda leaf, axis=axis: move(leaf, axis), state)
+            for state, axis in zip(states, self._axes.axes, strict=True)
+        ]
+
+    def _check_structure(self, cell_class: type, after: States) -> None:
+        """Raises for what a step adds to, or takes from, the state that there is one of for all steps."""
+        for filter_, axis, old, new in zip(self._axes.filters, self._axes.axes, self._states, after, strict=True):
+            before, behind = _paths(old), _paths(new)
+            if not _is_int(axis) and before != behind:
+                how = "shared by all steps (None)" if axis is None else "handed from step to step (nnx.Carry)"
+                differing = ", ".join(sorted(before ^ behind))
+                raise ValueError(
+                    f"a step of {cell_class.__name__} added or removed {differing}, of the state that state_axes says "
+                    f"is {how} for the filter {filter_!r}. State that steps make needs an axis, along which it is "
+                    "stacked, such as state_axes={nnx.Intermediate: 0, ...: nnx.Carry}."
+                )
+
+
+@contextlib.contextmanager
+def lifted_cell(cell: nnx.Module, axes: nnx.StateAxes) -> Iterator[Lifted]:
+    """The step of a cell; it can be run, and published, while the context lasts."""
+    with nnx.update_context(_TAG):
+        with nnx.split_context(_TAG) as context:
+            graphdef, *states = context.split(cell, *axes.filters)
+        yield Lifted(axes, graphdef, states)
+
+
+def _whole(*parts: States) -> States:
+    return [next(state for state in states if state is not None) for states in zip(*parts, strict=True)]
+
+
+def _is_int(axis: Any) -> bool:
+    return isinstance(axis, int)
+
+
+def _paths(state: Any) -> set[str]:
+    return {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)}

@@ -1,0 +1,94 @@
+"""The Flax NNX layers: what they cost, the classes that `rnn` makes, and errors."""
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import bptt_jax
+from tests import comparison
+from tests.nnx_cells import DOUBLE, Busy, Elman, inputs
+
+
+@pytest.fixture(autouse=True)
+def flax_promotion():
+    """Flax's initialisers mix dtypes under x64."""
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+
+
+def test_state_that_steps_only_read_costs_no_checkpoint():
+    cell = Busy(32, rngs=nnx.Rngs(0))
+    report = bptt_jax.nnx.explain(bptt_jax.nnx.RNN(cell, budget="50%"), inputs(4, 300, 5))
+    # The carry, the statistics of the normalisation, the counter of steps, and that of the drawn keys.
+    assert report.profile.carry_bytes == 8 * (4 * 32 + 32 + 32) + 4 + 4
+    assert report.measured_bytes <= report.budget_bytes
+    assert int(cell.steps[...]) == 0
+
+
+def test_explain_of_shapes_alone():
+    layer = nnx.eval_shape(lambda: Elman(32, rngs=nnx.Rngs(0)))
+    report = bptt_jax.nnx.explain(layer, jax.ShapeDtypeStruct((4, 300, 5), jnp.float64))
+    assert report.measured_bytes <= report.budget_bytes
+    assert report.forward_steps <= 600
+    with pytest.raises(TypeError, match=r"explain needs a layer of bptt_jax\.nnx .*, got LSTMCell"):
+        bptt_jax.nnx.explain(nnx.LSTMCell(5, 4, rngs=nnx.Rngs(0)), inputs())
+
+
+def test_decorated_class_keeps_the_cells_identity():
+    assert Elman.__name__ == Elman.__qualname__ == "Elman"
+    assert Elman.__doc__ == "A cell of the user's own."
+    assert Elman.__init__.__annotations__ == Elman.cell_class.__init__.__annotations__
+    assert issubclass(Elman, nnx.RNN)
+    assert issubclass(Elman.cell_class, nnx.RNNCellBase)
+    layer, xs = Elman(3, gain=0.25, rngs=nnx.Rngs(0)), inputs()
+    assert layer.cell.gain == 0.25
+    assert list(nnx.state(layer)) == list(nnx.state(nnx.RNN(layer.cell))) == ["cell", "rngs"]
+    with pytest.raises(TypeError, match="features"):
+        Elman(rngs=nnx.Rngs(0))
+    again = pickle.loads(pickle.dumps(layer))
+    assert type(again) is Elman
+    comparison.assert_same(again(xs), layer(xs), tolerance=0)
+    assert type(pickle.loads(pickle.dumps(layer.cell))) is Elman.cell_class
+
+
+def test_class_that_no_name_leads_to_is_pickled():
+    other = bptt_jax.nnx.rnn(plan=bptt_jax.Steps(30), rngs=False, state_axes={...: nnx.Carry})(Elman.cell_class)
+    assert other is not Elman
+    assert Elman.cell_class.__qualname__ == "Elman.cell_class"
+    assert nnx.LSTMCell.__qualname__ == bptt_jax.nnx.rnn()(nnx.LSTMCell).__qualname__ == "LSTMCell"
+    layer = other(3, rngs=nnx.Rngs(0))
+    assert type(pickle.loads(pickle.dumps(layer))) is other
+    assert layer.plan == bptt_jax.Steps(30)
+    assert layer.rngs is None
+
+
+def test_errors_say_what_would_work():
+    cell, xs = nnx.GRUCell(5, 4, rngs=nnx.Rngs(0), **DOUBLE), inputs()
+    make = bptt_jax.nnx.RNN
+    with pytest.raises(TypeError, match=r"got the class GRUCell; for that there is rnn\(\.\.\.\)"):
+        make(nnx.GRUCell)
+    with pytest.raises(
+        TypeError, match=r"such as flax\.nnx\.LSTMCell .*, got an instance of Linear, which has no initial"
+    ):
+        make(nnx.Linear(5, 4, rngs=nnx.Rngs(0)))
+    with pytest.raises(TypeError, match=r"got an instance of GRUCell; for a cell there is RNN\(cell, \.\.\.\)"):
+        bptt_jax.nnx.rnn()(cell)
+    with pytest.raises(TypeError, match=r"got the class dict, which is no flax\.nnx module"):
+        bptt_jax.nnx.rnn()(dict)
+    with pytest.raises(TypeError, match="rngs can be True or False, got Rngs"):
+        bptt_jax.nnx.rnn(rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"maps Ellipsis to 'carry'; an axis is nnx\.Carry"):
+        make(cell, state_axes={...: "carry"})
+    with pytest.raises(TypeError, match="state_axes must map filters to axes, got 3"):
+        make(cell, state_axes=3)
+    with pytest.raises(ValueError, match="budget"):
+        make(cell, budget="much")
+    with pytest.raises(TypeError, match="seq_lengths must be integers"):
+        make(cell)(xs, seq_lengths=jnp.ones(2))
+    with pytest.raises(ValueError, match=r"resets must have the shape \(\*batch, time\), \(2, 30\), got \(30, 2\)"):
+        make(cell)(xs, resets=jnp.ones((30, 2), bool))
+    with pytest.raises(bptt_jax.errors.BudgetError, match="smallest"):
+        nnx.grad(lambda layer: layer(xs).sum())(make(cell, budget=1))

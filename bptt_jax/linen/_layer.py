@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from bptt_jax._choose import Budget
@@ -114,10 +115,11 @@ class Recurrent(nn.Module):
         """The cell as a pure step, and the scan that runs it."""
         batch = batch_shape(inputs, self.cell.num_feature_axes, call.time_major)
         time_axis = 0 if call.time_major else len(batch)
+        shape = inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :]
         if carry is None:
-            shape = inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :]
             carry = self.cell.initialize_carry(jax.random.key(0) if key is None else key, shape)
-        first = jax.lax.index_in_dim(inputs, 0, time_axis, keepdims=False)
+        any_steps = inputs.shape[time_axis] > 0
+        first = jnp.take(inputs, 0, time_axis) if any_steps else jnp.zeros(shape, inputs.dtype)
         lifted = lift_cell(self.cell, self._options().lift, carry, first, inputs.shape[time_axis])
         run = recurrence(lifted.step, carry, lifted.variables, inputs, batch, lifted.given, call)
         return lifted, run

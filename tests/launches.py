@@ -21,7 +21,9 @@ _TRIPS = re.compile(r'"known_trip_count":\s*\{\s*"n":\s*"?(\d+)')
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instruction:
+class Instruction:
+    """An instruction of a computation: its name, its opcode, and the whole line."""
+
     name: str
     opcode: str
     line: str
@@ -40,17 +42,17 @@ def launches(hlo_text: str) -> int:
     Raises:
       ValueError: for a loop whose trip count XLA does not know, or a text without an entry computation.
     """
-    computations, entry = _parse(hlo_text)
+    computations, entry = parse(hlo_text)
 
     @functools.cache
     def count(computation: str) -> int:
         return sum(map(count_one, computations[computation]))
 
-    def count_one(instruction: _Instruction) -> int:
+    def count_one(instruction: Instruction) -> int:
         match instruction.opcode:
             case "while":
                 # A GPU that knows the trip count counts on the host: the condition is not evaluated.
-                return _trips(instruction) * sum(map(count, instruction.called("body")))
+                return _known_trips(instruction) * sum(map(count, instruction.called("body")))
             case "call":
                 return sum(map(count, instruction.called("to_apply")))
             case "conditional":
@@ -63,16 +65,22 @@ def launches(hlo_text: str) -> int:
     return count(entry)
 
 
-def _trips(loop: _Instruction) -> int:
-    found = _TRIPS.search(loop.line)
-    if not found:
+def _known_trips(loop: Instruction) -> int:
+    known = trips(loop)
+    if known is None:
         raise ValueError(f"the loop {loop.name} has no known_trip_count, so its launches cannot be counted.")
-    return int(found[1])
+    return known
 
 
-def _parse(hlo_text: str) -> tuple[dict[str, list[_Instruction]], str]:
+def trips(loop: Instruction) -> int | None:
+    """How often a `while` runs, where XLA tells."""
+    found = _TRIPS.search(loop.line)
+    return int(found[1]) if found else None
+
+
+def parse(hlo_text: str) -> tuple[dict[str, list[Instruction]], str]:
     """The instructions of each computation by its name, and the name of the entry computation."""
-    computations: dict[str, list[_Instruction]] = {}
+    computations: dict[str, list[Instruction]] = {}
     entry = None
     for line in hlo_text.splitlines():
         header = _HEADER.match(line)
@@ -87,14 +95,14 @@ def _parse(hlo_text: str) -> tuple[dict[str, list[_Instruction]], str]:
     return computations, entry
 
 
-def _instruction(line: str) -> _Instruction | None:
+def _instruction(line: str) -> Instruction | None:
     named = _NAME.match(line)
     if not named:
         return None
     rest = line[named.end() :]
     # The type comes first and, for a tuple, has spaces and parentheses of its own.
     end = next(i for i, depth in _depths(rest) if depth == 0 and rest[i + 1 : i + 2] == " ")
-    return _Instruction(named[1], rest[end + 2 :].split("(", 1)[0], line)
+    return Instruction(named[1], rest[end + 2 :].split("(", 1)[0], line)
 
 
 def _depths(text: str) -> Iterator[tuple[int, int]]:

@@ -76,11 +76,21 @@ def v5e() -> Any:
     Raises:
       TargetMissingError: without libtpu.
     """
+    return _v5e_devices("2x2")[0]
+
+
+@functools.cache
+def v5e_pod() -> list[Any]:
+    """256 compile-only TPUs v5e, for the devices of a mesh; see `v5e`."""
+    return _v5e_devices("16x16")
+
+
+def _v5e_devices(shape: str) -> list[Any]:
     if not _installed("libtpu"):
         raise TargetMissingError("compiling for a TPU needs libtpu; tests/targets.py says what to install.")
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no server that knows this machine
     jax.config.update("jax_platforms", "cpu")
-    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=f"v5e:{shape}").devices)
 
 
 def _installed(module: str) -> bool:

@@ -22,6 +22,7 @@ PLANS = {
     "blocks": Repeat(3, Remat(Steps(4))),
     "remainder": Chain((Repeat(3, Remat(Steps(3))), Steps(3))),
     "one block": Steps(12),
+    "nest": Repeat(2, Remat(Repeat(2, Remat(Steps(3))))),
 }
 BATCH, WEIGHT, MEMORY = PartitionSpec(None, "batch"), PartitionSpec(), PartitionSpec("batch")
 
@@ -95,6 +96,10 @@ def check_explicit_sharding(scan, whole):
     assert placed == expected, (placed, expected)
     for reference in (theirs, whole):
         comparison.assert_same(*map(jax.device_get, (ours, reference)), 1e-10)
+    with jax.set_mesh(mesh):
+        several = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), divided[0])
+        batched = (jax.vmap(gradient(f), (0, None, None)) for f in (scan, lax.scan))
+        comparison.assert_same(*map(jax.device_get, run_each(*((f, several, *divided[1:]) for f in batched))), 1e-10)
 
 
 def main():

@@ -78,7 +78,7 @@ def block_of(batch, width):
 def test_large_weights_are_used_by_block_and_small_ones_by_step():
     """A batch of 16 at width 256 writes a sixteenth of a weight for each product, one of 64 at width 128 half of it."""
     single, wide, narrow = (block_of(*size).block for size in ((1, 256), (16, 256), (64, 128)))
-    assert "float32[256, 4, 256]" in single.hoisted
+    assert "float32[256, 1024]" in single.hoisted
     assert single.merged
     assert wide.hoisted == ()
     assert "8 of float32[256, 256]" in wide.deferred

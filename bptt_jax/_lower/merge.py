@@ -1,10 +1,10 @@
 """Products that share their left operand become one product.
 
-    h @ W1, h @ W2, ...   ->   split(h @ stack(W1, W2, ...))
+    h @ W1, h @ W2, ...   ->   split(h @ concatenate(W1, W2, ...))
 
-Weights are stacked along an axis of their own, which takes the same memory as side by side: their own axes may be
-sharded, and a split along such an axis is sent from device to device at each step. Weights of unequal widths have to be
-side by side.
+Where their own axes may be divided among devices, weights are stacked along an axis of its own instead: a split along a
+divided axis is sent from device to device at each step. On one device that takes longer (on CPU, a batch of one and 256
+features: three times as long, for XLA transposes what has three axes).
 
 Recurrent cells are written with one product per gate. Each is a kernel launch, and on small batches a pass over little
 data; the weights do not change from step to step, so they are joined once for the whole scan, where that pays (see
@@ -22,8 +22,9 @@ import jax
 from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
+from jax.sharding import AxisType
 
-from bptt_jax._lower.jaxprs import apply, bind, evaluate, is_float, read, variables
+from bptt_jax._lower.jaxprs import apply, bind, evaluate, explicit_sharding, is_float, read, variables
 from bptt_jax._lower.roofline import merging_pays
 
 
@@ -126,7 +127,7 @@ def _product(group: Sequence[Any], env: dict[Any, Any]) -> Sequence[Any]:
     axis = _free_axis(eqn, side)
     # A weight that is multiplied twice with the same operand is joined once for each, as it is in the gradient.
     weights, params, sizes = [env[e.invars[side]] for e in group], dict(eqn.params), [1] * len(group)
-    is_stacked = len({weight.shape for weight in weights}) == 1
+    is_stacked = len({weight.shape for weight in weights}) == 1 and _may_be_divided(eqn.invars[side], axis)
     if is_stacked:
         weights = [lax.expand_dims(weight, [axis]) for weight in weights]
         contracted, batch = params["dimension_numbers"]
@@ -141,3 +142,13 @@ def _product(group: Sequence[Any], env: dict[Any, Any]) -> Sequence[Any]:
     along = 0 if side == 0 else result.ndim - 1 - is_stacked
     parts = lax.split(result, sizes, axis=along)
     return [lax.squeeze(part, [along]) for part in parts] if is_stacked else parts
+
+
+def _may_be_divided(weight: Any, axis: int) -> bool:
+    """Whether an axis may be divided among devices: explicit sharding is seen in types, automatic is not."""
+    sharding = explicit_sharding(weight.aval)
+    if sharding is not None:
+        return sharding.spec.partitions[axis : axis + 1] not in ((), (None,))
+    kinds = jax.sharding.get_abstract_mesh().axis_types
+    is_part = bool(kinds) and all(kind == AxisType.Manual for kind in kinds)  # in a shard_map
+    return not is_part and jax.device_count() > 1

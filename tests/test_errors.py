@@ -187,14 +187,6 @@ def test_plans_and_profiles(make, error, text):
         (lambda L: L.rnn()(nn.GRUCell(3)), TypeError, "decorates a cell class, got an instance of GRUCell; for a cell"),
         (lambda L: L.rnn(budget="lots"), ValueError, "budget='lots' is not a budget"),
         (lambda L: L.RNN(nn.GRUCell(3), budget="lots"), ValueError, "budget='lots' is not a budget"),
-        (
-            lambda L: L.RNN(nn.GRUCell(3), variable_carry="x"),
-            NotImplementedError,
-            "RNN(variable_carry='x') is not avail",
-        ),
-        (lambda L: L.RNN(nn.GRUCell(3), split_rngs={"params": True}), NotImplementedError, "RNN(split_rngs="),
-        (lambda L: L.RNN(nn.GRUCell(3), variable_axes={"a": 0}), NotImplementedError, "RNN(variable_axes="),
-        (lambda L: L.RNN(nn.GRUCell(3), variable_broadcast="a"), NotImplementedError, "RNN(variable_broadcast="),
         (lambda L: L.explain(nn.Dense(3), {}, XS), TypeError, "explain needs a layer of bptt_jax.linen (RNN, or made"),
     ],
 )
@@ -203,42 +195,7 @@ def test_linen(make, error, text):
         make(bptt_jax.linen)
 
 
-def test_linen_calls():
-    layer = bptt_jax.linen.RNN(nn.GRUCell(3))
-    with pytest.raises(NotImplementedError, match=r"seq_lengths is not available in bptt_jax\.linen yet"):
-        layer.init(jax.random.key(0), jnp.ones((2, 5, 3)), seq_lengths=jnp.array([3, 5]))
-    with pytest.raises(NotImplementedError, match=r"the cell Counting has variables in \['stats'\]"):
-        bptt_jax.linen.RNN(Counting()).init(jax.random.key(0), jnp.ones((2, 5, 3)))
-
-
-class Dropping(nn.RNNCellBase):
-    @nn.compact
-    def __call__(self, carry, x):
-        return carry, nn.Dropout(0.5, deterministic=False)(x)
-
-    def initialize_carry(self, rng, input_shape):
-        return jnp.zeros(input_shape)
-
-    @property
-    def num_feature_axes(self):
-        return 1
-
-
-def test_a_linen_cell_with_dropout():
-    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    with pytest.raises(NotImplementedError, match="the cell Dropping draws random numbers of its own"):
-        bptt_jax.linen.RNN(Dropping()).init(rngs, jnp.ones((2, 5, 3)))
-
-
-class Counting(nn.RNNCellBase):
-    @nn.compact
-    def __call__(self, carry, x):
-        self.variable("stats", "count", lambda: jnp.zeros(()))
-        return carry, x
-
-    def initialize_carry(self, rng, input_shape):
-        return jnp.zeros(input_shape)
-
-    @property
-    def num_feature_axes(self):
-        return 1
+def test_a_malformed_filter_of_collections():
+    layer = bptt_jax.linen.RNN(nn.GRUCell(3), variable_broadcast=3)
+    with pytest.raises(TypeError, match=r"a filter must be a bool, a name, names or a DenyList, .*, got 3\."):
+        layer.init(jax.random.key(0), jnp.ones((2, 5, 3)))

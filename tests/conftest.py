@@ -1,5 +1,7 @@
 """Strict modes for every test: double precision, no silent promotion of dtypes or ranks."""
 
+import os
+
 import jax
 import pytest
 
@@ -8,6 +10,12 @@ _STRICT = {
     "jax_numpy_dtype_promotion": "strict",
     "jax_numpy_rank_promotion": "raise",
 }
+
+
+def pytest_configure(config):
+    """Most of a test takes LLVM, whose optimisations change neither bytes nor sums; where time counts they stay on."""
+    if not any("bench" in argument for argument in config.args):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 
 @pytest.fixture(autouse=True)

@@ -121,6 +121,8 @@ def calibrated(traced: TracedScan, lowering: Lowering, style: Style, target: Any
         style,
         platform(),
         target,
+        jax.device_count(),  # where there are several, products may be merged otherwise
+        str(jax.sharding.get_abstract_mesh()),
         *_VERSIONS,
         jax.dtypes.canonicalize_dtype(float),  # x64 or not
     )

@@ -13,7 +13,8 @@ def share_budget(budget: int | str | None, layers: int) -> int | str | None:
     """The part of one budget that each of several layers gets, so that all together keep it.
 
     While a layer goes backwards, those below hold what they saved, which is never more than their own parts. A
-    percentage is of what each layer would need without a budget, so it is the same for each.
+    percentage is of what each layer would need without a budget, so it is the same for each. The sequences between the
+    layers are no part of it.
 
     Args:
       budget: as in `bptt_jax.scan`; "auto" is taken at once.

@@ -1,5 +1,7 @@
 """What a block does outside its loop, forced each way, changes no gradient; and it is done where sizes say so."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from bptt_jax._lower import block, merge, split, step_vjp, sweep
 from bptt_jax._lower.style import Style
 from bptt_jax._step import trace
 from tests import comparison
+from tests.steps import normal
 
 # Blocks of an even and of an odd number of steps, and of one.
 PLAN = Chain((Repeat(2, Remat(Steps(4))), Steps(3), Steps(1)))
@@ -93,3 +96,30 @@ def test_less_is_saved_than_by_jax():
     report = block_of(16, 256)
     assert report.profile.residual_bytes == 7 * 16 * 256 * 4
     assert report.profile.plain.residual_bytes == 12 * 16 * 256 * 4
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda h, s, w: h + s,
+        lambda h, s, w: s - h,
+        lambda h, s, w: h - jnp.exp(s),
+        lambda h, s, w: h + w[0, 0] * s,
+    ],
+)
+def test_a_scalar_added_to_an_array(mix):
+    """JAX adds it without broadcasting it first, so that its gradient is a sum over all axes."""
+    w, init = 0.3 * normal(0, 8, 8, dtype=jnp.float64), normal(1, 4, 8, dtype=jnp.float64)
+    xs = normal(2, 60, 4, 8, dtype=jnp.float64)
+
+    def loss_with(scan):
+        def loss(w, s):
+            return scan(lambda c, x: (jnp.tanh(mix(c @ w + x, s, w)), None), init, xs)[0].sum()
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))
+
+    scalar = jnp.float64(0.3)
+    expected = loss_with(lax.scan)(w, scalar)
+    for budget in (None, "60%"):
+        found = loss_with(functools.partial(bptt_jax.scan, budget=budget))(w, scalar)
+        comparison.assert_same(found, expected, tolerance=1e-12)

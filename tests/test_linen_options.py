@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bptt_jax
 from bptt_jax.linen import RNN
 from tests import comparison
 from tests.test_linen import flax_promotion, in_double, loss_of  # noqa: F401  the fixture is used by its name
@@ -169,3 +170,63 @@ def test_without_a_key_the_error_is_flaxs():
     variables = layer.init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, INPUTS)
     with pytest.raises(flax.errors.InvalidRngError, match='needs PRNG for "dropout"'):
         layer.apply(variables, INPUTS)
+
+
+def test_explain_takes_what_the_call_takes():
+    layer = RNN(
+        Cell(dropout=True, norm=True),
+        budget="90%",
+        split_rngs={"params": False, "dropout": True},
+        variable_carry="batch_stats",
+    )
+    rngs = {"dropout": jax.random.key(1)}
+    variables = in_double(layer.init({"params": jax.random.key(0), **rngs}, INPUTS))
+    reports = [
+        bptt_jax.linen.explain(layer, variables, INPUTS, rngs=rngs, mutable=["batch_stats"], **call)
+        for call in ({}, {"seq_lengths": LENGTHS, "return_carry": True})
+    ]
+    assert reports[0].profile.carry_bytes < reports[1].profile.carry_bytes
+    with pytest.raises(flax.errors.InvalidRngError, match='needs PRNG for "dropout"'):
+        bptt_jax.linen.explain(layer, variables, INPUTS)
+
+
+def test_a_collection_that_steps_hand_on_must_be_there():
+    """Made anew in each step it would be lost between them."""
+    layer = RNN(Cell(norm=True), variable_carry="batch_stats")
+    params = {"params": layer.init(jax.random.key(0), INPUTS)["params"]}
+    with pytest.raises(ValueError, match="makes the collection 'batch_stats' in its first step, but variable_carry"):
+        layer.apply(params, INPUTS, mutable=["batch_stats"])
+
+
+class Residual(nn.RNNCellBase):
+    inner: nn.Module
+
+    def __call__(self, carry, x):
+        carry, y = self.inner(carry, x)
+        return carry, y + 1
+
+    @nn.nowrap
+    def initialize_carry(self, rng, input_shape):
+        return self.inner.initialize_carry(rng, input_shape)
+
+    @property
+    def num_feature_axes(self):
+        return 1
+
+
+def test_a_module_of_a_parent_is_refused_not_copied():
+    """Weights that are tied would come apart without a word."""
+
+    class Model(nn.Module):
+        parent_of_inner: object
+
+        @nn.compact
+        def __call__(self, x):
+            own = {"parent": None} if self.parent_of_inner is None else {}
+            return RNN(Residual(nn.GRUCell(4, param_dtype=jnp.float64, **own)))(x)
+
+    with pytest.raises(
+        NotImplementedError, match="the cell Residual has the module GRUCell_0, which belongs to a parent"
+    ):
+        Model("model").init(jax.random.key(0), INPUTS)
+    assert list(Model(None).init(jax.random.key(0), INPUTS)["params"]["Residual_0"]) == ["inner"]

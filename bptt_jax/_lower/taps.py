@@ -68,6 +68,8 @@ class Tap:
 
     def _sum(self, weight: Any, cotangents: Any) -> Any:
         """Over the block, and where the weight is broadcast."""
+        if weight.ndim == 0:  # JAX adds a scalar to an array without broadcasting it first
+            return jnp.sum(cotangents)
         broadcast = [i for i, size in enumerate(weight.shape) if size == 1]
         waiting = jax.typeof(weight).sharding.spec.reduced
         if not waiting:

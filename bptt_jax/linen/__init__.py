@@ -126,7 +126,16 @@ def rnn(
     return decorate
 
 
-def explain(layer: nn.Module, variables: Any, xs: Any, *, target: Any = None) -> Report:
+def explain(
+    layer: nn.Module,
+    variables: Any,
+    xs: Any,
+    *,
+    target: Any = None,
+    rngs: Any = None,
+    mutable: Any = False,
+    **call: Any,
+) -> Report:
     """What a recurrent layer takes for these inputs, compiled but not run; see `bptt_jax.explain`.
 
     Args:
@@ -134,6 +143,9 @@ def explain(layer: nn.Module, variables: Any, xs: Any, *, target: Any = None) ->
       variables: its variables, arrays or `jax.ShapeDtypeStruct`s.
       xs: inputs as for calling it, likewise.
       target: as for `bptt_jax.explain`.
+      rngs, mutable: as for `layer.apply`, for cells that need them.
+      **call: as for calling the layer (`seq_lengths`, `return_carry`, ...), since a carry that is selected, say, is
+        one more to keep.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> layer, xs = RNN(nn.GRUCell(features=16), budget="50%"), jnp.ones((4, 200, 16))
@@ -146,8 +158,10 @@ def explain(layer: nn.Module, variables: Any, xs: Any, *, target: Any = None) ->
     reports: list[Report] = []
 
     def inspect(variables: Any, xs: Any) -> None:
-        report: Any = layer.apply(variables, xs, target, method="_report")
-        reports.append(report)
+        def report(layer: Any) -> None:
+            reports.append(layer._report(xs, target, **call))
+
+        nn.apply(report, layer, mutable=mutable)(variables, rngs=rngs)
 
     jax.eval_shape(inspect, variables, xs)
     return reports[0]

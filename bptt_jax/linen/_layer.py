@@ -54,7 +54,7 @@ class Options:
     def lift(self) -> Lift:
         return Lift(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Lift)})
 
-    def call(self, seq_lengths: Any, resets: Any, **overrides: bool | None) -> Call:
+    def call(self, *, seq_lengths: Any, resets: Any, **overrides: bool | None) -> Call:
         """The options of one call; those that are None are the layer's own."""
         chosen = {name: getattr(self, name) if given is None else given for name, given in overrides.items()}
         return Call(**chosen, seq_lengths=seq_lengths, resets=resets)
@@ -97,17 +97,19 @@ class Recurrent(nn.Module):
         """
         options = self._options()
         flags = {"return_carry": return_carry, "time_major": time_major, "reverse": reverse, "keep_order": keep_order}
-        call = options.call(seq_lengths, resets, **flags)
+        call = options.call(seq_lengths=seq_lengths, resets=resets, **flags)
         lifted, run = self._prepare(inputs, initial_carry, init_key, call)
         results = scan(run.step, run.init, run.xs, reverse=run.reverse, **options.scan)
         carry, variables, outputs, made = run.finish(*results)
         lifted.publish(variables, made)
         return (carry, outputs) if call.return_carry else outputs
 
-    def _report(self, inputs: jax.Array, target: Any) -> Report:
+    def _report(
+        self, inputs: jax.Array, target: Any, *, initial_carry: Any = None, init_key: Any = None, **call: Any
+    ) -> Report:
         options = self._options()
-        flags = dict.fromkeys(("return_carry", "time_major", "reverse", "keep_order"))
-        _, run = self._prepare(inputs, None, None, options.call(None, None, **flags))
+        flags = dict.fromkeys(("seq_lengths", "resets", "return_carry", "time_major", "reverse", "keep_order"))
+        _, run = self._prepare(inputs, initial_carry, init_key, options.call(**(flags | call)))
         return explain_scan(run.step, run.init, run.xs, reverse=run.reverse, target=target, **options.scan)
 
     @nn.nowrap

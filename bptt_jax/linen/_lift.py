@@ -90,6 +90,7 @@ def lift_cell(cell: nn.Module, options: Lift, carry: Any, x: Any, length: int) -
 
 class _Lifting:
     def __init__(self, cell: nn.Module, options: Lift, length: int):
+        _check_owned(cell, cell)
         self._cell = cell
         self._scope = cast(Any, cell.scope)
         self._pure, _ = cell.unbind()
@@ -119,6 +120,7 @@ class _Lifting:
         def step(carry: Any, variables: Any, x: Any, given: Any) -> Any:
             self._counters = _copy(counters)
             carry, y, mutated = self._run({**broadcast, **variables}, given, carry, x)
+            self._check_known(mutated, variables)
             kept = {name: mutated.get(name, value) for name, value in variables.items()}
             made = {n: value for n, value in mutated.items() if _is_axis(self._options.kind(n), "comes_out")}
             return carry, kept, y, made
@@ -157,6 +159,15 @@ class _Lifting:
             return False
         return self._scope.is_mutable_collection(collection) and (_is_shared(kind) or _is_axis(kind, "comes_out"))
 
+    def _check_known(self, mutated: Mapping[str, Any], variables: Mapping[str, Any]) -> None:
+        for name in mutated:
+            if self._options.kind(name) == "carry" and name not in variables:
+                raise ValueError(
+                    f"the cell {type(self._cell).__name__} makes the collection {name!r} in its first step, but "
+                    "variable_carry hands it from one step to the next, so it has to be there before: pass what `init` "
+                    "returned."
+                )
+
     def _publish(self, variables: Any, made: Any) -> None:
         moved = {name: _move(values, 0, self._options.kind(name).axis) for name, values in made.items()}
         self._put({**variables, **moved})
@@ -167,6 +178,23 @@ class _Lifting:
             if self._scope.is_mutable_collection(collection):
                 for name, value in values.items():
                     self._cell.put_variable(collection, name, value)
+
+
+def _check_owned(cell: nn.Module, module: nn.Module) -> None:
+    """Raises if a cell has a module that is not below it: its variables would not come along, but others be made."""
+    own = cast(Any, cell.scope).path
+    for field in dataclasses.fields(module):
+        values = () if field.name in ("parent", "name") else getattr(module, field.name, ())
+        for leaf in jax.tree.leaves(values, is_leaf=lambda leaf: isinstance(leaf, nn.Module)):
+            if not isinstance(leaf, nn.Module) or leaf.scope is None:
+                continue
+            if leaf.scope.path[: len(own)] != own:
+                raise NotImplementedError(
+                    f"the cell {type(cell).__name__} has the module {'/'.join(leaf.scope.path)}, which belongs to a "
+                    "parent (made in its __call__ or setup, or shared with it); bptt_jax.linen runs cells that own "
+                    "their modules: make it within the cell, or with parent=None."
+                )
+            _check_owned(cell, leaf)
 
 
 class _Mutable(Collection[str]):

@@ -14,7 +14,7 @@ class Stack(nn.RNNCellBase):
     """Cells on top of each other as one cell: the y of each is the x of the next.
 
     `RNN(Stack(cells), budget=...)` runs all layers in one scan. No sequence lies between them, and the budget is one
-    promise for all. Its parameters are those of the cells, under "cells_0", "cells_1" and so on.
+    promise for all. The cells belong to the stack: its parameters are theirs, under "cells_0", "cells_1" and so on.
 
     Attributes:
       cells: recurrent cells, the lowest first.
@@ -30,6 +30,12 @@ class Stack(nn.RNNCellBase):
     """
 
     cells: Sequence[nn.RNNCellBase]
+
+    def __post_init__(self) -> None:
+        # Made within a parent's `__call__` they would be the parent's.
+        own = (cell if cell.parent is None or cell.parent is self else cell.copy(parent=None) for cell in self.cells)
+        self.cells = tuple(own)
+        super().__post_init__()
 
     def __call__(self, carry: Any, x: jax.Array) -> tuple[tuple[Any, ...], jax.Array]:
         """One step of all cells.

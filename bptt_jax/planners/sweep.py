@@ -1,4 +1,4 @@
-"""Plans for the sweep: at most two nests of loops and a kept rest, all of them tried.
+"""Plans for the sweep: at most two nests of loops and a kept rest.
 
     plan = nest, then perhaps a second nest, then perhaps Steps(r);   nest = Repeat(k1, Remat(Repeat(k2, ... Steps(n))))
 
@@ -10,8 +10,8 @@ its backward. With M the steps of a nest, h a carry and s a step's residuals, it
 
 since the sweep never advances the last child of what it revisits. For every n and k2, k3, … of a grid the least k1 is
 taken whose rest fits, and the most; what that leaves is a rest of steps that are kept, or a second nest over blocks as
-long. The fastest of all these wins. About 10^5 candidates in NumPy, some
-100 ms.
+long. The fastest of all these wins, of which bounds on their times in NumPy leave few to be costed: some 100 ms. What
+is tried depends on the budget, so that more bytes may cost more predicted time, though seldom and by a per cent or two.
 """
 
 from __future__ import annotations

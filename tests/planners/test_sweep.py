@@ -1,4 +1,4 @@
-"""Plans for the sweep fit their budgets, are never slower for more bytes, and are near the best of their form."""
+"""Plans for the sweep fit their budgets, are not slower for more bytes here, and are near the best of their form."""
 
 import itertools
 

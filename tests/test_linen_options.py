@@ -187,7 +187,7 @@ def test_explain_takes_what_the_call_takes():
     ]
     assert reports[0].profile.carry_bytes < reports[1].profile.carry_bytes
     with pytest.raises(flax.errors.InvalidRngError, match='needs PRNG for "dropout"'):
-        bptt_jax.linen.explain(layer, variables, INPUTS)
+        bptt_jax.linen.explain(layer, variables, INPUTS, mutable=["batch_stats"])
 
 
 def test_a_collection_that_steps_hand_on_must_be_there():

@@ -13,6 +13,8 @@ from tests import comparison
 from tests.test_linen import flax_promotion, in_double, loss_of  # noqa: F401  the fixture is used by its name
 
 LENGTHS = jnp.array([30, 0, 17])
+# Plans, not budgets: of steps as small as these, what does not grow with the length is most of any budget.
+PLAN = bptt_jax.plans.parse("5*[6]")
 INPUTS = np.random.default_rng(1).normal(size=(3, 30, 5))  # JAX is set to double precision later than this is read
 
 
@@ -51,7 +53,7 @@ def test_lengths_of_sequences(order, time_major):
     inputs = jnp.moveaxis(INPUTS, 1, 0) if time_major else INPUTS
     cell = nn.LSTMCell(4, param_dtype=jnp.float64)
     theirs = nn.RNN(cell, time_major=time_major, **order)
-    ours = RNN(cell, time_major=time_major, budget="70%", **order)
+    ours = RNN(cell, time_major=time_major, plan=PLAN, **order)
     variables = in_double(theirs.init(jax.random.key(0), inputs))
     for call in ({"return_carry": True}, {}):
         pair = [loss_of(layer, inputs, seq_lengths=LENGTHS, **call)(variables, inputs) for layer in (ours, theirs)]
@@ -89,7 +91,7 @@ def test_selected_carries_are_never_stacked():
 def test_collections_of_each_step(options):
     """Also what initialising makes, and in which order."""
     cell = Cell(norm="batch_stats" in str(options) or "Deny" in str(options))
-    theirs, ours = nn.RNN(cell, **options), RNN(cell, budget="90%", **options)
+    theirs, ours = nn.RNN(cell, **options), RNN(cell, plan=PLAN, **options)
     expected = theirs.init(jax.random.key(0), INPUTS)
     variables = ours.init(jax.random.key(0), INPUTS)
     comparison.assert_same(in_double(variables), in_double(expected), tolerance=0)
@@ -112,7 +114,7 @@ def check_mutable(ours, theirs, variables, mutable, **call):
 def test_collections_that_steps_hand_on():
     cell = Cell(norm=True)
     options = {"variable_carry": "batch_stats"}
-    ours, theirs = RNN(cell, budget="70%", **options), nn.RNN(cell, **options)
+    ours, theirs = RNN(cell, plan=PLAN, **options), nn.RNN(cell, **options)
     # Flax cannot initialise such a layer; ours starts as the cell alone does.
     variables = in_double(ours.init(jax.random.key(0), INPUTS))
     alone = in_double(cell.init(jax.random.key(0), jnp.zeros((3, 4)), INPUTS[:, 0]))
@@ -134,14 +136,14 @@ def test_a_shared_collection_cannot_be_changed():
 @pytest.mark.parametrize("cell", [Cell(dropout=True), Cell(own_key=True), Cell(dropout=True, own_key=True)], ids=str)
 @pytest.mark.parametrize("split", [True, False])
 @pytest.mark.parametrize("reverse", [True, False])
-def test_random_bits_are_those_of_flax_at_every_budget(cell, split, reverse):
+def test_random_bits_are_those_of_flax_in_every_plan(cell, split, reverse):
     options = {"split_rngs": {"params": False, "dropout": split, "noise": split}, "reverse": reverse}
     rngs = {"dropout": jax.random.key(5), "noise": jax.random.key(6)}
     theirs = nn.RNN(cell, **options)
     variables = in_double(theirs.init({"params": jax.random.key(0), **rngs}, INPUTS))
     expected = loss_of(theirs, INPUTS, rngs=rngs)(variables, INPUTS)
-    for budget in (None, "80%"):
-        layer = RNN(cell, budget=budget, **options)
+    for plan in (None, PLAN, bptt_jax.plans.parse("(2*[2*[6]] + 6)")):
+        layer = RNN(cell, plan=plan, **options)
         comparison.assert_same(
             in_double(layer.init({"params": jax.random.key(0), **rngs}, INPUTS)), variables, tolerance=0
         )
@@ -158,7 +160,7 @@ def test_a_layer_called_twice_draws_anew_as_in_flax():
 
         return Twice()
 
-    theirs, ours = twice(nn.RNN), twice(RNN, budget="80%")
+    theirs, ours = twice(nn.RNN), twice(RNN, plan=PLAN)
     rngs = {"params": jax.random.key(0), "dropout": jax.random.key(5)}
     variables = theirs.init(rngs, INPUTS)
     pair = [model.apply(variables, INPUTS, rngs=rngs) for model in (ours, theirs)]
@@ -175,7 +177,7 @@ def test_without_a_key_the_error_is_flaxs():
 def test_explain_takes_what_the_call_takes():
     layer = RNN(
         Cell(dropout=True, norm=True),
-        budget="90%",
+        budget=30_000,
         split_rngs={"params": False, "dropout": True},
         variable_carry="batch_stats",
     )

@@ -14,6 +14,8 @@ from tests import comparison
 from tests.test_linen import flax_promotion, in_double, loss_of  # noqa: F401  the fixture is used by its name
 
 INPUTS = np.random.default_rng(1).normal(size=(3, 40, 5))  # JAX is set to double precision later than this is read
+# A plan, not a budget: of steps as small as these, what does not grow with the length is most of any budget.
+PLAN = bptt_jax.plans.parse("(4*[9] + 4)")
 double = functools.partial(nn.GRUCell, param_dtype=jnp.float64)
 
 
@@ -61,7 +63,7 @@ def rematerialised(rnn):
 
 @pytest.mark.parametrize("model", [bidirectional, sequential, over_a_batch_of_weights, jitted, rematerialised])
 def test_inside_flax(model):
-    theirs, ours = model(nn.RNN), model(functools.partial(RNN, budget="70%"))
+    theirs, ours = model(nn.RNN), model(functools.partial(RNN, plan=PLAN))
     variables = in_double(theirs.init(jax.random.key(0), INPUTS))
     comparison.assert_same(in_double(ours.init(jax.random.key(0), INPUTS)), variables, tolerance=0)
     pair = [loss_of(layer, INPUTS)(variables, INPUTS) for layer in (ours, theirs)]
@@ -69,7 +71,7 @@ def test_inside_flax(model):
 
 
 def test_bidirectional_with_lengths():
-    theirs, ours = bidirectional(nn.RNN), bidirectional(functools.partial(RNN, budget="70%"))
+    theirs, ours = bidirectional(nn.RNN), bidirectional(functools.partial(RNN, plan=PLAN))
     variables = in_double(theirs.init(jax.random.key(0), INPUTS))
     lengths = jnp.array([40, 3, 17])
     pair = [loss_of(layer, INPUTS, seq_lengths=lengths)(variables, INPUTS) for layer in (ours, theirs)]
@@ -82,7 +84,7 @@ def test_resets_begin_a_sequence_anew(call):
     steps_in_all = 12
     inputs = INPUTS[:, :steps_in_all]
     cell = nn.LSTMCell(4, param_dtype=jnp.float64)
-    layer = RNN(cell, budget="90%", return_carry=True)
+    layer = RNN(cell, plan=bptt_jax.plans.parse("3*[4]"), return_carry=True)
     variables = in_double(layer.init(jax.random.key(0), inputs))
     resets = jax.random.bernoulli(jax.random.key(2), 0.2, inputs.shape[:2])
     first = in_double(cell.initialize_carry(jax.random.key(0), (3, 5)))
@@ -132,7 +134,7 @@ def test_malformed_lengths_and_resets(call, error, match):
 
 def test_a_stack_equals_layers_one_after_another():
     cells = [double(4), nn.OptimizedLSTMCell(6, param_dtype=jnp.float64), double(3)]
-    ours = RNN(Stack(cells), budget="70%", return_carry=True)
+    ours = RNN(Stack(cells), plan=PLAN, return_carry=True)
     theirs = [nn.RNN(cell, return_carry=True) for cell in cells]
     variables = in_double(ours.init(jax.random.key(0), INPUTS))
 

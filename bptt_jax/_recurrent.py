@@ -25,7 +25,7 @@ class Call:
       time_major, return_carry, reverse, keep_order: as in `flax.linen.RNN`.
       seq_lengths: None, or integers (*batch).
       resets: None, or booleans (*batch, time), (time, *batch) if `time_major`: the steps before which the carry is set
-        back to the initial one.
+        back to the cell's own first one.
     """
 
     time_major: bool = False
@@ -54,7 +54,14 @@ def batch_shape(inputs: jax.Array, feature_axes: int, time_major: bool) -> tuple
 
 
 def recurrence(
-    step: Step, carry: Any, variables: Any, inputs: jax.Array, batch: tuple[int, ...], given: Any, call: Call
+    step: Step,
+    carry: Any,
+    variables: Any,
+    inputs: jax.Array,
+    batch: tuple[int, ...],
+    given: Any,
+    call: Call,
+    fresh: Any,
 ) -> Recurrence:
     """The scan that runs a cell over `inputs`.
 
@@ -68,6 +75,7 @@ def recurrence(
       batch: the batch sizes.
       given: what the cell is given, stacked over time in the order in which the cell runs.
       call: the options.
+      fresh: the carry that resets go back to.
 
     Raises:
       TypeError, ValueError: for lengths or resets of another type or shape.
@@ -94,7 +102,7 @@ def recurrence(
         return carry if last_step is None else last, variables, outputs, made
 
     return Recurrence(
-        step=_scanned(step, carry, last_step),
+        step=_scanned(step, fresh, last_step),
         init=(carry, variables, None if last_step is None else carry),
         xs=(xs, _flip(given) if backwards else given, resets, time),
         reverse=backwards,
@@ -102,14 +110,14 @@ def recurrence(
     )
 
 
-def _scanned(step: Step, first: Any, last_step: jax.Array | None) -> Callable[[Any, Any], tuple[Any, Any]]:
+def _scanned(step: Step, fresh: Any, last_step: jax.Array | None) -> Callable[[Any, Any], tuple[Any, Any]]:
     """`step` as a scan has it. Its carry has a third part, the carry behind the last step of each sequence: selected in
     the loop, never stacked. What is not asked for is None and has no leaves."""
 
     def run(carries: Any, inputs: Any) -> Any:
         (carry, variables, last), (x, given, reset, time) = carries, inputs
         if reset is not None:
-            carry = _where(reset, first, carry)
+            carry = _where(reset, fresh, carry)
         carry, variables, y, made = step(carry, variables, x, given)
         if last_step is not None:
             last = _where(time == last_step, carry, last)

@@ -87,15 +87,15 @@ def test_resets_begin_a_sequence_anew(call):
     layer = RNN(cell, plan=bptt_jax.plans.parse("3*[4]"), return_carry=True)
     variables = in_double(layer.init(jax.random.key(0), inputs))
     resets = jax.random.bernoulli(jax.random.key(2), 0.2, inputs.shape[:2])
-    first = in_double(cell.initialize_carry(jax.random.key(0), (3, 5)))
-    first = jax.tree.map(lambda leaf: leaf + 0.5, first)
+    fresh = in_double(cell.initialize_carry(jax.random.key(0), (3, 5)))
+    first = jax.tree.map(lambda leaf: leaf + 0.5, fresh)  # of an episode that goes on from an earlier rollout
     steps = range(steps_in_all)[:: -1 if call.get("reverse") else 1]
 
     def loop(variables, inputs, first):
         carry, ys = first, {}
         for t in steps:
             where = resets[:, t, None]
-            carry = jax.tree.map(lambda a, b, where=where: jnp.where(where, a, b), first, carry)
+            carry = jax.tree.map(lambda a, b, where=where: jnp.where(where, a, b), fresh, carry)
             carry, ys[t] = cell.apply({"params": variables["params"]["cell"]}, carry, inputs[:, t])
         return carry, jnp.stack([ys[t] for t in sorted(ys)], 1)
 

@@ -68,7 +68,7 @@ def test_resets_restart_the_carry_and_nothing_else():
 
         def __call__(self, xs):
             _, before = self.layer(xs[:, :at], initial_carry=first)
-            carry, behind = self.layer(xs[:, at:], initial_carry=first)
+            carry, behind = self.layer(xs[:, at:])
             return carry, jnp.concatenate([before, behind], axis=1)
 
     (result, (gradient, xs_bar)), state = outcome(ours, xs, initial_carry=first, resets=resets)

@@ -18,7 +18,7 @@ def run(call, steps=5):
     xs = jnp.arange(1.0, 1 + 2 * steps).reshape(2, steps)
     variables = {"steps": jnp.int32(0), "sum": jnp.zeros(3)}
     given = jnp.broadcast_to(jnp.arange(float(steps))[:, None], (steps, 3))
-    scanned = recurrence(counting, jnp.zeros(2), variables, xs, (2,), given, call)
+    scanned = recurrence(counting, jnp.zeros(2), variables, xs, (2,), given, call, jnp.zeros(2))
     return xs, scanned.finish(*lax.scan(scanned.step, scanned.init, scanned.xs, reverse=scanned.reverse))
 
 

@@ -90,7 +90,8 @@ class Recurrent(nn.Module):
             returned is that behind each sequence's last step, and `reverse` leaves padding at the end.
           return_carry, time_major, reverse, keep_order: override the layer's own.
           resets: booleans (*batch, time), or (time, *batch) if `time_major`: before these steps the carry is set back
-            to the first one. `flax.linen.RNN` has no such thing.
+            to the cell's `initialize_carry`, as at the end of an episode, whatever
+            `initial_carry` is. `flax.linen.RNN` has no such thing.
 
         Returns:
           the outputs, or (last carry, outputs) if `return_carry`.
@@ -118,12 +119,14 @@ class Recurrent(nn.Module):
         batch = batch_shape(inputs, self.cell.num_feature_axes, call.time_major)
         time_axis = 0 if call.time_major else len(batch)
         shape = inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :]
-        if carry is None:
-            carry = self.cell.initialize_carry(jax.random.key(0) if key is None else key, shape)
+        fresh = None
+        if carry is None or call.resets is not None:
+            fresh = self.cell.initialize_carry(jax.random.key(0) if key is None else key, shape)
+        carry = fresh if carry is None else carry
         any_steps = inputs.shape[time_axis] > 0
         first = jnp.take(inputs, 0, time_axis) if any_steps else jnp.zeros(shape, inputs.dtype)
         lifted = lift_cell(self.cell, self._options().lift, carry, first, inputs.shape[time_axis])
-        run = recurrence(lifted.step, carry, lifted.variables, inputs, batch, lifted.given, call)
+        run = recurrence(lifted.step, carry, lifted.variables, inputs, batch, lifted.given, call, fresh)
         return lifted, run
 
 

@@ -77,7 +77,8 @@ class Recurrent(nnx.RNN):
           return_carry, time_major, reverse, keep_order: override the layer's own.
           rngs: keys for `initialize_carry`, instead of the layer's own.
           resets: booleans (*batch, time), or (time, *batch) if `time_major`: before these steps the carry is set back
-            to the first one. `flax.nnx.RNN` has no such thing.
+            to the cell's `initialize_carry`, as at the end of an episode, whatever
+            `initial_carry` is. `flax.nnx.RNN` has no such thing.
 
         Returns:
           the outputs, or (last carry, outputs) if `return_carry`.
@@ -112,15 +113,17 @@ class Recurrent(nnx.RNN):
         rngs = self.rngs if rngs is None else rngs
         if isinstance(rngs, nnx.Rngs):
             rngs = rngs.carry.fork()
-        if carry is None:
-            carry = self.cell.initialize_carry(inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :], rngs)
+        fresh = None
+        if carry is None or call.resets is not None:
+            fresh = self.cell.initialize_carry(inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :], rngs)
+        carry = fresh if carry is None else carry
         broadcast = nnx.All(nnx.RngState, self.broadcast_rngs)
         axes = nnx.StateAxes({broadcast: None, **_checked_axes(self.state_axes)})
         # Keys that all steps share are new for each call, as in Flax; behind it the streams are as before, one key on.
         only = self.broadcast_rngs
         streams = nnx.split_rngs(self.cell, splits=1, only=only, squeeze=True, graph=True, graph_updates=True)
         with streams, lifted_cell(self.cell, axes) as lifted:
-            yield lifted, recurrence(lifted.step, carry, lifted.carried, inputs, batch, lifted.given, call)
+            yield lifted, recurrence(lifted.step, carry, lifted.carried, inputs, batch, lifted.given, call, fresh)
 
 
 def check_cell(cell: Any, what: str) -> None:

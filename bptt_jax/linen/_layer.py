@@ -11,35 +11,24 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from bptt_jax._choose import Budget
 from bptt_jax._explain import Report
 from bptt_jax._explain import explain as explain_scan
-from bptt_jax._plan import Plan
-from bptt_jax._recurrent import Call, Recurrence, batch_shape, recurrence
-from bptt_jax._scan import checked_options, scan
+from bptt_jax._recurrent import Call, LayerOptions, Recurrence, batch_shape, recurrence
+from bptt_jax._scan import scan
 from bptt_jax.linen._lift import Lift, Lifted, lift_cell
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(LayerOptions):
     """How a layer runs its cell: the options of `flax.linen.RNN` and those of `bptt_jax.scan`. Hashable."""
 
-    budget: Budget = None
-    plan: Plan | None = None
-    differentiation: str = "reverse"
-    calibrate: bool = True
-    unroll: int | bool = 1
-    time_major: bool = False
-    return_carry: bool = False
-    reverse: bool = False
-    keep_order: bool = False
     variable_axes: Mapping[Any, Any] = FrozenDict()
     variable_broadcast: Any = "params"
     variable_carry: Any = False
     split_rngs: Mapping[Any, bool] = FrozenDict({"params": False})
 
     def __post_init__(self) -> None:
-        checked_options(self.budget, self.plan, self.differentiation, self.calibrate)
+        super().__post_init__()
         for name in ("variable_axes", "split_rngs"):
             object.__setattr__(self, name, FrozenDict(getattr(self, name)))
         for name in ("variable_broadcast", "variable_carry"):

@@ -10,35 +10,24 @@ from typing import Any
 import jax
 from flax import nnx
 
-from bptt_jax._choose import Budget
 from bptt_jax._explain import Report
 from bptt_jax._explain import explain as explain_scan
-from bptt_jax._plan import Plan
-from bptt_jax._recurrent import Call, Recurrence, batch_shape, recurrence
-from bptt_jax._scan import checked_options, scan
+from bptt_jax._recurrent import Call, LayerOptions, Recurrence, batch_shape, recurrence
+from bptt_jax._scan import scan
 from bptt_jax.nnx._lift import Lifted, lifted_cell
 
 _FLAGS = ("return_carry", "time_major", "reverse", "keep_order")
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(LayerOptions):
     """How a layer runs its cell: the options of `flax.nnx.RNN` and those of `bptt_jax.scan`. Hashable."""
 
-    budget: Budget = None
-    plan: Plan | None = None
-    differentiation: str = "reverse"
-    calibrate: bool = True
-    unroll: int | bool = 1
-    time_major: bool = False
-    return_carry: bool = False
-    reverse: bool = False
-    keep_order: bool = False
     state_axes: Mapping[Any, Any] | None = None
     broadcast_rngs: Any = None
 
     def __post_init__(self) -> None:
-        checked_options(self.budget, self.plan, self.differentiation, self.calibrate)
+        super().__post_init__()
         object.__setattr__(self, "state_axes", _checked_axes(self.state_axes))
         if isinstance(self.broadcast_rngs, list):
             object.__setattr__(self, "broadcast_rngs", tuple(self.broadcast_rngs))

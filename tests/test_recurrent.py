@@ -48,4 +48,4 @@ def test_variables_see_every_step_whatever_is_selected(reverse, lengths, resets)
 def test_a_carry_without_the_batch_is_refused():
     call = Call(resets=jnp.zeros((2, 5), bool))
     with pytest.raises(ValueError, match=r"resets need carries with the batch's axes, \(2,\), first.*shape \(\)"):
-        recurrence(counting, jnp.zeros(()), {}, jnp.zeros((2, 5)), (2,), None, call)
+        recurrence(counting, jnp.zeros(()), {}, jnp.zeros((2, 5)), (2,), None, call, jnp.zeros(()))

@@ -37,16 +37,26 @@ def predicted_time(plan: Plan, times: StepTimes, lowering: Lowering = "nested") 
     return steps * (times.recording + times.backward) + advances + counts.blocks * times.block
 
 
-# Of a gradient's time in the sweep: what each part of a plan after the first has to gain, since it is one more body.
-REST_TIME = 0.02
+# Of a gradient's time in the sweep: what each block of a plan after the first has to gain, since it is one more body to
+# compile, with its backward.
+BODY_TIME = 0.02
 
 
 def time_of(plan: Plan, profile: StepProfile) -> float:
     """What planners compare plans for a profile by: the predicted time of what runs, which for the sweep are blocks."""
     if profile.lowering == "nested":
         return predicted_time(plan, profile.times)
-    time = predicted_time(in_blocks(plan, profile.block_steps), profile.times, "sweep")
-    return time * (1 + REST_TIME * (len(plan.children) - 1 if isinstance(plan, Chain) else 0))
+    blocks = in_blocks(plan, profile.block_steps)
+    return predicted_time(blocks, profile.times, "sweep") * (1 + BODY_TIME * (max(_bodies(blocks), 1) - 1))
+
+
+def _bodies(plan: Plan) -> int:
+    """How many blocks of steps are written down in a plan."""
+
+    def count(node: Plan, children: Sequence[int]) -> int:
+        return int(node.n > 0) if isinstance(node, Steps) else sum(children)
+
+    return fold(plan, count)
 
 
 @dataclasses.dataclass(frozen=True)

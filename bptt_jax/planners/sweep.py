@@ -27,7 +27,7 @@ import numpy.typing as npt
 from bptt_jax._cost import chain_sums_bytes, cost, rest_bytes
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, in_blocks
 from bptt_jax._step_profile import StepProfile
-from bptt_jax._time import REST_TIME, time_of
+from bptt_jax._time import BODY_TIME, time_of
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -36,6 +36,7 @@ _COUNTS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 50, 64)  # of children, on 
 _MOST_LEVELS = 6
 _SHORT = 64  # leaves up to this long are all tried, longer ones on a geometric grid and where they divide
 _SHORT_SCAN = 10_000  # in longer ones, a rest of one block is nothing
+_TABULATED = 10**6  # steps; of longer scans blocks are bounded, not counted
 _TRIES = 64  # of the fastest by bounds that leave out what a second nest takes and what a rest takes beside its steps
 
 
@@ -123,7 +124,7 @@ class _Family:
 
     def plans(self) -> Iterator[tuple[float, Plan]]:
         """The most promising plans, with their bounds, which ascend."""
-        inner, products = _inner_counts(self.length)
+        inner, products = _inner_counts(self.length // self.n)
         for row in _ascending(self.bounds):
             k = int(self.counts[row])
             rest = self.length - k * self.n * int(products[row])
@@ -134,16 +135,17 @@ class _Family:
 
 
 def _families(profile: StepProfile, length: int, budget_bytes: int) -> Iterator[_Family]:
-    inner, products = _inner_counts(length)
     carry, sums_bytes = max(profile.carry_bytes, 1), chain_sums_bytes(profile)
+    rests = _rests(profile, length, budget_bytes)
     for n in _leaf_lengths(length):
         free = budget_bytes - cost(Steps(n), profile).peak_bytes
         # Below a Remat, blocks are one loop: two in a row would hold their arrays at once.
         if free < 0 or isinstance(in_blocks(Steps(n), profile.block_steps), Chain):
             continue
+        inner, products = _inner_counts(length // n)
         unit = n * products  # steps of a child of the outermost loop
         exact = np.where(length % unit == 0, length // unit, 0)
-        for counts in (exact, *_with_rest(profile, length, budget_bytes, unit)):
+        for counts in (exact, *rests.counts(length, unit)):
             has_rest = counts * unit < length
             fits = (counts + inner.sum(axis=1)) * carry + np.where(has_rest, sums_bytes, 0) <= free
             yield _Family(length, n, counts, _bounds(profile, length, n, counts, fits))
@@ -156,15 +158,17 @@ def _bounds(
     profile: StepProfile, length: int, n: int, counts: Ints, fits: npt.NDArray[np.bool_], again: int | None = None
 ) -> Floats:
     """Lower bounds on the times of plans; all but `again` steps of the rest are evaluated again, None: none are."""
-    inner, products = _inner_counts(length)
+    inner, products = _inner_counts(length // n)
     times, covered = profile.times, counts * n * products
     kept = length - covered if again is None else np.minimum(length - covered, again)
     advanced = covered * (1 + _advanced(inner)) + (length - covered - kept)
-    in_leaf, in_rest = (_blocks_of(steps, profile.block_steps) for steps in (np.array([n]), kept))
+    in_leaf, in_rest = (
+        _blocks_of(steps, profile.block_steps, length) for steps in (np.array([n]), np.maximum(kept, 0))
+    )
     blocks = covered // n * in_leaf * (2 + _advanced(inner)) + in_rest
     time = length * (times.recording + times.backward) + advanced * times.forward + blocks * times.block
     bounds: Floats = np.where(fits & (counts >= 2) & (covered <= length), time, np.inf)
-    return bounds * (1 + REST_TIME * (covered < length))
+    return bounds * (1 + BODY_TIME * (covered < length))
 
 
 @functools.lru_cache(maxsize=65536)
@@ -172,7 +176,7 @@ def _second_nest(steps: int, n: int, carries: int) -> tuple[Plan, ...] | None:
     """The fastest nest with leaves of n steps and at most so many carries that leaves at most n of so many steps."""
     if steps <= n:
         return (Steps(steps),)
-    inner, products = _inner_counts(max(steps // n, 2))
+    inner, products = _inner_counts(steps // n)
     counts = steps // (n * products)
     rests = steps - counts * n * products
     fits = (counts >= 2) & (counts + inner.sum(axis=1) <= carries) & (rests <= n)
@@ -194,31 +198,61 @@ def _ascending(bounds: Floats) -> list[int]:
     return [int(at) for at in least[np.argsort(bounds[least], kind="stable")] if np.isfinite(bounds[at])]
 
 
-def _blocks_of(steps: Ints, most_steps: int) -> Ints:
-    """Into how many blocks `in_blocks` cuts so many steps."""
-    loops = -(-steps // most_steps)
-    blocks: Ints = np.where(steps > most_steps, loops + (steps % np.maximum(loops, 1) > 0), np.minimum(steps, 1))
-    for equal in range(max(most_steps // 2, 1), most_steps + 1):
-        blocks = np.where((steps > most_steps) & (steps % equal == 0), steps // equal, blocks)
+def _blocks_of(steps: Ints, most_steps: int, length: int) -> Ints:
+    """Into how many blocks `in_blocks` cuts so many steps, which are at most `length`."""
+    blocks: Ints = _block_counts(most_steps, length)[steps] if length <= _TABULATED else -(-steps // most_steps)
     return blocks
 
 
-def _with_rest(profile: StepProfile, length: int, budget_bytes: int, unit: Ints) -> Iterator[Ints]:
-    """The least k1 whose rest fits: rests that are cut into blocks, and such of one block of at most so many steps.
+@functools.lru_cache(maxsize=16)
+def _block_counts(most_steps: int, length: int) -> Ints:
+    """`_blocks_of` for every number of steps up to `length`."""
+    steps = np.arange(length + 1)
+    loops = -(-steps // most_steps)
+    blocks: Ints = np.where(steps > most_steps, loops + (steps % np.maximum(loops, 1) > 0), np.minimum(steps, 1))
+    for equal in range(max(most_steps // 2, 1), most_steps + 1):
+        first = equal * (most_steps // equal + 1)  # the least multiple that is more than one block
+        blocks[first::equal] = steps[first::equal] // equal
+    return blocks
 
-    The rest shrinks by `unit` steps for each child, and each child takes a carry.
+
+@dataclasses.dataclass(frozen=True)
+class _Rests:
+    """What a rest that is kept may take of a budget, whatever the nest before it.
+
+    Attributes:
+      carry_bytes, residual_bytes: of a step.
+      cut_bytes: for the residuals of a rest that is cut into blocks.
+      most: the carries that there is room for beside a rest of one block, by its steps.
     """
-    carry, residual, longest = max(profile.carry_bytes, 1), profile.residual_bytes, profile.block_steps
+
+    carry_bytes: int
+    residual_bytes: int
+    cut_bytes: int
+    most: dict[int, int]
+
+    def counts(self, length: int, unit: Ints) -> Iterator[Ints]:
+        """The least k1 whose rest fits: rests that are cut into blocks, and such of one block of at most so many steps.
+
+        The rest shrinks by `unit` steps for each child, and each child takes a carry.
+        """
+        shrink = np.maximum(unit * self.residual_bytes - self.carry_bytes, 1)
+        yield np.maximum(-(-(length * self.residual_bytes - self.cut_bytes) // shrink), 2)
+        for steps, most in self.most.items():
+            least = np.maximum(-(-(length - steps) // unit), 2)
+            yield np.where(least <= most, least, length + 1)
+
+
+def _rests(profile: StepProfile, length: int, budget_bytes: int) -> _Rests:
+    carry, longest = max(profile.carry_bytes, 1), profile.block_steps
     free = budget_bytes - chain_sums_bytes(profile)
-    shrink = np.maximum(unit * residual - carry, 1)
-    cut_free = free - cost(Steps(longest), profile).peak_bytes - rest_bytes(Steps(longest), profile) - carry
-    yield np.maximum(-(-(length * residual - cut_free) // shrink), 2)
-    for steps in {max(longest * i // 4, 1) for i in range(1, 5)} if length <= _SHORT_SCAN else ():
-        # The most carries beside such a rest, and the fewest children that leave no more than it.
-        rest = Steps(steps)
-        most = (free - cost(rest, profile).peak_bytes - rest_bytes(rest, profile)) // carry
-        least = np.maximum(-(-(length - steps) // unit), 2)
-        yield np.where(least <= most, least, length + 1)
+
+    def left(rest: Plan) -> int:
+        return free - cost(rest, profile).peak_bytes - rest_bytes(rest, profile)
+
+    lengths = {max(longest * i // 4, 1) for i in range(1, 5)} if length <= _SHORT_SCAN else ()
+    most = {steps: left(Steps(steps)) // carry for steps in lengths}
+    return _Rests(carry, profile.residual_bytes, left(Steps(longest)) - carry, most)
 
 
 def _advanced(inner: Ints) -> npt.NDArray[np.float64]:
@@ -227,18 +261,23 @@ def _advanced(inner: Ints) -> npt.NDArray[np.float64]:
     return total
 
 
-@functools.lru_cache(maxsize=64)
-def _inner_counts(length: int) -> tuple[Ints, Ints]:
-    """All choices of k2, k3, ..., padded with zeros, and their products; at most `length`."""
+@functools.lru_cache(maxsize=1024)
+def _inner_counts(children: int) -> tuple[Ints, Ints]:
+    """All choices of k2, k3, ..., padded with zeros, and their products, that leave two of so many leaves at least."""
+    inner, products = _all_inner_counts()
+    keep = 2 * products <= max(children, 2)
+    return inner[keep], products[keep]
+
+
+@functools.cache
+def _all_inner_counts() -> tuple[Ints, Ints]:
     rows = [
         row + (0,) * (_MOST_LEVELS - 1 - len(row))
         for levels in range(_MOST_LEVELS)
         for row in itertools.combinations_with_replacement(_COUNTS, levels)
     ]
     inner = np.array(rows, dtype=np.int64)
-    products = np.where(inner > 0, inner, 1).prod(axis=1)
-    keep = 2 * products <= max(length, 2)
-    return inner[keep], products[keep]
+    return inner, np.where(inner > 0, inner, 1).prod(axis=1)
 
 
 @functools.lru_cache(maxsize=64)

@@ -14,7 +14,8 @@ _UNITS = {
 }
 _UNITS["KB"] = _UNITS["kB"]
 _SHAPE = re.compile(r"\s*(?P<number>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>%|[A-Za-z]+)\s*")
-_FORMS = 'bytes as an int, a string such as "64MiB", "1.5GB" or "5%", or None for no limit'
+_NUMBERS = 'bytes as an int, a string such as "64MiB", "1.5GB" or "5%", or None for no limit'
+_FORMS = _NUMBERS.replace(", or None", ', "auto" for what the device has free, or None')
 
 
 def budget_to_bytes(budget: object, store_all_bytes: int) -> int | None:
@@ -34,7 +35,7 @@ def budget_to_bytes(budget: object, store_all_bytes: int) -> int | None:
     if budget is None:
         return None
     if budget == "auto":
-        raise ValueError(f'budget="auto" is for what knows a device (scan, explain, layers); here use {_FORMS}.')
+        raise ValueError(f'budget="auto" is for what knows a device (scan, explain, layers); here use {_NUMBERS}.')
     if isinstance(budget, str):
         bytes_ = _parse(budget, store_all_bytes)
     elif not isinstance(budget, bool) and isinstance(budget, numbers.Integral):
@@ -54,5 +55,8 @@ def _parse(budget: str, store_all_bytes: int) -> int:
     if unit == "%":
         return max(math.ceil(number), int(number * store_all_bytes / 100))  # positive, also of a step without residuals
     if unit not in _UNITS:
-        raise ValueError(f"budget={budget!r} has the unknown unit {unit!r}; the units are %, {', '.join(_UNITS)}.")
+        meant = next((f" Did you mean {known!r}?" for known in _UNITS if known.lower() == unit.lower()), "")
+        raise ValueError(
+            f"budget={budget!r} has the unknown unit {unit!r}; the units are %, {', '.join(_UNITS)}.{meant}"
+        )
     return int(number * _UNITS[unit])

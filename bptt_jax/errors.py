@@ -5,6 +5,8 @@ Every message says what was asked, what was found, and what would work.
 
 from __future__ import annotations
 
+import fractions
+import math
 import types
 from collections.abc import Mapping
 
@@ -20,6 +22,14 @@ def format_bytes(count: int) -> str:
         return f"{count} B"
     size = count / 1024**power
     return f"{size:.{max(0, 2 - len(str(int(size))) + 1)}f} {'KMGT'[power - 1]}iB"
+
+
+def _as_percentage(budget: object, budget_bytes: int, smallest_bytes: int) -> str:
+    """The smallest budget as the percentage that it is, where a percentage was asked for; rounded up."""
+    if not isinstance(budget, str) or "%" not in budget or budget_bytes <= 0:
+        return ""
+    percent = fractions.Fraction(budget.strip().rstrip("%").strip()) * smallest_bytes / budget_bytes
+    return f', or "{math.ceil(percent * 100) / 100:.2f}%"'
 
 
 FIXED_PART = "the part that does not grow with the length"
@@ -44,7 +54,8 @@ class BudgetError(ValueError):
     ):
         message = (
             f"no plan for a scan of length {length} fits budget={budget!r}, which is {budget_bytes:,} bytes; "
-            f"the smallest that would do is budget={smallest_bytes} ({format_bytes(smallest_bytes)})."
+            f"the smallest that would do is budget={smallest_bytes} "
+            f"({format_bytes(smallest_bytes)}{_as_percentage(budget, budget_bytes, smallest_bytes)})."
         )
         if shares:
             parts = ", ".join(f"{name} {size:,} bytes" for name, size in shares.items())

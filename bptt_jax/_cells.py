@@ -1,4 +1,4 @@
-"""How a cell class is found once its name is bound to a layer class: pickle looks classes up by name."""
+"""Recurrent cells of either kind: how one is told, and found once its name is bound to a layer class."""
 
 from __future__ import annotations
 
@@ -18,3 +18,33 @@ def hide_behind_layer(cell_class: type) -> None:
     """Renames a cell class that is being decorated: its own name is about to be bound to the layer."""
     if found_by_name(cell_class) is not cell_class:
         cell_class.__qualname__ = f"{cell_class.__qualname__}.cell_class"
+
+
+def check_cell(cell: Any, what: str, module: type) -> None:
+    """Raises unless `cell`, a module or a class of modules, is a recurrent cell.
+
+    Args:
+      cell: what was given.
+      what: its name in the message.
+      module: the base class of the library's modules.
+    """
+    is_class = isinstance(cell, type)
+    owner = cell if is_class else type(cell)
+    wanted = ("initialize_carry", "num_feature_axes")
+    own = () if is_class else getattr(cell, "__dict__", ())
+    missing = [name for name in wanted if not (hasattr(owner, name) or name in own)]
+    if issubclass(owner, module) and not missing:
+        return
+    library = ".".join(module.__module__.split(".")[:2])
+    name = f"the class {cell.__name__}" if is_class else "None" if cell is None else f"an instance of {owner.__name__}"
+    no_module = f"which is no {library} module"
+    found = f"which has no {' and no '.join(missing)}" if issubclass(owner, module) else no_module
+    raise TypeError(
+        f"{what} must be a recurrent cell such as {library}.LSTMCell or a subclass of {library}.RNNCellBase, "
+        f"got {name}, {found}."
+    )
+
+
+def full_name(value: Any) -> str:
+    """The name of a value's class with the package it comes from."""
+    return f"{type(value).__module__.split('.')[0]}'s {type(value).__name__}"

@@ -18,12 +18,13 @@ try:
 except ImportError as error:
     raise ImportError("bptt_jax.linen needs Flax; install it with: python -m pip install 'bptt_jax[flax]'") from error
 
+from bptt_jax._cells import check_cell, full_name
 from bptt_jax._choose import Budget
 from bptt_jax._explain import Report
 from bptt_jax._plan import Plan
 from bptt_jax._share_budget import share_budget
 from bptt_jax.linen._class import layer_class
-from bptt_jax.linen._layer import Options, Recurrent, check_cell
+from bptt_jax.linen._layer import Options, Recurrent
 from bptt_jax.linen._stack import Stack
 
 __all__ = ["RNN", "Stack", "explain", "rnn", "share_budget"]
@@ -63,7 +64,7 @@ class RNN(Recurrent):
     def __post_init__(self) -> None:
         if isinstance(self.cell, type):
             raise TypeError(f"RNN.cell must be a cell, got the class {self.cell.__name__}; for that there is rnn(...).")
-        check_cell(self.cell, "RNN.cell")
+        check_cell(self.cell, "RNN.cell", nn.Module)
         self._options()
         super().__post_init__()
 
@@ -120,7 +121,7 @@ def rnn(
                 f"rnn(...) decorates a cell class, got an instance of {type(cell_class).__name__}; "
                 "for a cell there is RNN(cell, ...)."
             )
-        check_cell(cell_class, "what rnn(...) decorates")
+        check_cell(cell_class, "what rnn(...) decorates", nn.Module)
         return layer_class(Recurrent, cell_class, options, isinstance(unroll, bool))
 
     return decorate
@@ -154,7 +155,7 @@ def explain(
     True
     """
     if not isinstance(layer, Recurrent):
-        raise TypeError(f"explain needs a layer of bptt_jax.linen (RNN, or made by rnn), got {type(layer).__name__}.")
+        raise TypeError(f"explain needs a layer of bptt_jax.linen (RNN, or made by rnn), got {full_name(layer)}.")
     reports: list[Report] = []
 
     def inspect(variables: Any, xs: Any) -> None:

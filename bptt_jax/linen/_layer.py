@@ -117,18 +117,3 @@ class Recurrent(nn.Module):
         lifted = lift_cell(self.cell, self._options().lift, carry, first, inputs.shape[time_axis])
         run = recurrence(lifted.step, carry, lifted.variables, inputs, batch, lifted.given, call, fresh)
         return lifted, run
-
-
-def check_cell(cell: Any, what: str) -> None:
-    """Raises unless `cell` (a module or a class of modules) is a recurrent cell."""
-    wanted = ("initialize_carry", "num_feature_axes")
-    missing = [name for name in wanted if not hasattr(cell if isinstance(cell, type) else type(cell), name)]
-    module = issubclass(cell, nn.Module) if isinstance(cell, type) else isinstance(cell, nn.Module)
-    if module and not missing:
-        return
-    name = f"the class {cell.__name__}" if isinstance(cell, type) else f"an instance of {type(cell).__name__}"
-    found = "which is no flax.linen module" if not module else f"which has no {' and no '.join(missing)}"
-    raise TypeError(
-        f"{what} must be a recurrent cell such as flax.linen.LSTMCell or a subclass of flax.linen.RNNCellBase, "
-        f"got {name}, {found}."
-    )

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bptt_jax._cells import check_cell
+
 
 class Stack(nn.RNNCellBase):
     """Cells on top of each other as one cell: the y of each is the x of the next.
@@ -17,7 +19,10 @@ class Stack(nn.RNNCellBase):
     promise for all. The cells belong to the stack: its parameters are theirs, under "cells_0", "cells_1" and so on.
 
     Attributes:
-      cells: recurrent cells, the lowest first.
+      cells: recurrent cells, the lowest first; at least one.
+
+    Raises:
+      TypeError, ValueError: for anything else.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> from bptt_jax.linen import RNN
@@ -32,6 +37,12 @@ class Stack(nn.RNNCellBase):
     cells: Sequence[nn.RNNCellBase]
 
     def __post_init__(self) -> None:
+        if not self.cells:
+            raise ValueError("a Stack needs at least one cell, got none.")
+        for i, cell in enumerate(self.cells):
+            if isinstance(cell, type):
+                raise TypeError(f"cell {i} of a Stack is the class {cell.__name__}; give an instance of it.")
+            check_cell(cell, f"cell {i} of a Stack", nn.Module)
         # Made within a parent's `__call__` they would be the parent's.
         own = (cell if cell.parent is None or cell.parent is self else cell.copy(parent=None) for cell in self.cells)
         self.cells = tuple(own)

@@ -17,13 +17,16 @@ try:
 except ImportError as error:
     raise ImportError("bptt_jax.nnx needs Flax; install it with: python -m pip install 'bptt_jax[flax]'") from error
 
+from bptt_jax._cells import check_cell, full_name
 from bptt_jax._choose import Budget
 from bptt_jax._explain import Report
 from bptt_jax._plan import Plan
+from bptt_jax._share_budget import share_budget
 from bptt_jax.nnx._class import layer_class
-from bptt_jax.nnx._layer import Options, Recurrent, check_cell
+from bptt_jax.nnx._layer import Options, Recurrent
+from bptt_jax.nnx._stack import Stack
 
-__all__ = ["RNN", "explain", "rnn"]
+__all__ = ["RNN", "Stack", "explain", "rnn", "share_budget"]
 
 
 class RNN(Recurrent):
@@ -116,19 +119,21 @@ def rnn(
                 f"rnn(...) decorates a cell class, got an instance of {type(cell_class).__name__}; "
                 "for a cell there is RNN(cell, ...)."
             )
-        check_cell(cell_class, "what rnn(...) decorates")
+        check_cell(cell_class, "what rnn(...) decorates", nnx.Module)
         return layer_class(Recurrent, cell_class, options, rngs, isinstance(unroll, bool))
 
     return decorate
 
 
-def explain(layer: nnx.Module, xs: Any, *, target: Any = None) -> Report:
+def explain(layer: nnx.Module, xs: Any, *, target: Any = None, **call: Any) -> Report:
     """What a recurrent layer takes for these inputs, compiled but not run; see `bptt_jax.explain`.
 
     Args:
       layer: an `RNN` or a layer made by `rnn`; its state may be `jax.ShapeDtypeStruct`s, as `nnx.eval_shape` makes it.
       xs: inputs as for calling it, likewise.
       target: as for `bptt_jax.explain`.
+      **call: as for calling the layer (`seq_lengths`, `return_carry`, ...), since a carry that is selected, say, is
+        one more to keep.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp
@@ -138,13 +143,13 @@ def explain(layer: nnx.Module, xs: Any, *, target: Any = None) -> Report:
     True
     """
     if not isinstance(layer, Recurrent):
-        raise TypeError(f"explain needs a layer of bptt_jax.nnx (RNN, or made by rnn), got {type(layer).__name__}.")
+        raise TypeError(f"explain needs a layer of bptt_jax.nnx (RNN, or made by rnn), got {full_name(layer)}.")
     graphdef, state = nnx.split(layer, graph=True)
     reports: list[Report] = []
 
     def inspect(state: Any, xs: Any) -> None:
         copied: Any = nnx.merge(graphdef, state)
-        reports.append(copied._report(xs, target))
+        reports.append(copied._report(xs, target, **call))
 
     jax.eval_shape(inspect, state, xs)
     return reports[0]

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from bptt_jax._cells import check_cell
 from bptt_jax._explain import Report
 from bptt_jax._explain import explain as explain_scan
 from bptt_jax._recurrent import Call, LayerOptions, Recurrence, batch_shape, recurrence
@@ -37,7 +38,7 @@ class Recurrent(nnx.RNN):
     """A cell run over time. What the layers share: they differ in where the cell and the options come from."""
 
     def __init__(self, cell: Any, options: Options, rngs: Any):
-        check_cell(cell, "the cell of an RNN")
+        check_cell(cell, "the cell of an RNN", nnx.Module)
         # By Flax's constructor, with what it has: the state is that of its layer, keys for first carries included.
         super().__init__(cell, rngs=rngs)
         for field in dataclasses.fields(Options):
@@ -73,23 +74,25 @@ class Recurrent(nnx.RNN):
           the outputs, or (last carry, outputs) if `return_carry`.
         """
         flags = {"return_carry": return_carry, "time_major": time_major, "reverse": reverse, "keep_order": keep_order}
-        call = self._call(seq_lengths, resets, **flags)
+        call = self._call(seq_lengths=seq_lengths, resets=resets, **flags)
         with self._prepared(inputs, initial_carry, rngs, call) as (lifted, run):
             results = scan(run.step, run.init, run.xs, reverse=run.reverse, **self._scan_options)
             carry, carried, outputs, made = run.finish(*results)
             lifted.publish(carried, made)
         return (carry, outputs) if call.return_carry else outputs
 
-    def _report(self, inputs: jax.Array, target: Any) -> Report:
-        call = self._call(None, None, **dict.fromkeys(_FLAGS))
-        with self._prepared(inputs, None, None, call) as (_, run):
+    def _report(
+        self, inputs: jax.Array, target: Any, *, initial_carry: Any = None, rngs: Any = None, **call: Any
+    ) -> Report:
+        chosen = self._call(**(dict.fromkeys(("seq_lengths", "resets", *_FLAGS)) | call))
+        with self._prepared(inputs, initial_carry, rngs, chosen) as (_, run):
             return explain_scan(run.step, run.init, run.xs, reverse=run.reverse, target=target, **self._scan_options)
 
     @property
     def _scan_options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("budget", "plan", "differentiation", "calibrate", "unroll")}
 
-    def _call(self, seq_lengths: Any, resets: Any, **overrides: bool | None) -> Call:
+    def _call(self, *, seq_lengths: Any, resets: Any, **overrides: bool | None) -> Call:
         """The options of one call; those that are None are the layer's own."""
         chosen = {name: getattr(self, name) if given is None else given for name, given in overrides.items()}
         return Call(**chosen, seq_lengths=seq_lengths, resets=resets)
@@ -113,23 +116,6 @@ class Recurrent(nnx.RNN):
         streams = nnx.split_rngs(self.cell, splits=1, only=only, squeeze=True, graph=True, graph_updates=True)
         with streams, lifted_cell(self.cell, axes) as lifted:
             yield lifted, recurrence(lifted.step, carry, lifted.carried, inputs, batch, lifted.given, call, fresh)
-
-
-def check_cell(cell: Any, what: str) -> None:
-    """Raises unless `cell` (a module or a class of modules) is a recurrent cell."""
-    is_class = isinstance(cell, type)
-    owner = cell if is_class else type(cell)
-    module = issubclass(owner, nnx.Module)
-    wanted = ("initialize_carry", "num_feature_axes")
-    missing = [name for name in wanted if not (hasattr(owner, name) or (not is_class and name in vars(cell)))]
-    if module and not missing:
-        return
-    name = f"the class {cell.__name__}" if is_class else f"an instance of {owner.__name__}"
-    found = "which is no flax.nnx module" if not module else f"which has no {' and no '.join(missing)}"
-    raise TypeError(
-        f"{what} must be a recurrent cell such as flax.nnx.LSTMCell or a subclass of flax.nnx.RNNCellBase, "
-        f"got {name}, {found}."
-    )
 
 
 def _checked_axes(state_axes: Any) -> nnx.StateAxes:

@@ -1,0 +1,87 @@
+"""Several layers, one budget: a stack of cells that is one cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bptt_jax._cells import check_cell
+
+
+class Stack(nnx.RNNCellBase):
+    """Cells on top of each other as one cell: the y of each is the x of the next.
+
+    `RNN(Stack(cells), budget=...)` runs all layers in one scan. No sequence lies between them, and the budget is one
+    promise for all.
+
+    Args:
+      cells: recurrent cells, the lowest first; at least one.
+
+    Raises:
+      TypeError, ValueError: for anything else.
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> from bptt_jax.nnx import RNN
+    >>> rngs = nnx.Rngs(0)
+    >>> layers = RNN(Stack([nnx.LSTMCell(3, 8, rngs=rngs), nnx.GRUCell(8, 6, rngs=rngs)]), budget="40%")
+    >>> layers(jnp.ones((2, 100, 3))).shape
+    (2, 100, 6)
+    """
+
+    def __init__(self, cells: Sequence[Any]):
+        if not cells:
+            raise ValueError("a Stack needs at least one cell, got none.")
+        for i, cell in enumerate(cells):
+            if isinstance(cell, type):
+                raise TypeError(f"cell {i} of a Stack is the class {cell.__name__}; give an instance of it.")
+            check_cell(cell, f"cell {i} of a Stack", nnx.Module)
+        self.cells = nnx.List(cells)
+
+    def __call__(self, carry: Any, inputs: jax.Array) -> tuple[tuple[Any, ...], jax.Array]:
+        """One step of all cells.
+
+        Args:
+          carry: a tuple, the carry of each cell.
+          inputs: (*batch, *features).
+
+        Returns:
+          (the new carries, the y of the last cell).
+        """
+        carries = []
+        for cell, own in zip(self.cells, carry, strict=True):
+            new, inputs = cell(own, inputs)
+            carries.append(new)
+        return tuple(carries), inputs
+
+    def initialize_carry(
+        self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None
+    ) -> tuple[Any, ...]:
+        """The first carry of each cell, for inputs of this shape of the lowest; `carry_init` as the cells take it."""
+        options = {} if carry_init is None else {"carry_init": carry_init}
+        carries = []
+        for cell in self.cells:
+            carry = cell.initialize_carry(input_shape, rngs, **options)
+            carries.append(carry)
+            input_shape = _y_shape(cell, carry, input_shape)
+        return tuple(carries)
+
+    @property
+    def num_feature_axes(self) -> int:
+        """Those of the lowest cell's inputs."""
+        return int(self.cells[0].num_feature_axes)
+
+
+def _y_shape(cell: Any, carry: Any, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what a cell makes of inputs of this shape: cells do not tell, so a copy is tried on shapes alone."""
+    graphdef, state = nnx.split(cell)
+
+    def y(state: Any, carry: Any, x: jax.Array) -> Any:
+        copied: Any = nnx.merge(graphdef, state)
+        return copied(carry, x)[1]
+
+    return tuple(jax.eval_shape(y, state, carry, jnp.zeros(input_shape)).shape)

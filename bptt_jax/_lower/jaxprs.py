@@ -138,7 +138,7 @@ def needed(eqns: Sequence[Any], outputs: Iterable[Any], given: Iterable[Any] = (
 
 def has_inner_jaxpr(eqn: Any) -> bool:
     """Whether an equation is a call, a loop or a branch."""
-    return bool(_inner_jaxprs(eqn))
+    return bool(inner_jaxprs(eqn))
 
 
 def is_random(eqn: Any) -> bool:
@@ -161,16 +161,16 @@ def has_own_gradient(jaxpr: Any) -> bool:
     A rule need not be the derivative of its function; then higher derivatives depend on when it was applied. JAX's own
     (`jax.nn.relu`) are, and are told by where they are defined.
     """
-    return any(_is_own_rule(eqn) or any(map(has_own_gradient, _inner_jaxprs(eqn))) for eqn in jaxpr.eqns)
+    return any(_is_own_rule(eqn) or any(map(has_own_gradient, inner_jaxprs(eqn))) for eqn in jaxpr.eqns)
 
 
 def _is_own_rule(eqn: Any) -> bool:
     if eqn.primitive is not primitives.custom_jvp_call_p:
         return bool(eqn.primitive is primitives.custom_vjp_call_p)
-    return not any(_JAX_FOLDER in str(inner.debug_info.func_src_info) for inner in _inner_jaxprs(eqn))
+    return not any(_JAX_FOLDER in str(inner.debug_info.func_src_info) for inner in inner_jaxprs(eqn))
 
 
-def _inner_jaxprs(eqn: Any) -> list[Any]:
+def inner_jaxprs(eqn: Any) -> list[Any]:
     values = [q for p in eqn.params.values() for q in (p if isinstance(p, tuple | list) else [p])]
     return [getattr(q, "jaxpr", q) for q in values if isinstance(q, core.Jaxpr | core.ClosedJaxpr)]
 

@@ -2,7 +2,7 @@
 
 A weight that is used at each step is read from a cache and its gradient summed there, which is cheap while the weight
 is small against what a step would have to write and read again for a product outside the loop. Measured on two CPU
-cores (`python -m tests.bench.table`): with weights of 16 times a product's bytes the gradient of a scan takes 0.8 of
+cores (`python -m bptt_jax bench`): with weights of 16 times a product's bytes the gradient of a scan takes 0.8 of
 the time with products outside, with 2 times 1.2. On accelerators, launches dominate; fewer are better in any case.
 """
 

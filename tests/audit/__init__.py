@@ -1,21 +1,13 @@
 """The audit of the promise: for a grid of steps, lengths and budgets, the bytes asked for and those that XLA reports.
 
-Nothing is run; programs are compiled for abstract shapes.
-
-python -m tests.audit                 # the whole grid, some 2,300 programs: an hour on two cores
-python -m tests.audit --kinds lstm --lengths 100 --json audit.json
+Nothing is run; programs are compiled for abstract shapes. The suite audits a part, `python -m tests.audit` all.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
-import itertools
-import json
-import statistics
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -31,7 +23,6 @@ from bptt_jax.errors import BudgetError
 LENGTHS = (100, 997, 1000, 10_000)
 BUDGETS = 12
 LITTLE = 0.6  # of a budget; so little is used only where no faster plan fits
-MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,51 +232,3 @@ def audit(case: Case, count: int = BUDGETS) -> Iterator[Finding]:
     problem = case.problem()
     for asked in budgets(case, problem, count):
         yield examine(case, problem, asked)
-
-
-def summary(findings: Sequence[Finding]) -> str:
-    used = [finding.used for finding in findings]
-    over = sum(share > 1 for share in used)
-    return (
-        f"{len(used)} programs: {over} over what was asked; measured over asked: "
-        f"median {statistics.median(used):.3f}, from {min(used):.3f} to {max(used):.3f}"
-    )
-
-
-def _line(finding: Finding, problem: Problem) -> str:
-    flag = "OVER " if finding.used > 1 else ""
-    line = f"  {flag}asked {finding.asked} predicted {finding.predicted} measured {finding.measured} {finding.used:.3f}"
-    if finding.used < LITTLE:
-        line += " LOW" if could_be_faster(finding.case, problem, finding) else " (no faster plan fits)"
-    return f"{line} {finding.plan}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
-    parser.add_argument("--differentiation", nargs="+", default=["reverse", "any"])
-    parser.add_argument("--arguments", nargs="+", default=["weights", "all"])
-    parser.add_argument("--outputs", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--budgets", type=int, default=BUDGETS)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    jax.config.update("jax_enable_x64", True)
-    findings: list[Finding] = []
-    grid = itertools.product(
-        options.kinds, options.lengths, options.differentiation, options.arguments, options.outputs
-    )
-    for kind, length, differentiation, arguments, outputs in grid:
-        case = Case(kind, length, differentiation, arguments, bool(outputs))
-        problem, found = case.problem(), list(audit(case, options.budgets))
-        findings += found
-        print(f"{kind} {length} {differentiation} {arguments} {'ys' if outputs else '-'}: {summary(found)}", flush=True)
-        for finding in found:
-            print(_line(finding, problem), flush=True)
-    print(summary(findings))
-    if options.json:
-        options.json.write_text(json.dumps([dataclasses.asdict(f) | {"used": f.used} for f in findings], indent=1))
-
-
-if __name__ == "__main__":
-    main()

@@ -9,12 +9,13 @@ import jax
 import pytest
 from jax import lax
 
-from tests.bench.cells import CELLS
-from tests.bench.peers import MIB, Scan, gradient, ours
+from bptt_jax._bench.cells import CELLS
+from bptt_jax._bench.peers import Scan, gradient, ours
 from tests.launches import launches
 from tests.targets import TargetMissingError, h100
 
 LENGTH = 1000
+MIB = 2**20
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def measured(scan: Scan) -> tuple[int, int]:
         sharding = jax.sharding.SingleDeviceSharding(h100())
     except TargetMissingError as error:
         pytest.skip(str(error))
-    problem = CELLS["plain LSTM"](16, 256)
+    problem = CELLS["lstm"](16, 256)
     arguments = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         (problem.params, problem.init, problem.xs_shape(LENGTH)),

@@ -17,7 +17,8 @@ import pytest
 from jax import lax
 
 import bptt_jax
-from tests.bench.peers import MIB
+
+MIB = 2**20
 
 STEPS, BATCH, WIDTH, INPUTS = 10**6, 4, 128, 16
 BUDGET = 64 * MIB

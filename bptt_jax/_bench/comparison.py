@@ -1,0 +1,178 @@
+"""One cell at one size by every method: what each takes in bytes, in time, in evaluations of the step."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+from jax import lax
+
+from bptt_jax._bench.cells import CELLS, Problem
+from bptt_jax._bench.floor import product_flops, product_rate
+from bptt_jax._bench.peers import (
+    Program,
+    Scan,
+    Timing,
+    checkpointed_step,
+    compare,
+    compile_program,
+    equinox,
+    evaluations,
+    gradient,
+    nests,
+    ours,
+)
+from bptt_jax._choose import Budget
+from bptt_jax._explain import explain
+from bptt_jax._notation import notation
+from bptt_jax.errors import BudgetError, format_bytes
+
+EQUINOX_SLOTS = (10, 16, 44)
+Progress = Callable[[str, float], None]  # what is being done, and which share of all is behind
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One method.
+
+    Attributes:
+      method: its name.
+      temp_bytes: that XLA reports.
+      time_ratio: median of its time over that of `lax.scan`'s run right before it.
+      seconds: that ratio times the median of `lax.scan`'s.
+      compile_seconds: to trace, plan and compile, without calibrating.
+      calibrate_seconds: paid once in a process for a kind of step.
+      forward_steps: evaluations of the step.
+      floor_ratio: its time over that of the products alone; None for a step without any.
+      plan: for this library.
+      error: why there is nothing, as of a budget that cannot be met; "" otherwise.
+    """
+
+    method: str
+    temp_bytes: int = 0
+    time_ratio: float = math.inf
+    seconds: float = math.inf
+    compile_seconds: float = 0.0
+    calibrate_seconds: float = 0.0
+    forward_steps: int = 0
+    floor_ratio: float | None = None
+    plan: str = ""
+    error: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """All methods for one cell at one size.
+
+    Attributes:
+      cell, batch, width, length: of the scan.
+      device, jax_version: where it ran.
+      product_flops: of the gradient by `lax.scan`.
+      product_rate: of this device, in FLOPs per second.
+      rows: `lax.scan` first.
+    """
+
+    cell: str
+    batch: int
+    width: int
+    length: int
+    device: str
+    jax_version: str
+    product_flops: int
+    product_rate: float
+    rows: tuple[Row, ...]
+
+
+def measure(
+    cell: str, batch: int, width: int, length: int, budgets: Sequence[Budget], seconds: float, progress: Progress
+) -> Comparison:
+    """Compiles and runs every method.
+
+    Args:
+      cell: one of `CELLS`.
+      batch, width, length: of the problem.
+      budgets: that this library is measured with.
+      seconds: about which each method is timed for; at least 5 rounds.
+      progress: is told what is being done.
+    """
+    problem = CELLS[cell](batch, width)
+    xs = problem.xs(length)
+    baseline = compile_program("lax.scan", lax.scan, problem, xs)
+    peers = _peers(length)
+    programs, rows = [], [_row(baseline, length)]
+    for done, (name, scan) in enumerate(peers.items()):
+        progress(f"compiling {name}", 0.5 * done / (len(peers) + len(budgets)))
+        programs.append(compile_program(name, scan, problem, xs))
+        rows.append(_row(programs[-1], evaluations(scan, length)))
+    for done, budget in enumerate(budgets, start=len(peers)):
+        progress(f"planning and compiling for {budget or 'no budget'}", 0.5 * done / (len(peers) + len(budgets)))
+        program, row = _with_budget(budget, problem, xs)
+        programs.append(program)
+        rows.append(row)
+    timing = compare(programs, baseline, seconds * len(programs), lambda share: progress("running", 0.5 + share / 2))
+    flops = product_flops(jax.make_jaxpr(gradient(problem, lax.scan))(*baseline.arguments).jaxpr)
+    rate = product_rate(str(problem.x.dtype))
+    timed = [_timed(row, ratio, timing, flops / rate) for row, ratio in zip(rows, [1.0, *timing.ratios], strict=True)]
+    device = jax.devices()[0].device_kind
+    return Comparison(cell, batch, width, length, device, jax.__version__, flops, rate, tuple(_best_nests(timed)))
+
+
+def _peers(length: int) -> dict[str, Scan]:
+    """What is compared with, by name."""
+    peers = {"scan(checkpoint(step))": checkpointed_step, **nests(length)}
+    if importlib.util.find_spec("equinox") is not None:
+        peers |= {f"Equinox, {slots} slots": equinox(slots) for slots in EQUINOX_SLOTS if slots < length}
+    return peers
+
+
+def _with_budget(budget: Budget, problem: Problem, xs: jax.Array) -> tuple[Program, Row]:
+    """This library. It is explained first, which calibrates, so that compiling can be timed without."""
+    method = f"bptt_jax, {'no budget' if budget is None else budget}"
+    try:
+        report = explain(lambda carry, x: problem.step(problem.params, carry, x), problem.init, xs, budget=budget)
+    except BudgetError as error:
+        short = f"the smallest budget is {format_bytes(error.smallest_bytes)}"
+        return Program(method, None, (), 0, 0.0, short), Row(method, error=short)
+    program = compile_program(method, ours(budget), problem, xs)
+    assert report.effort is not None
+    seconds = program.compile_seconds + report.effort.plan_seconds  # which `explain` spared it
+    row = dataclasses.replace(_row(program, report.forward_steps), compile_seconds=seconds)
+    return program, dataclasses.replace(
+        row, calibrate_seconds=report.effort.calibrate_seconds, plan=notation(report.plan)
+    )
+
+
+def _row(program: Program, forward_steps: int) -> Row:
+    """What is known before it has run."""
+    return Row(
+        program.method,
+        temp_bytes=program.temp_bytes,
+        compile_seconds=program.compile_seconds,
+        forward_steps=forward_steps,
+        error=program.error,
+    )
+
+
+def _timed(row: Row, ratio: float, timing: Timing, floor_seconds: float) -> Row:
+    if row.error:
+        return row
+    seconds = ratio * timing.baseline_seconds
+    floor_ratio = seconds / floor_seconds if floor_seconds else None
+    return dataclasses.replace(row, time_ratio=ratio, seconds=seconds, floor_ratio=floor_ratio)
+
+
+def _best_nests(rows: Sequence[Row]) -> list[Row]:
+    """Without the nests that another one equals or betters in time and in bytes."""
+    by_hand = [row for row in rows if row.method.startswith("nest ")]
+
+    def is_bettered(row: Row) -> bool:
+        return any(
+            other.time_ratio <= row.time_ratio and other.temp_bytes <= row.temp_bytes
+            for other in by_hand
+            if other is not row
+        )
+
+    return [row for row in rows if row not in by_hand or not is_bettered(row)]

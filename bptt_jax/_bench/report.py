@@ -1,0 +1,124 @@
+"""Comparisons for people: a table for the terminal or for Markdown, JSON, and a plot of bytes against time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from bptt_jax._bench.comparison import Comparison, Row
+from bptt_jax.errors import format_bytes
+
+_HEAD = ("method", "temporaries", "of lax.scan", "time", "of lax.scan", "of products", "steps", "compile", "plan")
+_COLOURS = {"bptt_jax": "#d95f02", "Equinox": "#7570b3", "nest": "#1b9e77", "scan(": "#666666", "lax.": "#000000"}
+
+
+def table(comparison: Comparison, *, markdown: bool = False) -> Table:
+    """A line for each method: bytes, times, and evaluations of the step."""
+    found = Table(
+        *_HEAD[:1],
+        title=None if markdown else title(comparison),
+        caption=None if markdown else caption(comparison),
+        box=box.MARKDOWN if markdown else box.SIMPLE_HEAD,
+    )
+    for name in _HEAD[1:-1]:
+        found.add_column(name, justify="right", no_wrap=True)
+    found.add_column(_HEAD[-1])
+    for row in comparison.rows:
+        style = "bold" if row.method.startswith("bptt_jax") else None
+        found.add_row(*_cells(row, comparison), style=style)
+    return found
+
+
+def title(comparison: Comparison) -> str:
+    size = f"batch {comparison.batch}, width {comparison.width}, {comparison.length:,} steps"
+    return f"gradient of {comparison.cell}: {size}; {comparison.device}, JAX {comparison.jax_version}"
+
+
+def caption(comparison: Comparison) -> str:
+    """What the columns are."""
+    products = ""
+    if comparison.product_flops:
+        products = (
+            f" of products: time over that of its {comparison.product_flops / 1e9:.3g} GFLOP of matrix products"
+            f" at the {comparison.product_rate / 1e9:.3g} GFLOP/s that this device reaches;"
+        )
+    return (
+        "time: medians of runs interleaved with lax.scan's;"
+        f"{products} steps: evaluations of the step; compile: without calibrating, which is paid once"
+    )
+
+
+def _cells(row: Row, comparison: Comparison) -> tuple[str, ...]:
+    if row.error:
+        return (row.method, *["–"] * (len(_HEAD) - 2), row.error)
+    share = row.temp_bytes / max(comparison.rows[0].temp_bytes, 1)
+    floor = "–" if row.floor_ratio is None else f"{row.floor_ratio:.2f}"
+    steps, compiling = f"{row.forward_steps:,}", f"{row.compile_seconds:.2f} s"
+    if row.calibrate_seconds:
+        compiling += f" + {row.calibrate_seconds:.2f}"
+    time = f"{row.seconds * 1e3:.3g} ms" if row.seconds < 1 else f"{row.seconds:.3g} s"
+    return (
+        row.method,
+        format_bytes(row.temp_bytes),
+        f"{share:.1%}",
+        time,
+        f"{row.time_ratio:.2f}",
+        floor,
+        steps,
+        compiling,
+        row.plan,
+    )
+
+
+def write_json(comparisons: Sequence[Comparison], path: Path) -> None:
+    """All figures; what has no program has null for its times."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    found = [finite(dataclasses.asdict(comparison)) for comparison in comparisons]
+    path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+
+
+def plot(comparison: Comparison, path: Path | None = None, axes: Any = None) -> Any:
+    """Temporaries against time, both beside `lax.scan`'s, with matplotlib: on the given axes or a new figure.
+
+    Returns:
+      the axes.
+    """
+    from matplotlib.figure import Figure  # here, for tables are made where no matplotlib is
+
+    if axes is None:
+        axes = Figure(figsize=(8, 5), layout="constrained").add_subplot()
+    rows = [row for row in comparison.rows if not row.error]
+    whole = max(comparison.rows[0].temp_bytes, 1)
+    for prefix, colour in _COLOURS.items():
+        points = sorted((row.temp_bytes / whole, row.time_ratio) for row in rows if row.method.startswith(prefix))
+        if points:
+            shares, ratios = zip(*points, strict=True)
+            line = "-o" if prefix == "bptt_jax" else "o"
+            axes.plot(shares, ratios, line, color=colour, label=_label(prefix, rows))
+    axes.axhline(1, color="#bbbbbb", linewidth=0.8, zorder=0)
+    axes.set(xscale="log", xlabel="temporaries, of lax.scan's", ylabel="time, of lax.scan's", title=title(comparison))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3%}".rstrip("0%").rstrip(".") + "%")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    if path is not None:
+        axes.figure.savefig(path, dpi=150)
+    return axes
+
+
+def _label(prefix: str, rows: Sequence[Row]) -> str:
+    names = {"bptt_jax": "bptt_jax over budgets", "nest": "nests by hand", "Equinox": "Equinox over slots"}
+    return names.get(prefix) or next(row.method for row in rows if row.method.startswith(prefix))

@@ -1,0 +1,125 @@
+"""The audit as a command: a Markdown table by kind of step, every finding as JSON, and a picture.
+
+python -m tests.audit                 # the whole grid, some 2,300 programs: half an hour on two cores
+python -m tests.audit --kinds lstm --lengths 100 --json audit.json --plot audit.png
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from tests.audit import BUDGETS, KINDS, LENGTHS, LITTLE, Case, Finding, audit, could_be_faster
+
+
+@dataclasses.dataclass(frozen=True)
+class Audited:
+    """A finding, and whether it used so little of its budget that a faster plan would have fitted."""
+
+    finding: Finding
+    wasteful: bool
+
+
+def audited(case: Case, budgets: int) -> list[Audited]:
+    problem = case.problem()
+    return [
+        Audited(finding, finding.used < LITTLE and could_be_faster(case, problem, finding))
+        for finding in audit(case, budgets)
+    ]
+
+
+def prepare() -> None:
+    """What a process that audits is set to. LLVM's optimisations change no byte of what XLA reports."""
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+
+
+HEAD = """| step | derivatives | programs | over what was asked | measured / asked: median | least | could be faster |
+|---|---|---|---|---|---|---|"""
+
+
+def row(name: str, differentiation: str, found: Sequence[Audited]) -> str:
+    used = [one.finding.used for one in found]
+    over, wasteful = sum(share > 1 for share in used), sum(one.wasteful for one in found)
+    figures = f"{statistics.median(used):.2f} | {min(used):.2f}"
+    return f"| {name} | {differentiation} | {len(used)} | {over} | {figures} | {wasteful} |"
+
+
+def plot(found: Sequence[Audited], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for kind in KINDS:
+        ours = [one.finding for one in found if one.finding.case.kind == kind]
+        axes.semilogx([f.asked / 2**20 for f in ours], [f.used for f in ours], ".", alpha=0.6, label=kind)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set(xlabel="asked, MiB", ylabel="measured by XLA, of what was asked", ylim=(0, 1.1))
+    axes.legend(frameon=False, ncols=3, loc="lower right")
+    figure.savefig(path, dpi=150)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
+    parser.add_argument("--differentiation", nargs="+", choices=["reverse", "any"], default=["reverse", "any"])
+    parser.add_argument("--arguments", nargs="+", choices=["weights", "all"], default=["weights", "all"])
+    parser.add_argument("--outputs", nargs="+", type=int, choices=[0, 1], default=[0, 1])
+    parser.add_argument("--budgets", type=int, default=BUDGETS)
+    parser.add_argument("--json", type=Path, help="where to write all findings")
+    parser.add_argument("--plot", type=Path, help="where to draw them")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    grid = itertools.product(
+        options.kinds, options.lengths, options.differentiation, options.arguments, options.outputs
+    )
+    cases = [Case(*given[:4], bool(given[4])) for given in grid]
+    found: list[Audited] = []
+    # Not forked: JAX has threads.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), context, prepare) as pool:
+        running = [pool.submit(audited, case, options.budgets) for case in cases]
+        done = concurrent.futures.as_completed(running)
+        for future in track(done, "auditing", len(running), console=Console(stderr=True)):
+            found += future.result()
+            for one in future.result():
+                if one.finding.used > 1 or one.wasteful:
+                    print(
+                        "OVER" if one.finding.used > 1 else "could be faster", one.finding, file=sys.stderr, flush=True
+                    )
+    print(HEAD)
+    for differentiation, kind in itertools.product(options.differentiation, options.kinds):
+        case_of = [one for one in found if one.finding.case.kind == kind]
+        print(row(kind, differentiation, [o for o in case_of if o.finding.case.differentiation == differentiation]))
+    for differentiation in options.differentiation:
+        print(row("all", differentiation, [o for o in found if o.finding.case.differentiation == differentiation]))
+    if options.json:
+        figures = [
+            dataclasses.asdict(one.finding) | {"used": one.finding.used, "wasteful": one.wasteful} for one in found
+        ]
+        options.json.write_text(json.dumps(figures, indent=1))
+    if options.plot:
+        plot(found, options.plot)
+    sys.exit(any(one.finding.used > 1 for one in found))
+
+
+if __name__ == "__main__":
+    main()

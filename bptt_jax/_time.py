@@ -39,7 +39,7 @@ def predicted_time(plan: Plan, times: StepTimes, lowering: Lowering = "nested") 
 
 # Of a gradient's time in the sweep: what each block of a plan after the first has to gain, since it is one more body to
 # compile, with its backward.
-BODY_TIME = 0.02
+BODY_TIME = 0.01
 
 
 def time_of(plan: Plan, profile: StepProfile) -> float:

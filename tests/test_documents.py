@@ -7,6 +7,9 @@ from pathlib import Path
 
 import jax
 import pytest
+from click.testing import CliRunner
+
+from bptt_jax._cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -29,7 +32,8 @@ def without_measurement(report):
     return [line.rstrip() for line in report.splitlines() if line.strip() and not line.startswith(left_out)]
 
 
-def test_readme_code_runs_and_prints_what_it_shows(lax_modes, capsys):
+def test_readme_code_runs_and_prints_what_it_shows(lax_modes, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```(python|text)\n(.*?)```", README, flags=re.DOTALL)
     assert [kind for kind, _ in blocks].count("text") == 1
     namespace = {}
@@ -39,6 +43,19 @@ def test_readme_code_runs_and_prints_what_it_shows(lax_modes, capsys):
             exec(compile(text, "README.md", "exec"), namespace)
         else:
             assert without_measurement(capsys.readouterr().out) == without_measurement(text)
+    assert (tmp_path / "plan.png").exists()
+
+
+def test_readme_commands_are_those_of_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^    python -m bptt_jax (plan|bench) (.*)$", README, flags=re.MULTILINE)
+    assert {name for name, _ in commands} == {"plan", "bench"}
+    for name, options in commands:
+        command = main.commands[name]
+        command.make_context(name, options.split())  # reads the options
+        if name == "plan":
+            assert CliRunner().invoke(main, [name, *options.split()]).exit_code == 0
+    assert (tmp_path / "plan.svg").exists()
 
 
 def test_readme_before_and_after_is_short():

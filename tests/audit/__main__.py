@@ -5,12 +5,9 @@ python -m tests.audit --kinds lstm --lengths 100 --json audit.json --plot audit.
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
 import itertools
 import json
-import multiprocessing
-import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -19,32 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from tests.audit import BUDGETS, KINDS, LENGTHS, LITTLE, Case, Finding, audit, could_be_faster
-
-
-@dataclasses.dataclass(frozen=True)
-class Audited:
-    """A finding, and whether it used so little of its budget that a faster plan would have fitted."""
-
-    finding: Finding
-    wasteful: bool
-
-
-def audited(case: Case, budgets: int) -> list[Audited]:
-    problem = case.problem()
-    return [
-        Audited(finding, finding.used < LITTLE and could_be_faster(case, problem, finding))
-        for finding in audit(case, budgets)
-    ]
-
-
-def prepare() -> None:
-    """What a process that audits is set to. LLVM's optimisations change no byte of what XLA reports."""
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
-    import jax
-
-    jax.config.update("jax_enable_x64", True)
-
+from tests.audit import BUDGETS, KINDS, LENGTHS, Case
+from tests.audit.parallel import Audited, run
 
 HEAD = """| step | derivatives | programs | over what was asked | measured / asked: median | least | could be faster |
 |---|---|---|---|---|---|---|"""
@@ -93,18 +66,12 @@ def main() -> None:
     )
     cases = [Case(*given[:4], bool(given[4])) for given in grid]
     found: list[Audited] = []
-    # Not forked: JAX has threads.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), context, prepare) as pool:
-        running = [pool.submit(audited, case, options.budgets) for case in cases]
-        done = concurrent.futures.as_completed(running)
-        for future in track(done, "auditing", len(running), console=Console(stderr=True)):
-            found += future.result()
-            for one in future.result():
-                if one.finding.used > 1 or one.wasteful:
-                    print(
-                        "OVER" if one.finding.used > 1 else "could be faster", one.finding, file=sys.stderr, flush=True
-                    )
+    done = run(cases, options.budgets)
+    for several in track(done, "auditing", len(cases), console=Console(stderr=True)):
+        found += several
+        for one in several:
+            if one.finding.used > 1 or one.wasteful:
+                print("OVER" if one.finding.used > 1 else "could be faster", one.finding, file=sys.stderr, flush=True)
     print(HEAD)
     for differentiation, kind in itertools.product(options.differentiation, options.kinds):
         case_of = [one for one in found if one.finding.case.kind == kind]

@@ -1,0 +1,41 @@
+"""Cases of the audit on every core, in processes of their own."""
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+
+from tests.audit import LITTLE, Case, Finding, audit, could_be_faster
+
+
+@dataclasses.dataclass(frozen=True)
+class Audited:
+    """A finding, and whether it used so little of its budget that a faster plan would have fitted."""
+
+    finding: Finding
+    wasteful: bool
+
+
+def audited(case: Case, budgets: int) -> list[Audited]:
+    problem = case.problem()
+    return [
+        Audited(finding, finding.used < LITTLE and could_be_faster(case, problem, finding))
+        for finding in audit(case, budgets)
+    ]
+
+
+def prepare() -> None:
+    """What a process that audits is set to. LLVM's optimisations change no byte of what XLA reports."""
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+
+
+def run(cases: Sequence[Case], budgets: int) -> Iterator[list[Audited]]:
+    """The findings of the cases, as they are done."""
+    context = multiprocessing.get_context("spawn")  # not forked, for JAX has threads
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), context, prepare) as pool:
+        for future in concurrent.futures.as_completed([pool.submit(audited, case, budgets) for case in cases]):
+            yield future.result()

@@ -32,7 +32,9 @@ def table(comparison: Comparison, *, markdown: bool = False) -> Table:
     found.add_column(_HEAD[-1])
     for row in comparison.rows:
         style = "bold" if row.method.startswith("bptt_jax") else None
-        found.add_row(*_cells(row, comparison), style=style)
+        cells = _cells(row, comparison)
+        plan = f"`{row.plan}`" if markdown and row.plan else cells[-1]  # its stars are none of Markdown's
+        found.add_row(*cells[:-1], plan, style=style)
     return found
 
 

@@ -3,6 +3,7 @@
 python -m pytest tests/bench/test_peers.py -s -o addopts=""
 """
 
+import itertools
 import statistics
 import sys
 
@@ -98,6 +99,13 @@ def test_faster_than_equinox_in_no_more_bytes():
             if not (ratio < 1 and program.temp_bytes <= theirs.temp_bytes):
                 slower.append((cell, slots))
     assert not slower
+
+
+def test_more_bytes_take_no_more_time():
+    """Beyond what runs differ by."""
+    print()
+    ratios = against_lax_scan("lstm", 16, 256, [2, 3, 5, 10, 20, 50, 80, None])
+    assert all(more <= 1.1 * less for less, more in itertools.pairwise(ratios))
 
 
 def forget_compilations() -> None:

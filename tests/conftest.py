@@ -1,9 +1,9 @@
 """Strict modes for every test: double precision, no silent promotion of dtypes or ranks."""
 
-import os
-
 import jax
 import pytest
+
+from tests.quick_to_compile import compile_quickly
 
 _STRICT = {
     "jax_enable_x64": True,
@@ -13,9 +13,8 @@ _STRICT = {
 
 
 def pytest_configure(config):
-    """Most of a test takes LLVM, whose optimisations change neither bytes nor sums; where time counts they stay on."""
-    if not any("bench" in argument for argument in config.args):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+    if not any("bench" in argument for argument in config.args):  # where time counts
+        compile_quickly()
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ def test_explain_of_shapes_alone():
     report = bptt_jax.nnx.explain(layer, jax.ShapeDtypeStruct((4, 300, 5), jnp.float64))
     assert report.measured_bytes <= report.budget_bytes
     assert report.forward_steps <= 600
-    with pytest.raises(TypeError, match=r"explain needs a layer of bptt_jax\.nnx .*, got LSTMCell"):
+    with pytest.raises(TypeError, match=r"explain needs a layer of bptt_jax\.nnx .*, got flax's LSTMCell"):
         bptt_jax.nnx.explain(nnx.LSTMCell(5, 4, rngs=nnx.Rngs(0)), inputs())
 
 

@@ -6,7 +6,10 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 
+import jax
+
 from tests.audit import LITTLE, Case, Finding, audit, could_be_faster
+from tests.quick_to_compile import compile_quickly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +29,7 @@ def audited(case: Case, budgets: int) -> list[Audited]:
 
 
 def prepare() -> None:
-    """What a process that audits is set to. LLVM's optimisations change no byte of what XLA reports."""
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
-    import jax
-
+    compile_quickly()
     jax.config.update("jax_enable_x64", True)
 
 

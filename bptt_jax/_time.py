@@ -37,9 +37,9 @@ def predicted_time(plan: Plan, times: StepTimes, lowering: Lowering = "nested") 
     return steps * (times.recording + times.backward) + advances + counts.blocks * times.block
 
 
-# Of a gradient's time in the sweep: what each block of a plan after the first has to gain, since it is one more body to
-# compile, with its backward.
-BODY_TIME = 0.01
+# What the second block of a plan for the sweep has to gain, and each further one, as a share of the gradient's time: it
+# is one more body to compile, with its backward, and with two of them compiling takes up to three times lax.scan's.
+SECOND_BODY, FURTHER_BODY = 0.002, 0.02
 
 
 def time_of(plan: Plan, profile: StepProfile) -> float:
@@ -47,7 +47,9 @@ def time_of(plan: Plan, profile: StepProfile) -> float:
     if profile.lowering == "nested":
         return predicted_time(plan, profile.times)
     blocks = in_blocks(plan, profile.block_steps)
-    return predicted_time(blocks, profile.times, "sweep") * (1 + BODY_TIME * (max(_bodies(blocks), 1) - 1))
+    further = _bodies(blocks) - 2
+    charge = 0.0 if further < 0 else SECOND_BODY + FURTHER_BODY * further
+    return predicted_time(blocks, profile.times, "sweep") * (1 + charge)
 
 
 def _bodies(plan: Plan) -> int:

@@ -11,12 +11,13 @@ import bptt_jax
 
 PACKAGE = Path(bptt_jax.__file__).parent
 
-# Rows from the bottom up. The first nine are pure: plain Python and NumPy.
+# Rows from the bottom up. The first ten are pure: plain Python and NumPy.
 ROWS = [
     ["errors", "_plan", "_step_profile", "_budget"],
     ["_notation", "_simulate", "_time"],
     ["_cost", "_render", "_picture"],
     ["plans"],
+    ["planners._tables"],
     ["planners.paper", "planners.exact", "planners.sweep", "planners._reach"],
     ["planners._search"],
     ["planners._smallest"],
@@ -49,7 +50,7 @@ ROWS = [
     ["__main__"],
     [""],
 ]
-PURE_ROWS = 9
+PURE_ROWS = 10
 WITHIN_A_ROW = {("_step_profile", "_plan")}
 
 

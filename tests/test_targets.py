@@ -11,7 +11,7 @@ from bptt_jax.errors import BudgetError
 from tests import targets
 from tests.audit import KINDS
 
-SHARES = (0.1, 0.5)  # of what keeping everything takes
+SHARES = (0.1, 0.3, 0.5)  # of what keeping everything takes
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -27,16 +26,14 @@ import numpy.typing as npt
 from bptt_jax._cost import chain_sums_bytes, cost, rest_bytes
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, in_blocks
 from bptt_jax._step_profile import StepProfile
-from bptt_jax._time import BODY_TIME, time_of
+from bptt_jax._time import SECOND_BODY, time_of
+from bptt_jax.planners._tables import blocks_of, inner_counts
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-_COUNTS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 50, 64)  # of children, on inner levels
-_MOST_LEVELS = 6
 _SHORT = 64  # leaves up to this long are all tried, longer ones on a geometric grid and where they divide
 _SHORT_SCAN = 10_000  # in longer ones, a rest of one block is nothing
-_TABULATED = 10**6  # steps; of longer scans blocks are bounded, not counted
 _TRIES = 64  # of the fastest by bounds that leave out what a second nest takes and what a rest takes beside its steps
 
 
@@ -47,9 +44,9 @@ def fastest(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None
     >>> from bptt_jax._step_profile import StepTimes
     >>> plain = StepProfile(carry_bytes=2, residual_bytes=12)
     >>> profile = StepProfile(2, 7, block_bytes=6, block_steps=48, plain=plain, times=StepTimes(block=2))
-    >>> fastest(profile, 1000, 450)
-    Repeat(k=40, child=Remat(child=Steps(n=25)))
     >>> from bptt_jax.plans import notation
+    >>> notation(fastest(profile, 1000, 450))
+    '(35*[28] + 20)'
     >>> notation(fastest(profile, 1000, 150))
     '(17*[8*[7]] + 6*[7] + 6)'
     """
@@ -124,13 +121,13 @@ class _Family:
 
     def plans(self) -> Iterator[tuple[float, Plan]]:
         """The most promising plans, with their bounds, which ascend."""
-        inner, products = _inner_counts(self.length // self.n)
+        inner = inner_counts(self.length // self.n)
         for row in _ascending(self.bounds):
             k = int(self.counts[row])
-            rest = self.length - k * self.n * int(products[row])
+            rest = self.length - k * self.n * int(inner.products[row])
             after = (Steps(rest),) if self.carries is None else _second_nest(rest, self.n, self.carries - k)
             if after is not None:
-                parts = (_nest(self.n, k, inner[row]), *(part for part in after if part != Steps(0)))
+                parts = (_nest(self.n, k, inner.counts[row]), *(part for part in after if part != Steps(0)))
                 yield float(self.bounds[row]), Chain(parts) if len(parts) > 1 else parts[0]
 
 
@@ -142,15 +139,15 @@ def _families(profile: StepProfile, length: int, budget_bytes: int) -> Iterator[
         # Below a Remat, blocks are one loop: two in a row would hold their arrays at once.
         if free < 0 or isinstance(in_blocks(Steps(n), profile.block_steps), Chain):
             continue
-        inner, products = _inner_counts(length // n)
-        unit = n * products  # steps of a child of the outermost loop
+        inner = inner_counts(length // n)
+        unit = n * inner.products  # steps of a child of the outermost loop
         exact = np.where(length % unit == 0, length // unit, 0)
         for counts in (exact, *rests.counts(length, unit)):
             has_rest = counts * unit < length
-            fits = (counts + inner.sum(axis=1)) * carry + np.where(has_rest, sums_bytes, 0) <= free
+            fits = (counts + inner.carries) * carry + np.where(has_rest, sums_bytes, 0) <= free
             yield _Family(length, n, counts, _bounds(profile, length, n, counts, fits))
         counts, carries = length // unit, (free - sums_bytes) // carry
-        fits = (counts + inner.sum(axis=1) < carries) & (length - counts * unit > n)
+        fits = (counts + inner.carries < carries) & (length - counts * unit > n)
         yield _Family(length, n, counts, _bounds(profile, length, n, counts, fits, again=n), carries)
 
 
@@ -158,17 +155,15 @@ def _bounds(
     profile: StepProfile, length: int, n: int, counts: Ints, fits: npt.NDArray[np.bool_], again: int | None = None
 ) -> Floats:
     """Lower bounds on the times of plans; all but `again` steps of the rest are evaluated again, None: none are."""
-    inner, products = _inner_counts(length // n)
-    times, covered = profile.times, counts * n * products
+    inner = inner_counts(length // n)
+    times, covered = profile.times, counts * n * inner.products
     kept = length - covered if again is None else np.minimum(length - covered, again)
-    advanced = covered * (1 + _advanced(inner)) + (length - covered - kept)
-    in_leaf, in_rest = (
-        _blocks_of(steps, profile.block_steps, length) for steps in (np.array([n]), np.maximum(kept, 0))
-    )
-    blocks = covered // n * in_leaf * (2 + _advanced(inner)) + in_rest
+    advanced = covered * (1 + inner.advanced) + (length - covered - kept)
+    in_leaf, in_rest = (blocks_of(steps, profile.block_steps, length) for steps in (np.array([n]), np.maximum(kept, 0)))
+    blocks = covered // n * in_leaf * (2 + inner.advanced) + in_rest
     time = length * (times.recording + times.backward) + advanced * times.forward + blocks * times.block
     bounds: Floats = np.where(fits & (counts >= 2) & (covered <= length), time, np.inf)
-    return bounds * (1 + BODY_TIME * (covered < length))
+    return bounds * (1 + SECOND_BODY * (covered < length))
 
 
 @functools.lru_cache(maxsize=65536)
@@ -176,12 +171,12 @@ def _second_nest(steps: int, n: int, carries: int) -> tuple[Plan, ...] | None:
     """The fastest nest with leaves of n steps and at most so many carries that leaves at most n of so many steps."""
     if steps <= n:
         return (Steps(steps),)
-    inner, products = _inner_counts(steps // n)
-    counts = steps // (n * products)
-    rests = steps - counts * n * products
-    fits = (counts >= 2) & (counts + inner.sum(axis=1) <= carries) & (rests <= n)
-    row = int(np.argmin(np.where(fits, (steps - rests) * (1 + _advanced(inner)), np.inf)))
-    return (_nest(n, int(counts[row]), inner[row]), Steps(int(rests[row]))) if fits[row] else None
+    inner = inner_counts(steps // n)
+    counts = steps // (n * inner.products)
+    rests = steps - counts * n * inner.products
+    fits = (counts >= 2) & (counts + inner.carries <= carries) & (rests <= n)
+    row = int(np.argmin(np.where(fits, (steps - rests) * (1 + inner.advanced), np.inf)))
+    return (_nest(n, int(counts[row]), inner.counts[row]), Steps(int(rests[row]))) if fits[row] else None
 
 
 def _nest(n: int, k: int, inner: Ints) -> Plan:
@@ -196,24 +191,6 @@ def _ascending(bounds: Floats) -> list[int]:
     count = min(_TRIES, len(bounds))
     least = np.argpartition(bounds, count - 1)[:count]
     return [int(at) for at in least[np.argsort(bounds[least], kind="stable")] if np.isfinite(bounds[at])]
-
-
-def _blocks_of(steps: Ints, most_steps: int, length: int) -> Ints:
-    """Into how many blocks `in_blocks` cuts so many steps, which are at most `length`."""
-    blocks: Ints = _block_counts(most_steps, length)[steps] if length <= _TABULATED else -(-steps // most_steps)
-    return blocks
-
-
-@functools.lru_cache(maxsize=16)
-def _block_counts(most_steps: int, length: int) -> Ints:
-    """`_blocks_of` for every number of steps up to `length`."""
-    steps = np.arange(length + 1)
-    loops = -(-steps // most_steps)
-    blocks: Ints = np.where(steps > most_steps, loops + (steps % np.maximum(loops, 1) > 0), np.minimum(steps, 1))
-    for equal in range(max(most_steps // 2, 1), most_steps + 1):
-        first = equal * (most_steps // equal + 1)  # the least multiple that is more than one block
-        blocks[first::equal] = steps[first::equal] // equal
-    return blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,31 +230,6 @@ def _rests(profile: StepProfile, length: int, budget_bytes: int) -> _Rests:
     lengths = {max(longest * i // 4, 1) for i in range(1, 5)} if length <= _SHORT_SCAN else ()
     most = {steps: left(Steps(steps)) // carry for steps in lengths}
     return _Rests(carry, profile.residual_bytes, left(Steps(longest)) - carry, most)
-
-
-def _advanced(inner: Ints) -> npt.NDArray[np.float64]:
-    """For each row of counts, the sum of 1 − 1/k."""
-    total: npt.NDArray[np.float64] = np.where(inner > 0, 1 - 1 / np.maximum(inner, 1), 0.0).sum(axis=1)
-    return total
-
-
-@functools.lru_cache(maxsize=1024)
-def _inner_counts(children: int) -> tuple[Ints, Ints]:
-    """All choices of k2, k3, ..., padded with zeros, and their products, that leave two of so many leaves at least."""
-    inner, products = _all_inner_counts()
-    keep = 2 * products <= max(children, 2)
-    return inner[keep], products[keep]
-
-
-@functools.cache
-def _all_inner_counts() -> tuple[Ints, Ints]:
-    rows = [
-        row + (0,) * (_MOST_LEVELS - 1 - len(row))
-        for levels in range(_MOST_LEVELS)
-        for row in itertools.combinations_with_replacement(_COUNTS, levels)
-    ]
-    inner = np.array(rows, dtype=np.int64)
-    return inner, np.where(inner > 0, inner, 1).prod(axis=1)
 
 
 @functools.lru_cache(maxsize=64)

@@ -93,6 +93,10 @@ def plot(plan: Plan, path: str | Path | None = None, *, axes: Any = None, times:
     Returns:
       the axes.
 
+    >>> from bptt_jax import Remat, Repeat, Steps
+    >>> plot(Repeat(4, Remat(Steps(8)))).get_title()
+    '4*[8]'
+
     Raises:
       ImportError: without matplotlib.
       ValueError: for a plan without steps, or one with too many events to draw.

@@ -19,7 +19,11 @@ from bptt_jax._step_profile import Lowering
 
 @dataclasses.dataclass(frozen=True)
 class Advance:
-    """Evaluate steps start..stop−1 and keep nothing of them but the last carry."""
+    """Evaluate steps start..stop−1 and keep nothing of them but the last carry.
+
+    >>> Advance(0, 3) in simulate(Repeat(2, Remat(Steps(3))))
+    True
+    """
 
     start: int
     stop: int
@@ -27,21 +31,33 @@ class Advance:
 
 @dataclasses.dataclass(frozen=True)
 class Save:
-    """Keep the carry at `position`."""
+    """Keep the carry at `position`.
+
+    >>> Save(3) in simulate(Repeat(2, Remat(Steps(3))))
+    True
+    """
 
     position: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Restore:
-    """Go back to the kept carry at `position`."""
+    """Go back to the kept carry at `position`.
+
+    >>> Restore(3) in simulate(Repeat(2, Remat(Steps(3))))
+    True
+    """
 
     position: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """Evaluate steps start..stop−1 and keep their residuals."""
+    """Evaluate steps start..stop−1 and keep their residuals.
+
+    >>> Record(3, 6) in simulate(Repeat(2, Remat(Steps(3))))
+    True
+    """
 
     start: int
     stop: int
@@ -49,7 +65,11 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Backward:
-    """Take steps stop−1, ..., start backwards and free their residuals."""
+    """Take steps stop−1, ..., start backwards and free their residuals.
+
+    >>> Backward(3, 6) in simulate(Repeat(2, Remat(Steps(3))))
+    True
+    """
 
     start: int
     stop: int
@@ -57,7 +77,11 @@ class Backward:
 
 @dataclasses.dataclass(frozen=True)
 class Free:
-    """Drop the kept carry at `position`."""
+    """Drop the kept carry at `position`.
+
+    >>> Free(3) in simulate(Repeat(2, Remat(Steps(3))))
+    True
+    """
 
     position: int
 

@@ -42,6 +42,13 @@ class BudgetError(ValueError):
       budget_bytes: what was asked, in bytes.
       smallest_bytes: the smallest budget, in bytes, for which a plan exists.
       shares: what the smallest budget is made of, from names to bytes; they need not add up to it.
+
+    >>> from bptt_jax import StepProfile, make_plan
+    >>> try:
+    ...     make_plan(StepProfile(carry_bytes=1, residual_bytes=4), 1000, 20)
+    ... except BudgetError as error:
+    ...     print(error.budget_bytes, error.smallest_bytes)
+    20 21
     """
 
     def __init__(

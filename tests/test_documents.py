@@ -9,6 +9,8 @@ import jax
 import pytest
 from click.testing import CliRunner
 
+import bptt_jax
+from bptt_jax import errors, linen, nnx, planners, plans
 from bptt_jax._cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -84,3 +86,20 @@ def test_byte_lm_refuses_nonsense():
     )
     assert run.returncode == 2
     assert "--steps must be at least 1, got 0" in run.stderr
+
+
+def public_objects():
+    """Everything that users import, by name, without what comes from elsewhere."""
+    doors = [bptt_jax, linen, nnx, planners, planners.exact, planners.paper, plans]
+    for door in doors:
+        for name in getattr(door, "__all__", [name for name in vars(door) if not name.startswith("_")]):
+            found = getattr(door, name)
+            if callable(found) and found.__module__.startswith("bptt_jax"):
+                yield pytest.param(found, id=f"{door.__name__}.{name}")
+    yield pytest.param(errors.BudgetError, id="bptt_jax.errors.BudgetError")
+
+
+@pytest.mark.parametrize("documented", list(public_objects()))
+def test_each_public_docstring_has_an_example(documented):
+    """That it runs is tested where it stands."""
+    assert ">>> " in documented.__doc__

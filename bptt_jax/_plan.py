@@ -19,7 +19,11 @@ T = TypeVar("T")
 
 
 class Plan:
-    """What the four nodes have in common. Not to be instantiated."""
+    """What the four nodes have in common. Not to be instantiated.
+
+    >>> isinstance(Repeat(2, Remat(Steps(3))), Plan)
+    True
+    """
 
     _length: int
     _hash: int

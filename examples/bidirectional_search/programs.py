@@ -36,9 +36,11 @@ def run(expression: Expression, inputs: Sequence[Any]) -> Any:
             return None if any(result is None for result in results) else primitive.apply(*results)
 
 
-def size(expression: Expression) -> int:
-    """How many calls it has."""
-    return 0 if isinstance(expression, Input) else 1 + sum(size(argument) for argument in expression.arguments)
+def calls(expression: Expression) -> frozenset[Call]:
+    """The different calls in it: what a graph that keeps every value makes once."""
+    if isinstance(expression, Input):
+        return frozenset()
+    return frozenset({expression}).union(*(calls(argument) for argument in expression.arguments))
 
 
 def parse(text: str, primitives: Mapping[str, Primitive], variable: str = "$") -> Expression:

@@ -7,7 +7,7 @@ sought by the cross-entropy method: draw candidates, keep the best quarter, draw
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class ConstantPolicy:
     def action(self, search: Search, rng: random.Random) -> Action:
         # Structurally every operation is possible until the search is over: there are inputs, and there is the target.
         (operation,) = rng.choices(range(len(self.weights)), self.weights)
-        nodes = {True: [], False: []}
+        nodes: dict[bool, list[int]] = {True: [], False: []}
         for slot, grounded in enumerate(search.grounded.tolist()):
             nodes[grounded].append(slot)
         return Action(operation, tuple(rng.choice(nodes[must]) for must in self.domain.operations[operation].grounded))
@@ -65,17 +65,33 @@ def geometric_mean(counts: Sequence[int]) -> float:
     return math.exp(sum(map(math.log, counts)) / len(counts))
 
 
+def mean_log(rates: np.ndarray) -> float:
+    """A score for which tasks count alike however hard they are, as for the geometric mean of rollouts to solve."""
+    return float(np.log(rates + 0.01).mean())
+
+
 def best_logits(
-    domain: Domain, tasks: Sequence[Task], bidirectional: bool, seed: int, *, generations: int = 8, candidates: int = 16
+    domain: Domain,
+    tasks: Sequence[Task],
+    bidirectional: bool,
+    seed: int,
+    *,
+    rollouts: int = 1,
+    score: Callable[[np.ndarray], float] = np.mean,
+    generations: int = 10,
+    candidates: int = 16,
 ) -> np.ndarray:
-    """Preferences for operations with the highest success rate on `tasks` that the cross-entropy method finds."""
+    """Preferences for operations for which the cross-entropy method finds the highest score of `tasks`' success rates.
+
+    The rates come of `rollouts` per task, anew in every generation.
+    """
     rng, size = np.random.default_rng(seed), len(domain.operations)
     mean, deviation = np.zeros(size), np.full(size, 2.0)
     for generation in range(generations):
         drawn = mean + deviation * rng.standard_normal((candidates, size))
         drawn[0] = mean
         policies = [ConstantPolicy(domain, bidirectional, logits) for logits in drawn]
-        rates = [success_rate(policy, tasks, 1, seed + generation).mean() for policy in policies]
-        best = drawn[np.argsort(rates)[-candidates // 4 :]]
+        scores = [score(success_rate(policy, tasks, rollouts, seed + generation)) for policy in policies]
+        best = drawn[np.argsort(scores)[-candidates // 4 :]]
         mean, deviation = best.mean(0), best.std(0) + 0.2
     return mean

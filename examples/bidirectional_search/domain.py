@@ -13,8 +13,9 @@ never part of a stream.
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ PAD = 0
 WASTED = 1  # ends an action that made no node
 FIRST_TOKEN = 2  # of a domain's own
 
-Value = tuple[Hashable, ...]
+Value = tuple[Any, ...]  # hashable
 
 
 class Direction(enum.Enum):
@@ -150,6 +151,14 @@ class Domain(ABC):
     @property
     def argument_slots(self) -> int:
         return max(len(operation.grounded) for operation in self.operations)
+
+    @cached_property
+    def needs(self) -> np.ndarray:
+        """int (operations, argument_slots): 1 for an argument that must be grounded, 0 for an open one, -1 for none."""
+        needs = np.full((len(self.operations), self.argument_slots), -1)
+        for index, operation in enumerate(self.operations):
+            needs[index, : len(operation.grounded)] = operation.grounded
+        return needs
 
     @property
     def primitives(self) -> tuple[Primitive, ...]:

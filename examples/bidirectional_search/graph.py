@@ -186,14 +186,12 @@ class Search:
         The second is bool (operations, argument_slots, max_nodes), all False for arguments that an operation does not
         have. Possible nodes of one argument do not depend on the others.
         """
-        domain, grounded = self.domain, self.grounded
-        arguments = np.zeros((len(domain.operations), domain.argument_slots, domain.max_nodes), np.bool_)
-        operations = np.zeros(len(domain.operations), np.bool_)
-        for index, operation in enumerate(domain.operations):
-            for slot, must in enumerate(operation.grounded):
-                arguments[index, slot, : len(grounded)] = grounded == must
-            allowed = self.bidirectional or operation.missing is None
-            operations[index] = allowed and arguments[index, : len(operation.grounded)].any(-1).all()
+        state, needs = np.full(self.domain.max_nodes, -2), self.domain.needs
+        state[: len(self.slots)] = self.grounded
+        arguments = needs[..., None] == state
+        operations = (arguments.any(-1) | (needs == -1)).all(-1)
+        if not self.bidirectional:
+            operations &= needs[:, 0] == 1  # a backward operation begins with an open node
         return operations, arguments
 
     def step(self, action: Action) -> Step:

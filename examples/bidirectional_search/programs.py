@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from examples.bidirectional_search.domain import Primitive
 
 
-class Input(NamedTuple):
+@dataclass(frozen=True)
+class Input:
     index: int
 
     def __str__(self) -> str:
@@ -26,7 +27,7 @@ class Call:
 Expression = Input | Call
 
 
-def run(expression: Expression, inputs: Sequence[Any]) -> Any:
+def run(expression: Expression, inputs: Sequence[Any] | Mapping[int, Any]) -> Any:
     """The result on one example, or None where an operation is undefined."""
     match expression:
         case Input(index):
@@ -34,13 +35,6 @@ def run(expression: Expression, inputs: Sequence[Any]) -> Any:
         case Call(primitive, arguments):
             results = [run(argument, inputs) for argument in arguments]
             return None if any(result is None for result in results) else primitive.apply(*results)
-
-
-def calls(expression: Expression) -> frozenset[Call]:
-    """The different calls in it: what a graph that keeps every value makes once."""
-    if isinstance(expression, Input):
-        return frozenset()
-    return frozenset({expression}).union(*(calls(argument) for argument in expression.arguments))
 
 
 def parse(text: str, primitives: Mapping[str, Primitive], variable: str = "$") -> Expression:
@@ -55,12 +49,12 @@ def parse(text: str, primitives: Mapping[str, Primitive], variable: str = "$") -
 def _parse(
     tokens: Sequence[str], primitives: Mapping[str, Primitive], variable: str
 ) -> tuple[Expression, Sequence[str]]:
-    first, *rest = tokens
+    first, rest = tokens[0], tokens[1:]
     if first.startswith(variable):
         return Input(int(first.removeprefix(variable))), rest
     if first != "(":
         raise ValueError(f"expected an input or a call, got {first!r}")
-    name, *rest = rest
+    name, rest = rest[0], rest[1:]
     if name not in primitives:
         raise ValueError(f"{name!r} is none of the operations {', '.join(primitives)}")
     arguments = []

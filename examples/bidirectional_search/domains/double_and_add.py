@@ -61,9 +61,9 @@ def backward(target: int, most: int | None = None) -> list[int]:
 
 def forward(target: int) -> list[int]:
     """The operations, all forward, that lead from 2 up to `target`, which is at least 2."""
-    first, *rest = f"{target:b}"[1:]
-    operations = [ADD] if first == "1" else []
-    for bit in rest:
+    bits = f"{target:b}"
+    operations = [ADD] if bits[1] == "1" else []
+    for bit in bits[2:]:
         operations += [DOUBLE, ADD] if bit == "1" else [DOUBLE]
     return operations
 

@@ -76,7 +76,7 @@ def depths() -> dict[tuple[tuple[int, ...], int], int]:
     Sets of numbers are bits of an integer. The last operation is not carried out state by state: what one operation can
     make of a pair of numbers is in a table, and only pairs with the newest number are new.
     """
-    results, table = _results(), {}
+    results, table = _results(), dict[tuple[tuple[int, ...], int], int]()
     for numbers in combinations(range(1, 10), 4):
         found = [sum(1 << number for number in numbers)] + [0] * max(DEPTHS)
         _reach(numbers, 0, _of_pairs(numbers, numbers, results), found, results)
@@ -173,10 +173,10 @@ def task_of(numbers: Sequence[int], target: int, depth: int) -> Task:
 def shortest_program(task: Task, rng: random.Random) -> Expression:
     """A random one of the programs for a task that have as many operations as its depth.
 
-    All operations but the last are drawn until one of the pairs with the newest number makes the target: with fewer
-    than the task's depth of operations none would, so the last operation needs the newest number and no call is idle.
+    All operations but the last are drawn until there is a last one that makes the target. With fewer operations there
+    is none, so no call is idle, and the last one needs the newest number.
     """
-    depth, (target,), results = task.limit - 2, task.target, _results()
+    depth, (target,) = task.limit - 2, task.target
     while True:
         values = [value for (value,) in task.inputs]
         made: list[Expression] = [Input(index) for index in range(len(values))]
@@ -188,11 +188,24 @@ def shortest_program(task: Task, rng: random.Random) -> Expression:
             values.append(value)
             made.append(Call(primitive, (made[first], made[second])))
         else:
-            newest = range(len(values)) if depth == 1 else (len(values) - 1,)
-            pairs = [pair for at in newest for other in range(len(values)) for pair in ((at, other), (other, at))]
-            pairs = [(a, b) for a, b in pairs if results[values[a]][values[b]] >> target & 1]
-            calls = [(primitive, a, b) for a, b in pairs for primitive in PRIMITIVES]
-            calls = [call for call in calls if call[0].apply(values[call[1]], values[call[2]]) == target]
-            if calls:
-                primitive, first, second = rng.choice(calls)
+            if last := _last_calls(values, target, range(len(values)) if depth == 1 else (len(values) - 1,)):
+                primitive, first, second = rng.choice(last)
                 return Call(primitive, (made[first], made[second]))
+
+
+def _last_calls(values: Sequence[int], target: int, newest: Sequence[int]) -> list[tuple[Primitive, int, int]]:
+    """What makes the target of two values, one of which is among the newest."""
+    results = _results()
+    pairs = {
+        pair
+        for first in newest
+        for second in range(len(values))
+        if results[values[first]][values[second]] >> target & 1
+        for pair in ((first, second), (second, first))
+    }
+    return [
+        (primitive, first, second)
+        for first, second in sorted(pairs)
+        for primitive in PRIMITIVES
+        if primitive.apply(values[first], values[second]) == target
+    ]

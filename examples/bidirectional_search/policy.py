@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 
 import bptt_jax
-
-PAD = 0  # this token is skipped by the reader, wherever it stands
+from examples.bidirectional_search.domain import PAD
 
 
 class Episodes(NamedTuple):
@@ -38,10 +37,11 @@ class Episodes(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Log-probabilities and entropies of decisions, each of the shape of the batch of decisions."""
+    """What a policy says of decisions, each (batch, D)."""
 
     log_probability: jax.Array
     entropy: jax.Array
+    likeliest: jax.Array  # bool: whether the operation and the arguments taken are the ones it would take itself
 
 
 class HoldingCell(nn.RNNCellBase):
@@ -119,12 +119,12 @@ class Policy(nn.Module):
         self.key = nn.Dense(self.features, use_bias=False)
 
     def read(self, carry: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Reads on from `carry`: (batch, features), (chunks, batch, chunk) -> the last state, the state of each chunk."""
+        """Reads on from `carry`: (batch, features), (chunks, batch, chunk) -> the last state, each chunk's state."""
         last, states = self.reader(tokens, initial_carry=carry)
         return last, states
 
     def __call__(self, episodes: Episodes) -> Choice:
-        """Reads whole episodes and gives the log-probability and the entropy of each decision, (batch, D)."""
+        """Reads whole episodes and judges their decisions as they were taken."""
         batch = episodes.tokens.shape[1]
         _, states = self.read(jnp.zeros((batch, self.features), jnp.float32), episodes.tokens)
         states = jnp.swapaxes(states, 0, 1)
@@ -137,6 +137,7 @@ class Policy(nn.Module):
         operation_log_p = masked_log_softmax(self.operation_logits(states), taken.operation_masks)
         total = _pick(operation_log_p, taken.operations)
         entropy = _entropy(operation_log_p, taken.operation_masks)
+        likeliest = _argmax(operation_log_p) == taken.operations
         pointing = self.pointer(states, keys, taken.operations)
         for slot in range(self.argument_slots):
             argument, mask = taken.arguments[..., slot], taken.argument_masks[..., slot, :]
@@ -148,8 +149,9 @@ class Policy(nn.Module):
             score = (total - jax.lax.stop_gradient(total)) * jax.lax.stop_gradient(argument_entropy)
             entropy += argument_entropy + score
             total += jnp.where(used, _pick(log_p, argument), 0.0)
+            likeliest &= ~used | (_argmax(log_p) == argument)
             pointing = pointing.point(argument, used)
-        return Choice(total, entropy)
+        return Choice(total, entropy, likeliest)
 
     def operation_logits(self, states: jax.Array) -> jax.Array:
         return self.operation_head(nn.relu(self.hidden(states)))
@@ -217,9 +219,13 @@ def _pick(log_probabilities: jax.Array, index: jax.Array) -> jax.Array:
     return jnp.take_along_axis(log_probabilities, index[..., None], axis=-1)[..., 0]
 
 
+def _argmax(values: jax.Array) -> jax.Array:
+    return jnp.argmax(values, axis=-1).astype(jnp.int32)
+
+
 def _draw(log_probabilities: jax.Array, key: jax.Array, greedy: jax.Array) -> tuple[jax.Array, jax.Array]:
     noise = jax.random.gumbel(key, log_probabilities.shape, log_probabilities.dtype)
-    drawn = jnp.argmax(log_probabilities + jnp.where(greedy, 0.0, noise), axis=-1).astype(jnp.int32)
+    drawn = _argmax(log_probabilities + jnp.where(greedy, 0.0, noise))
     return drawn, _pick(log_probabilities, drawn)
 
 
@@ -230,8 +236,8 @@ def _entropy(log_probabilities: jax.Array, mask: jax.Array) -> jax.Array:
 def remember(variables: Any, horizon: int, key: jax.Array) -> Any:
     """`variables` with the update gate's bias log U(1, 2 horizon): states that last from one token to the horizon.
 
-    The expected time that a gate with bias b keeps a state is 1 + e^b (Tallec and Ollivier, Can recurrent neural networks
-    warp time?, ICLR 2018).
+    The expected time that a gate with bias b keeps a state is 1 + e^b (Tallec and Ollivier, Can recurrent neural
+    networks warp time?, ICLR 2018).
     """
 
     def set_bias(path: Any, leaf: jax.Array) -> jax.Array:

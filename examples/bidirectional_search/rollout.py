@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from examples.bidirectional_search.policy import PAD, Policy
+from examples.bidirectional_search.domain import PAD
+from examples.bidirectional_search.policy import Policy
 from examples.bidirectional_search.stream import Layout, Stream
 
 Chunks = list[tuple[np.ndarray, int]]  # tokens of a chunk and the node that it ends, or N

@@ -1,7 +1,7 @@
 """From an episode to one stream of tokens in chunks, and from many to a padded batch.
 
-What belongs to one node, the action that made it and its value, is padded to whole chunks, so that the node's key is the
-reader's state at the end of a chunk. A decision is made from the state behind the last chunk.
+What belongs to one node, the action that made it and its value, is padded to whole chunks, so that the node's key is
+the reader's state at the end of a chunk. A decision is made from the state behind the last chunk.
 """
 
 import dataclasses
@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from examples.bidirectional_search.policy import PAD, Episodes
+from examples.bidirectional_search.domain import PAD
+from examples.bidirectional_search.policy import Episodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Stream:
         self.decisions: list[Decision] = []
 
     def append(self, tokens: Sequence[int], node: int | None) -> list[tuple[np.ndarray, int]]:
-        """Adds tokens that end with `node`, or with no node; returns the new chunks, each with the node it ends or N."""
+        """Adds tokens that end with `node`, or with no node; returns new chunks, each with the node it ends, or N."""
         size, slots = self.layout.chunk, self.layout.nodes
         count = max(1, -(-len(tokens) // size))
         padded = np.full(count * size, PAD, np.int32)

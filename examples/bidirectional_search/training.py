@@ -40,7 +40,7 @@ class Settings:
     learning_rate: float = 3e-3
     clip: float = 1.0
     entropy: float = 0.0
-    budget: int | str | None = "20%"
+    budget: int | str | None = "12MiB"  # bytes: a percentage that does for long episodes is too little for short ones
     horizon: int = 0  # tokens that the update gates are set for at first; 0 leaves their biases at 0
     truncate: bool = False
     seed: int = 0
@@ -67,16 +67,19 @@ class Trainer:
         return State(variables, self.optimizer.init(variables))
 
     def update(self, state: State, episodes: Episodes) -> tuple[State, dict[str, jax.Array]]:
-        """One step on a batch; metrics are the mean -log p and entropy of a decision, and how many were likeliest."""
+        """One step on a batch; metrics are means over decisions, of -log p, the entropy, and whether
+        what was taken is the likeliest."""
         return self._update(state, episodes)
 
     def loss(self, variables: Any, episodes: Episodes) -> tuple[jax.Array, dict[str, jax.Array]]:
-        log_p, entropy = self.policy.apply(variables, episodes)
+        log_p, entropy, likeliest = self.policy.apply(variables, episodes)
         count = jnp.maximum(episodes.valid.sum(), 1).astype(log_p.dtype)
         mean_entropy = jnp.sum(jnp.where(episodes.valid, entropy, 0.0)) / count
         weighted = -jnp.sum(episodes.weights * log_p) / len(episodes.weights)
         nats = -jnp.sum(jnp.where(episodes.valid, log_p, 0.0)) / count
-        return weighted - self.settings.entropy * mean_entropy, {"nats": nats, "entropy": mean_entropy}
+        right = jnp.sum(likeliest & episodes.valid) / count
+        metrics = {"nats": nats, "entropy": mean_entropy, "likeliest": right}
+        return weighted - self.settings.entropy * mean_entropy, metrics
 
     def _updated(self, state: State, episodes: Episodes) -> tuple[State, dict[str, jax.Array]]:
         gradient, metrics = jax.grad(self.loss, has_aux=True)(state.variables, episodes)

@@ -180,6 +180,12 @@ def arc_tasks(limit: int = LIMIT) -> list[Task]:
     return [arc_task(task.id, task.train, task.test, limit) for task in sorted(train, key=lambda task: task.id)]
 
 
+def symmetry_tasks() -> list[Task]:
+    """The 36 symmetry tasks, for learning abstractions."""
+    tasks = arc_tasks()
+    return [tasks[index] for index in SYMMETRY_TASKS]
+
+
 def arc_task(name: str, train: Sequence[Any], test: Sequence[Any], limit: int = LIMIT) -> Task:
     """From pairs of an input and an output, each of rows of colours."""
     pairs = [(grid(given), grid(wanted)) for given, wanted in train]

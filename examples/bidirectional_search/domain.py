@@ -135,6 +135,7 @@ class Domain(ABC):
       max_actions: the largest limit of its tasks.
       max_nodes: node slots that suffice for every episode.
       value_tokens, action_tokens: the most tokens of one node's value, and of one action without its node.
+      splits: of held-out tasks.
       keeps_nodes: whether all nodes stay. If not there are two slots, the latest grounded node in slot 0 and the latest
         open one in slot 1, and what they replace is forgotten.
     """
@@ -146,6 +147,7 @@ class Domain(ABC):
     max_nodes: int
     value_tokens: int
     action_tokens: int
+    splits: tuple[str, ...] = ("",)
     keeps_nodes: bool = True
 
     @property

@@ -5,6 +5,7 @@ action and the new number are K tokens again (the operation is part of the first
 is tested at the same K, on numbers that were never seen.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,24 +17,24 @@ from examples.bidirectional_search.policy import Episodes
 from examples.bidirectional_search.stream import Layout
 from examples.bidirectional_search.training import Log, Settings, State, Trainer, run
 
-DECISIONS, WINDOW = 3, 32
+DECISIONS = 3
 OPERATIONS = ("+1", "*2", "-1", "/2")
 FIRST_BIT = PAD + 1
 VOCABULARY = FIRST_BIT + 2 * (1 + len(OPERATIONS))  # a bit alone, or with the operation before it
 
 
-def layout_of(bits: int) -> Layout:
+def layout_of(bits: int, window: int) -> Layout:
     """Chunks of the window, beyond which truncated backpropagation sees nothing."""
-    chunk = min(WINDOW, bits)
+    chunk = min(window, bits)
     if bits % chunk:
-        raise ValueError(f"the number of bits must be at most {WINDOW} or a multiple of it, got {bits}")
+        raise ValueError(f"the number of bits must be at most the window, {window}, or a multiple of it; got {bits}")
     count = bits // chunk
     return Layout(chunk, count, count, nodes=1, decisions=DECISIONS, operations=len(OPERATIONS), argument_slots=0)
 
 
-def episodes(bits: int, batch: int, rng: np.random.Generator) -> Episodes:
+def episodes(bits: int, window: int, batch: int, rng: np.random.Generator) -> Episodes:
     """The teacher's first decisions on random targets of so many bits."""
-    layout = layout_of(bits)
+    layout = layout_of(bits, window)
     number = rng.integers(0, 2, (batch, bits), dtype=np.int32)
     number[:, -1] = 1
     streams, operations = [FIRST_BIT + number], np.zeros((batch, DECISIONS), np.int32)
@@ -62,30 +63,34 @@ def episodes(bits: int, batch: int, rng: np.random.Generator) -> Episodes:
     )
 
 
-def train(stages: Sequence[tuple[int, int]], settings: Settings, log: Log) -> tuple[State, float]:
-    """Trains for (bits, updates) in turn; returns the state and the held-out accuracy of decisions at the last bits."""
+def train(stages: Sequence[tuple[int, int]], window: int, settings: Settings, log: Log) -> tuple[State, float]:
+    """Trains for (bits, updates) in turn; returns the state and the held-out accuracy of decisions at the last bits.
+
+    Raises ValueError if truncated backpropagation would see all of the target.
+    """
+    if settings.truncate and window >= stages[-1][0]:
+        raise ValueError(f"a window of {window} tokens truncates nothing of {stages[-1][0]} bits; make it smaller")
     rng, state, accuracy = np.random.default_rng(settings.seed), None, 0.0
+    settings = dataclasses.replace(settings, horizon=stages[-1][0])
     for bits, updates in stages:
-        trainer = Trainer(VOCABULARY, layout_of(bits), settings)
+        trainer = Trainer(VOCABULARY, layout_of(bits, window), settings)
         state = trainer.first_state() if state is None else state
 
         def step(
             state: State, number: int, trainer: Trainer = trainer, bits: int = bits
         ) -> tuple[State, dict[str, Any]]:
-            return trainer.update(state, episodes(bits, settings.batch, rng))
+            return trainer.update(state, episodes(bits, window, settings.batch, rng))
 
         state = run(state, step, updates, log, f"K={bits}")
-        accuracy = held_out(trainer, state, bits)
+        accuracy = held_out(trainer, state, bits, window)
         log.write(stage="held out", bits=bits, accuracy=accuracy)
-    if state is None:
-        raise ValueError("no stages given")
+    assert state is not None
     return state, accuracy
 
 
-def held_out(trainer: Trainer, state: State, bits: int, count: int = 512) -> float:
+def held_out(trainer: Trainer, state: State, bits: int, window: int, count: int = 512) -> float:
     """The fraction of decisions that are right, on targets of another seed."""
     rng, batch = np.random.default_rng(1_000_000 + trainer.settings.seed), trainer.settings.batch
     loss = jax.jit(trainer.loss)
-    return float(
-        np.mean([loss(state.variables, episodes(bits, batch, rng))[1]["likeliest"] for _ in range(count // batch)])
-    )
+    batches = [episodes(bits, window, batch, rng) for _ in range(-(-count // batch))]
+    return float(np.mean([loss(state.variables, batch)[1]["likeliest"] for batch in batches]))

@@ -65,6 +65,7 @@ class HoldingCell(nn.RNNCellBase):
 class ChunkCell(nn.RNNCellBase):
     """A recurrent cell whose step is a chunk of tokens: (batch, features), (batch, chunk) -> the state behind it.
 
+    A chunk of padding in the whole batch is skipped, so episodes of all lengths can be one program of the longest.
     With `truncate` no gradient goes from a chunk into the one before: truncated backpropagation, for comparison.
     """
 
@@ -76,8 +77,17 @@ class ChunkCell(nn.RNNCellBase):
     @nn.compact
     def __call__(self, carry: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         carry = jax.lax.stop_gradient(carry) if self.truncate else carry
-        cell = HoldingCell(self.features, self.vocabulary, name="token")
-        carry, _ = self.make_rnn(cell, return_carry=True, name="tokens")(tokens, initial_carry=carry)
+        reader = self.make_rnn(
+            HoldingCell(self.features, self.vocabulary, name="token"), return_carry=True, name="tokens"
+        )
+
+        def read(reader: nn.Module, carry: jax.Array) -> jax.Array:
+            return reader(tokens, initial_carry=carry)[0]
+
+        if self.is_initializing():  # both branches would have to make the weights
+            carry = read(reader, carry)
+        else:
+            carry = nn.cond(jnp.any(tokens != PAD), read, lambda _, carry: carry, reader, carry)
         return carry, carry
 
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> jax.Array:

@@ -49,12 +49,17 @@ class Settings:
 class Trainer:
     """A policy, its optimiser and the compiled update, for one layout."""
 
-    def __init__(self, vocabulary: int, layout: Layout, settings: Settings) -> None:
+    def __init__(
+        self, vocabulary: int, layout: Layout, settings: Settings, schedule: optax.Schedule | None = None
+    ) -> None:
+        """With a schedule of learning rates instead of the one of the settings, if it is given."""
         self.layout, self.settings = layout, settings
         self.policy = Policy(
             vocabulary, layout.operations, layout.argument_slots, settings.features, settings.budget, settings.truncate
         )
-        self.optimizer = optax.chain(optax.clip_by_global_norm(settings.clip), optax.adam(settings.learning_rate))
+        self.optimizer = optax.chain(
+            optax.clip_by_global_norm(settings.clip), optax.adam(schedule or settings.learning_rate)
+        )
         self.roller = Roller(self.policy, layout, settings.batch)
         self._update = jax.jit(self._updated)
 
@@ -138,16 +143,32 @@ class Log:
         columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TextColumn("{task.fields[shown]}"))
         return Progress(*columns, console=self.console)
 
+    @staticmethod
+    def read(path: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
 
 def run(
-    state: State, step: Callable[[State, int], tuple[State, dict[str, Any]]], updates: int, log: Log, title: str
+    state: State,
+    step: Callable[[State, int], tuple[State, dict[str, Any]]],
+    updates: int,
+    log: Log,
+    title: str,
+    measure: Callable[[State], dict[str, Any]] | None = None,
+    every: int = 0,
 ) -> State:
-    """`updates` times `step`, with a bar; metrics of every tenth go to the log."""
+    """`updates` times `step`, with a bar; metrics of every tenth go to the log.
+
+    After every `every` updates but the last, unless this is 0, what `measure` says of the state goes there too.
+    """
     with log.bar() as progress:
         task = progress.add_task(title, total=updates, shown="")
         for number in range(updates):
             state, metrics = step(state, number)
-            if number % 10 == 0 or number == updates - 1:
+            measured = bool(measure and every and (number + 1) % every == 0 and number + 1 < updates)
+            if measured:
+                metrics = {**metrics, **measure(state)}
+            if measured or number % 10 == 0 or number == updates - 1:
                 log.write(stage=title, update=number, **metrics)
                 shown = ", ".join(f"{name} {float(value):.3f}" for name, value in metrics.items())
                 progress.update(task, shown=shown)
@@ -165,5 +186,5 @@ def restore(directory: Path, state: State) -> State:
     with ocp.CheckpointManager(directory.resolve()) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:
-            raise SystemExit(f"{directory} has no checkpoint; make one with: train ... --directory {directory}")
+            raise ValueError(f"{directory} has no checkpoint; make one with: train ... --directory {directory}")
         return checkpoints.restore(step, args=ocp.args.StandardRestore(state))

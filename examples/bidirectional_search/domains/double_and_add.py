@@ -9,9 +9,6 @@ forward-only teacher reads the target's bits from the top.
 
 Tokens: a number is its bits, from the least, in a fixed width; the last bit's token says whether the node is grounded.
 An action is one token.
-
-In the long version targets have K bits of which the highest is 1, and only the first decisions are asked: they depend
-on the lowest bits, so one bit must survive the K tokens of the target.
 """
 
 from collections.abc import Sequence
@@ -103,28 +100,6 @@ class DoubleAndAdd(Domain):
 
     def tokens_of_action(self, action: Action, arguments: Sequence[Node]) -> list[int]:
         return [_OPERATION + action.operation]
-
-
-class LongDoubleAndAdd(DoubleAndAdd):
-    """Targets of `bits` bits, of which the first `decisions` backward decisions are asked.
-
-    The target is not reached in so few actions; what counts is whether the decisions are the teacher's. Targets are
-    drawn anew for every episode, and those of `held_out` with another seed.
-    """
-
-    name = "long double-and-add"
-
-    def __init__(self, bits: int, decisions: int = 3, seed: int = 0) -> None:
-        super().__init__(seed, bits, decisions)
-        self.seed = seed
-
-    def random_task(self, rng: np.random.Generator) -> Task:
-        low = rng.integers(0, 2, self.bits - 1)
-        return self.task((1 << self.bits - 1) + sum(int(bit) << place for place, bit in enumerate(low)))
-
-    def held_out(self, split: str = "") -> list[Task]:
-        rng = np.random.default_rng([self.seed, 1])
-        return [self.random_task(rng) for _ in range(HELD_OUT)]
 
 
 def teacher_actions(task: Task, bidirectional: bool) -> list[Action]:

@@ -123,6 +123,7 @@ class Game24(Domain):
     """`held_out("1")`, ("2"), ("3") give 200 tasks of that depth each, split off with `seed`; "" gives all 600."""
 
     name = "24-game"
+    splits = ("1", "2", "3")
     operations = operations_of(PRIMITIVES)
     vocabulary = _OPERATION + len(operations)
     max_actions = max(DEPTHS) + 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -43,6 +44,20 @@ def check_cell(cell: Any, what: str, module: type) -> None:
         f"{what} must be a recurrent cell such as {library}.LSTMCell or a subclass of {library}.RNNCellBase, "
         f"got {name}, {found}."
     )
+
+
+def checked_cells(cells: Iterable[Any], module: type) -> tuple[Any, ...]:
+    """The cells of a stack, the lowest first; raises unless there are any and each is one."""
+    if isinstance(cells, module):
+        raise TypeError(f"a Stack takes a sequence of cells, got one {type(cells).__name__}; put it into a list.")
+    found = tuple(cells)
+    if not found:
+        raise ValueError("a Stack needs at least one cell, got none.")
+    for i, cell in enumerate(found):
+        if isinstance(cell, type):
+            raise TypeError(f"cell {i} of a Stack is the class {cell.__name__}; give an instance of it.")
+        check_cell(cell, f"cell {i} of a Stack", module)
+    return found
 
 
 def full_name(value: Any) -> str:

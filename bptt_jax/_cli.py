@@ -46,13 +46,12 @@ Examples:
 
 def size(text: str) -> int:
     """Bytes: 4096, 32KiB, 1.5MB, 0."""
+    if "%" in text or text == "auto":
+        raise click.BadParameter(f"{text!r} is not a size: use bytes such as 4096, 32KiB, 190kB or 1.5MiB.")
     try:
-        if "%" in text or text == "auto":
-            raise ValueError
         return 0 if re.fullmatch("0+", text) else budget_to_bytes(_number_or_text(text), 0) or 0
-    except ValueError:
-        known = "a number of bytes such as 4096, 32KiB, 190kB or 1.5MiB"
-        raise click.BadParameter(f"{text!r} is not a size: {known}.") from None
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not a size: {error}") from None
 
 
 def budget_of(text: str) -> Budget:
@@ -61,9 +60,14 @@ def budget_of(text: str) -> Budget:
         return None
     try:
         budget_to_bytes(_number_or_text(text), 1)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a budget: use bytes, 64MiB, 1.5GB, 5% or none.") from None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
     return _number_or_text(text)
+
+
+def budget_or_auto(text: str) -> Budget:
+    """A budget as everywhere: bytes, 64MiB, 5%, auto, none."""
+    return text if text == "auto" else budget_of(text)
 
 
 def _number_or_text(text: str) -> int | str:
@@ -169,7 +173,7 @@ def _plan_table(found: Plan, profile: StepProfile, length: int, budget: Budget) 
 @click.option(
     "--budget",
     "budgets",
-    type=budget_of,
+    type=budget_or_auto,
     metavar="BUDGET",
     multiple=True,
     default=["2%", "5%", "20%", "none"],
@@ -184,7 +188,10 @@ def _plan_table(found: Plan, profile: StepProfile, length: int, budget: Budget) 
     help="To time each method for, about; at least 5 rounds.",
 )
 @click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Where to write all figures."
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to write all figures, after each cell and size.",
 )
 @click.option(
     "--plot",
@@ -213,23 +220,44 @@ def bench(
     from bptt_jax._bench.comparison import measure
 
     places = [(cell, *size) for cell in cells for size in sizes or [default_size(cell)]]
+    for path in (json_path, plot_path):
+        _check_writable(path)
     comparisons = []
-    console = Console(width=None if sys.stdout.isatty() else 180)
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    # Markdown is not wrapped, and neither is what is read by another program.
+    console = Console(width=400 if markdown else None if sys.stdout.isatty() else 180)
     for place in places:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("", total=1.0)
+        comparisons.append(_with_progress(measure, place, length, budgets, seconds))
+        try:
+            if json_path is not None:
+                report.write_json(comparisons, json_path)
+            if markdown:
+                click.echo(f"{report.title(comparisons[-1])}\n")
+            console.print(report.table(comparisons[-1], markdown=markdown))
+            if markdown:
+                click.echo(f"\n{report.caption(comparisons[-1])}\n")
+            if plot_path is not None:
+                several = plot_path.with_stem("-".join([plot_path.stem, *map(str, place)]))
+                report.plot(comparisons[-1], several if len(places) > 1 else plot_path)
+        except (OSError, ValueError, ImportError) as error:
+            raise click.ClickException(f"not written: {error}") from error
 
-            def progress(what: str, share: float, place: Any = place, bar: Any = bar, task: Any = task) -> None:
-                bar.update(task, description=f"{place[0]} {place[1]}x{place[2]}: {what}", completed=share)
 
-            try:
-                comparisons.append(measure(*place, length, budgets, seconds, progress))
-            except ModuleNotFoundError as error:
-                raise click.ClickException(f"{place[0]} needs {error.name}; install bptt_jax[cli].") from error
-        console.print(report.table(comparisons[-1], markdown=markdown))
-        if plot_path is not None:
-            named = plot_path.with_stem("-".join([plot_path.stem, *map(str, place)])) if len(places) > 1 else plot_path
-            report.plot(comparisons[-1], named)
-    if json_path is not None:
-        report.write_json(comparisons, json_path)
+def _check_writable(path: Path | None) -> None:
+    """Before anything is measured."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no directory {path.absolute().parent} to write {path.name} into.")
+
+
+def _with_progress(measure: Any, place: tuple[str, int, int], *arguments: Any) -> Any:
+    """One comparison, with a bar that says what is being done."""
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+
+        def progress(what: str, share: float) -> None:
+            bar.update(task, description=f"{place[0]} {place[1]}x{place[2]}: {what}", completed=share)
+
+        try:
+            return measure(*place, *arguments, progress)
+        except ModuleNotFoundError as error:
+            raise click.ClickException(f"{place[0]} needs {error.name}; install bptt_jax[cli].") from error

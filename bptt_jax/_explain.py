@@ -32,7 +32,7 @@ class Effort:
     Attributes:
       plan_seconds: measuring the step and planning.
       calibrate_seconds: compiling the small programs that the profile was corrected by, once in a process.
-      programs: how many; 0 where the profile is an estimate from the shapes.
+      programs: how many; 0 where the call plans from an estimate, or does not plan.
       compile_seconds: compiling the vjp of the scan itself.
     """
 
@@ -63,6 +63,8 @@ class Report:
       program_size: copies of the step's loop in the plan.
       block: for the sweep, what is done by block and what by step; None for the nest.
       effort: what planning and compiling took; None for a report put together by hand.
+      calibration_programs: how many programs the profile was corrected by; 0 where it is an estimate from the shapes.
+        A plan that is given is predicted by a calibrated profile, though the call itself does not calibrate.
       overhead: predicted time over that of keeping everything, backward = 2 forwards.
     """
 
@@ -72,6 +74,7 @@ class Report:
     measured_bytes: int
     block: BlockSummary | None = None
     effort: Effort | None = None
+    calibration_programs: int = 0
 
     @property
     def _cost(self) -> PlanCost:
@@ -117,7 +120,7 @@ class Report:
     @property
     def _source(self) -> str:
         """Where the prediction comes from."""
-        programs = self.effort.programs if self.effort is not None else 0
+        programs = self.calibration_programs
         source = f"calibrated by {programs} programs" if programs else "estimated from shapes"
         return f"{source}, with a margin of {self.profile.margin:.0%}"
 
@@ -208,7 +211,8 @@ def _report(traced: TracedScan, reverse: bool, unroll: int | bool, options: Opti
             budget_bytes=budget_to_bytes(choice.budget, choice.profile.store_all_bytes(traced.length)),
             measured_bytes=measured_bytes,
             block=summary(traced.step, choice.style) if choice.lowering == "sweep" else None,
-            effort=Effort(choice.plan_seconds, calibration.seconds, calibration.programs, seconds),
+            effort=Effort(choice.plan_seconds, choice.calibration.seconds, choice.calibration.programs, seconds),
+            calibration_programs=calibration.programs,
         )
 
 

@@ -7,7 +7,7 @@ made of its results.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -56,6 +56,24 @@ class Call:
     keep_order: bool = False
     seq_lengths: Any = None
     resets: Any = None
+
+
+_FLAGS = ("return_carry", "time_major", "reverse", "keep_order")
+
+
+def split_call(given: Mapping[str, Any], *more: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of a call as (arrays, flags); `more` are the names of arrays that one kind of layer takes.
+
+    Raises:
+      TypeError: for a name that is neither.
+    """
+    arrays = ("initial_carry", "seq_lengths", "resets", *more)
+    unknown = [name for name in given if name not in (*arrays, *_FLAGS)]
+    if unknown:
+        known = ", ".join([*arrays, *_FLAGS])
+        raise TypeError(f"explain got {unknown[0]!r}, which calling a layer does not take; it takes {known}.")
+    names = [name for name in given if name in arrays]
+    return {name: given[name] for name in names}, {name: given[name] for name in given if name not in names}
 
 
 @dataclasses.dataclass(frozen=True)

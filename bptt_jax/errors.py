@@ -28,7 +28,10 @@ def _as_percentage(budget: object, budget_bytes: int, smallest_bytes: int) -> st
     """The smallest budget as the percentage that it is, where a percentage was asked for; rounded up."""
     if not isinstance(budget, str) or "%" not in budget or budget_bytes <= 0:
         return ""
-    percent = fractions.Fraction(budget.strip().rstrip("%").strip()) * smallest_bytes / budget_bytes
+    asked = fractions.Fraction(budget.strip().rstrip("%").strip())
+    percent = asked * smallest_bytes / budget_bytes
+    if budget_bytes <= math.ceil(asked):  # of a scan that keeps next to nothing, n % are n bytes
+        percent = fractions.Fraction(smallest_bytes)
     return f', or "{math.ceil(percent * 100) / 100:.2f}%"'
 
 

@@ -15,10 +15,10 @@ import bptt_jax
 from bptt_jax import StepProfile, make_plan
 from bptt_jax._bench.comparison import Comparison, Row, _best_nests
 from bptt_jax._bench.floor import product_flops
-from bptt_jax._bench.peers import checkpointed_step, equinox, evaluations, nest, ours
-from bptt_jax._bench.report import caption, table
+from bptt_jax._bench.peers import Program, checkpointed_step, compare, equinox, evaluations, nest, ours
+from bptt_jax._bench.report import caption, plot, table
 from bptt_jax._cli import main
-from bptt_jax.plans import notation
+from bptt_jax.plans import notation, parse
 
 PLAN = ["plan", "--length", "1000", "--carry", "32KiB", "--residual", "190KiB", "--budget", "10MiB"]
 BENCH = ["bench", "--cell", "lstm", "--size", "2x8", "--length", "36", "--seconds", "0.01"]
@@ -51,9 +51,9 @@ def test_plan_draws(tmp_path):
     ("change", "code", "message"),
     [
         ({"--budget": "1KiB"}, 1, r"the smallest that would do is budget=\d+"),
-        ({"--budget": "5 parsecs"}, 2, "'5 parsecs' is not a budget: use bytes, 64MiB, 1.5GB, 5% or none"),
-        ({"--budget": "auto"}, 2, "'auto' is not a budget"),
-        ({"--carry": "5%"}, 2, "'5%' is not a size: a number of bytes such as 4096, 32KiB"),
+        ({"--budget": "5 parsecs"}, 2, "has the unknown unit 'parsecs'; the units are %, B, kB"),
+        ({"--budget": "auto"}, 2, "budget=.auto. is for what knows a device"),
+        ({"--carry": "5%"}, 2, "'5%' is not a size: use bytes such as 4096, 32KiB"),
         ({"--residual": "many"}, 2, "'many' is not a size"),
         ({"--length": "0"}, 2, "0 is not in the range x>=1"),
         ({"--svg": "/no/such/folder/plan.svg"}, 1, "no picture: .*No such file"),
@@ -91,6 +91,12 @@ def test_bench_measures_every_method(tmp_path):
     assert rows["bptt_jax, 70%"]["temp_bytes"] < rows["lax.scan"]["temp_bytes"]
     assert rows["bptt_jax, 1kB"]["error"].startswith("the smallest budget is ")
     assert rows["bptt_jax, 1kB"]["time_ratio"] is None
+    assert rows["bptt_jax, no budget"]["calibrate_seconds"] == 0
+    assert rows["bptt_jax, 70%"]["calibrate_seconds"] > 0
+    assert (
+        bptt_jax.cost(parse(rows["bptt_jax, 70%"]["plan"]), StepProfile(1, 1)).forward_steps
+        == (rows["bptt_jax, 70%"]["forward_steps"])
+    )
     # Three products of x and three of the carry in each step: one forwards, two backwards; but no gradient of xs.
     assert comparison["product_flops"] == 36 * 2 * (2 * 8 * 32) * 5
 
@@ -101,6 +107,7 @@ def test_bench_measures_every_method(tmp_path):
         (["--size", "16"], "'16' is not a size: use batch x width, such as 16x256"),
         (["--cell", "transformer"], "'transformer' is not one of 'lstm'"),
         (["--seconds", "0"], "0.0 is not in the range x>0"),
+        (["--json", "/no/such/folder/found.json"], "there is no directory /no/such/folder to write found.json into"),
     ],
 )
 def test_bench_says_what_is_wrong(change, message):
@@ -113,7 +120,7 @@ def test_evaluations_are_counted():
     # Equinox records each step once and runs it again for that: two for each step where every carry has a slot.
     assert evaluations(jax.lax.scan, 12) == 12
     assert evaluations(checkpointed_step, 12) == evaluations(nest(3, 4), 12) == 24
-    assert evaluations(ours(None), 12) == 12
+    assert evaluations(ours(budget=None), 12) == 12
     assert evaluations(equinox(12), 12) >= 23
 
 
@@ -134,13 +141,35 @@ def test_products_are_counted_in_loops_and_branches():
 
 def test_only_nests_that_none_betters_are_shown():
     rows = [
-        Row("lax.scan", 100, 1.0),
-        Row("nest 2x6", 30, 1.4),
-        Row("nest 3x4", 20, 1.3),
-        Row("nest 4x3", 10, 1.5),
-        Row("bptt_jax, 5%", 10, 1.0),
+        Row("lax.scan", 100, seconds=1.0),
+        Row("nest 2x6", 30, seconds=1.4),
+        Row("nest 3x4", 20, seconds=1.3),
+        Row("nest 4x3", 10, seconds=1.5),
+        Row("nest 6x2", 10, seconds=1.5),  # a tie: neither betters the other
+        Row("bptt_jax, 5%", 10, seconds=1.0),
     ]
-    assert [row.method for row in _best_nests(rows)] == ["lax.scan", "nest 3x4", "nest 4x3", "bptt_jax, 5%"]
+    shown = ["lax.scan", "nest 3x4", "nest 4x3", "nest 6x2", "bptt_jax, 5%"]
+    assert [row.method for row in _best_nests(rows)] == shown
+
+
+def out_of_memory():
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nwith a long list")
+
+
+def test_what_does_not_fit_the_device_is_a_row_and_the_others_are_measured(tmp_path):
+    good, bad = (Program(name, run, (), 8, 0.1) for name, run in (("good", lambda: 0), ("bad", out_of_memory)))
+    found = compare([bad, good], good, 0.001)
+    assert [run.error for run in found.candidates] == ["RESOURCE_EXHAUSTED: Out of memory", ""]
+    assert found.candidates[1].ratio > 0
+    found = compare([good], bad, 0.001)
+    assert found.baseline.error == "RESOURCE_EXHAUSTED: Out of memory"
+    assert math.isinf(found.ratios[0])
+    assert 0 < found.candidates[0].seconds < 1
+    rows = (Row("lax.scan", 0, error="RESOURCE_EXHAUSTED"), Row("bptt_jax, 5%", 10, seconds=0.5))
+    comparison = Comparison("wave", 1, 8, 10, "cpu", "0", 0, 1.0, rows)
+    assert [column._cells[1] for column in table(comparison).columns][2:5] == ["–", "500 ms", "–"]
+    with pytest.raises(ValueError, match=r"lax\.scan does not run here, .*: RESOURCE_EXHAUSTED"):
+        plot(comparison, tmp_path / "none.png")
 
 
 def test_steps_without_products_have_no_floor():

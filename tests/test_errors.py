@@ -38,6 +38,11 @@ def gradient(**options):
         (0, ValueError, "budget=0 is 0 bytes, but a budget must be positive"),
         ("0%", ValueError, "budget='0%' is 0 bytes, but a budget must be positive"),
         ("12 parsecs", ValueError, "unknown unit 'parsecs'; the units are %, B, kB, MB, GB, TB, KiB, MiB, GiB, TiB"),
+        (
+            "12MIB",
+            ValueError,
+            "unknown unit 'MIB'; the units are %, B, kB, MB, GB, TB, KiB, MiB, GiB, TiB, KB. Did you mean 'MiB'?",
+        ),
         ("lots", ValueError, "budget='lots' is not a budget; use bytes as an int"),
         ("-5MiB", ValueError, "budget='-5MiB' is not a budget"),
         ("64", ValueError, "budget='64' is not a budget"),
@@ -64,6 +69,16 @@ def test_budget_too_small():
         gradient(budget=error.smallest_bytes - 1)
     copied = pickle.loads(pickle.dumps(error))
     assert (str(copied), copied.smallest_bytes) == (str(error), error.smallest_bytes)
+
+
+@pytest.mark.parametrize("asked", ["0.5%", "1%", "0.3 %", "2%"])
+@pytest.mark.parametrize("residual_bytes", [1, 2, 3, 40])
+def test_the_percentage_that_would_do_does(asked, residual_bytes):
+    profile = StepProfile(carry_bytes=10, residual_bytes=residual_bytes)
+    with pytest.raises(BudgetError) as info:
+        bptt_jax.make_plan(profile, 30, asked)
+    (percentage,) = re.findall(r'or "([\d.]+%)"', str(info.value))
+    bptt_jax.make_plan(profile, 30, percentage)
 
 
 def test_a_call_that_is_not_differentiated_fits_any_budget():

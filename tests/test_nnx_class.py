@@ -5,9 +5,11 @@ import pickle
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 import bptt_jax
+import bptt_jax.linen
+import bptt_jax.nnx
 from tests import comparison
 from tests.nnx_cells import DOUBLE, Busy, Elman, inputs
 
@@ -92,3 +94,52 @@ def test_errors_say_what_would_work():
         make(cell)(xs, resets=jnp.ones((30, 2), bool))
     with pytest.raises(bptt_jax.errors.BudgetError, match="smallest"):
         nnx.grad(lambda layer: layer(xs).sum())(make(cell, budget=1))
+
+
+def test_explain_takes_what_the_call_takes():
+    layer, xs = Elman(32, rngs=nnx.Rngs(0)), inputs(4, 300, 5)
+    plain = bptt_jax.nnx.explain(layer, xs)
+    shapes = {"seq_lengths": jax.ShapeDtypeStruct((4,), jnp.int32), "resets": jax.ShapeDtypeStruct((4, 300), bool)}
+    keys = nnx.Rngs(7)
+    report = bptt_jax.nnx.explain(layer, xs, rngs=keys, return_carry=True, **shapes)
+    assert report.profile.carry_bytes > plain.profile.carry_bytes  # one more is selected
+    assert int(keys.carry.count[...]) == 0
+    with pytest.raises(TypeError, match="explain got 'lengths', which calling a layer does not take; it takes initial"):
+        bptt_jax.nnx.explain(layer, xs, lengths=shapes["seq_lengths"])
+
+
+def test_a_stack_equals_layers_one_after_another():
+    rngs = nnx.Rngs(0)
+    cells = [nnx.LSTMCell(5, 4, rngs=rngs, **DOUBLE), nnx.GRUCell(4, 6, rngs=rngs, **DOUBLE)]
+    ours = bptt_jax.nnx.RNN(bptt_jax.nnx.Stack(cell for cell in cells), plan=bptt_jax.plans.parse("3*[10]"))
+    xs = inputs(2, 30, 5)
+
+    def loss_of_stack(layer, xs):
+        return jnp.sum(jnp.sin(layer(xs)))
+
+    def loss_of_layers(first, second, xs):
+        return jnp.sum(jnp.sin(second(first(xs))))
+
+    found = nnx.grad(loss_of_stack, argnums=(0, 1))(ours, xs)
+    wanted = nnx.grad(loss_of_layers, argnums=(0, 1, 2))(*(nnx.RNN(cell) for cell in cells), xs)
+    comparison.assert_same(found[1], wanted[2], tolerance=1e-12)
+    for i in range(2):
+        stacked, alone = (nnx.to_pure_dict(state) for state in (found[0]["cell"]["cells"][i], wanted[i]["cell"]))
+        comparison.assert_same(stacked, alone, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("package", [bptt_jax.linen, bptt_jax.nnx])
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda flax, cell: [], ValueError, "a Stack needs at least one cell, got none"),
+        (lambda flax, cell: [flax.LSTMCell], TypeError, "cell 0 of a Stack is the class LSTMCell; give an instance"),
+        (lambda flax, cell: [cell, 3], TypeError, "cell 1 of a Stack must be a recurrent cell .* an instance of int"),
+        (lambda flax, cell: cell, TypeError, "a Stack takes a sequence of cells, got one LSTMCell; put it into a list"),
+    ],
+)
+def test_stacks_of_what_is_no_cell(package, make, error, match):
+    flax = linen if package is bptt_jax.linen else nnx
+    cell = linen.LSTMCell(4) if flax is linen else nnx.LSTMCell(4, 4, rngs=nnx.Rngs(0))
+    with pytest.raises(error, match=match):
+        package.Stack(make(flax, cell))

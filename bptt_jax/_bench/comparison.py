@@ -14,8 +14,8 @@ from bptt_jax._bench.cells import CELLS, Problem
 from bptt_jax._bench.floor import product_flops, product_rate
 from bptt_jax._bench.peers import (
     Program,
+    Run,
     Scan,
-    Timing,
     checkpointed_step,
     compare,
     compile_program,
@@ -41,14 +41,14 @@ class Row:
     Attributes:
       method: its name.
       temp_bytes: that XLA reports.
-      time_ratio: median of its time over that of `lax.scan`'s run right before it.
-      seconds: that ratio times the median of `lax.scan`'s.
+      time_ratio: median of its time over that of `lax.scan`'s run right before it; infinite if that does not run.
+      seconds: that ratio times the median of `lax.scan`'s; without it, the median of its own.
       compile_seconds: to trace, plan and compile, without calibrating.
       calibrate_seconds: paid once in a process for a kind of step.
-      forward_steps: evaluations of the step.
+      forward_steps: evaluations of the step, counted on a scan of numbers that runs the same way.
       floor_ratio: its time over that of the products alone; None for a step without any.
       plan: for this library.
-      error: why there is nothing, as of a budget that cannot be met; "" otherwise.
+      error: why there is nothing, as of a budget that cannot be met or too little memory; "" otherwise.
     """
 
     method: str
@@ -100,6 +100,7 @@ def measure(
     """
     problem = CELLS[cell](batch, width)
     xs = problem.xs(length)
+    compile_program("", lax.scan, problem, problem.xs(1))  # what a process does once is no method's time to compile
     baseline = compile_program("lax.scan", lax.scan, problem, xs)
     peers = _peers(length)
     programs, rows = [], [_row(baseline, length)]
@@ -115,7 +116,9 @@ def measure(
     timing = compare(programs, baseline, seconds * len(programs), lambda share: progress("running", 0.5 + share / 2))
     flops = product_flops(jax.make_jaxpr(gradient(problem, lax.scan))(*baseline.arguments).jaxpr)
     rate = product_rate(str(problem.x.dtype))
-    timed = [_timed(row, ratio, timing, flops / rate) for row, ratio in zip(rows, [1.0, *timing.ratios], strict=True)]
+    timed = [
+        _timed(row, run, flops / rate) for row, run in zip(rows, [timing.baseline, *timing.candidates], strict=True)
+    ]
     device = jax.devices()[0].device_kind
     return Comparison(cell, batch, width, length, device, jax.__version__, flops, rate, tuple(_best_nests(timed)))
 
@@ -136,10 +139,11 @@ def _with_budget(budget: Budget, problem: Problem, xs: jax.Array) -> tuple[Progr
     except BudgetError as error:
         short = f"the smallest budget is {format_bytes(error.smallest_bytes)}"
         return Program(method, None, (), 0, 0.0, short), Row(method, error=short)
-    program = compile_program(method, ours(budget), problem, xs)
+    program = compile_program(method, ours(budget=budget), problem, xs)
     assert report.effort is not None
     seconds = program.compile_seconds + report.effort.plan_seconds  # which `explain` spared it
-    row = dataclasses.replace(_row(program, report.forward_steps), compile_seconds=seconds)
+    steps = evaluations(ours(plan=report.plan), xs.shape[0])
+    row = dataclasses.replace(_row(program, steps), compile_seconds=seconds)
     return program, dataclasses.replace(
         row, calibrate_seconds=report.effort.calibrate_seconds, plan=notation(report.plan)
     )
@@ -156,23 +160,24 @@ def _row(program: Program, forward_steps: int) -> Row:
     )
 
 
-def _timed(row: Row, ratio: float, timing: Timing, floor_seconds: float) -> Row:
-    if row.error:
-        return row
-    seconds = ratio * timing.baseline_seconds
-    floor_ratio = seconds / floor_seconds if floor_seconds else None
-    return dataclasses.replace(row, time_ratio=ratio, seconds=seconds, floor_ratio=floor_ratio)
+def _timed(row: Row, run: Run, floor_seconds: float) -> Row:
+    if row.error or run.error:
+        return dataclasses.replace(row, error=row.error or run.error)
+    floor_ratio = run.seconds / floor_seconds if floor_seconds else None
+    return dataclasses.replace(row, time_ratio=run.ratio, seconds=run.seconds, floor_ratio=floor_ratio)
 
 
 def _best_nests(rows: Sequence[Row]) -> list[Row]:
-    """Without the nests that another one equals or betters in time and in bytes."""
-    by_hand = [row for row in rows if row.method.startswith("nest ")]
+    """Without the nests that another one betters in time or in bytes, and is no worse than in the other."""
+    by_hand = [row for row in rows if row.method.startswith("nest ") and not row.error]
 
     def is_bettered(row: Row) -> bool:
+        own = (row.seconds, row.temp_bytes)
         return any(
-            other.time_ratio <= row.time_ratio and other.temp_bytes <= row.temp_bytes
+            other.seconds <= row.seconds
+            and other.temp_bytes <= row.temp_bytes
+            and (other.seconds, other.temp_bytes) != own
             for other in by_hand
-            if other is not row
         )
 
     return [row for row in rows if row not in by_hand or not is_bettered(row)]

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from bptt_jax._bench.cells import Problem
-from bptt_jax._choose import Budget
 from bptt_jax._scan import scan
 from bptt_jax.errors import BudgetError
 
@@ -73,8 +73,9 @@ def equinox(slots: int) -> Scan:
     return functools.partial(equinox_scan, kind="checkpointed", checkpoints=slots)
 
 
-def ours(budget: Budget) -> Scan:
-    return functools.partial(scan, budget=budget)
+def ours(**options: Any) -> Scan:
+    """`bptt_jax.scan` with a budget or a plan."""
+    return functools.partial(scan, **options)
 
 
 def gradient(problem: Problem, scan: Scan) -> Callable[..., Any]:
@@ -93,8 +94,8 @@ def compile_program(method: str, scan: Scan, problem: Problem, xs: Any) -> Progr
     start = time.perf_counter()
     try:
         compiled = jax.jit(gradient(problem, scan)).lower(*arguments).compile()
-    except BudgetError as error:
-        return Program(method, None, arguments, 0, time.perf_counter() - start, str(error))
+    except (BudgetError, jax.errors.JaxRuntimeError) as error:
+        return Program(method, None, arguments, 0, time.perf_counter() - start, _short(error))
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     assert memory is not None, "this backend does not tell what a program takes"
@@ -118,44 +119,83 @@ def evaluations(scan: Scan, length: int) -> int:
     return count
 
 
+def _short(error: Exception) -> str:
+    """Of what a runtime says, the first line."""
+    return str(error).strip().splitlines()[0]
+
+
 @dataclasses.dataclass(frozen=True)
-class Timing:
-    """Medians over the rounds.
+class Run:
+    """How long a program took.
 
     Attributes:
-      ratios: of each candidate's time to that of the baseline's run right before it; infinite for what has no program.
-      baseline_seconds: of one run of the baseline.
+      ratio: the median of its times over those of the baseline's runs right before; infinite without them.
+      seconds: the ratio times the median of the baseline's seconds; without it, the median of its own.
+      error: why it has not run.
     """
 
-    ratios: list[float]
-    baseline_seconds: float
+    ratio: float = math.inf
+    seconds: float = math.inf
+    error: str = ""
 
 
-def rounds_within(seconds: float, candidates: Sequence[Program], baseline: Program) -> int:
-    """How many rounds take about so many seconds, at least 5; runs each program once, to warm it up."""
-    once = sum(candidate.seconds() for candidate in candidates) + len(candidates) * baseline.seconds()
-    return max(LEAST_ROUNDS, round(seconds / once))
+class Timing(NamedTuple):
+    baseline: Run
+    candidates: list[Run]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Of the candidates."""
+        return [run.ratio for run in self.candidates]
 
 
 def compare(
     candidates: Sequence[Program], baseline: Program, seconds: float, after_round: Callable[[float], None] | None = None
 ) -> Timing:
-    """Runs each candidate right after the baseline, in turn, for about so many seconds.
+    """Runs each candidate right after the baseline, in turn, for about so many seconds, and for at least 5 rounds.
+
+    Each is run once before, to warm it up. What does not run then, for lack of memory, is left out.
 
     Args:
       candidates, baseline: the programs.
       seconds: for all of them together.
       after_round: called with the share of the rounds that are done.
     """
-    compiled = [candidate for candidate in candidates if not candidate.error]
-    found: dict[int, list[float]] = {id(candidate): [] for candidate in compiled}
-    baselines: list[float] = []
-    rounds = rounds_within(seconds, compiled, baseline) if compiled else LEAST_ROUNDS
+    warm = {id(program): _warm_up(program) for program in (baseline, *candidates)}
+    running = [program for program in candidates if not warm[id(program)].error]
+    has_baseline = not warm[id(baseline)].error
+    before = warm[id(baseline)].seconds if has_baseline else 0.0
+    once = sum(warm[id(program)].seconds + before for program in running)
+    rounds = max(LEAST_ROUNDS, round(seconds / once)) if running else LEAST_ROUNDS
+    own: dict[int, list[float]] = {id(program): [] for program in (baseline, *running)}
+    ratios: dict[int, list[float]] = {id(program): [] for program in running}
     for done in range(1, rounds + 1):
-        for candidate in compiled:
-            baselines.append(baseline.seconds())
-            found[id(candidate)].append(candidate.seconds() / baselines[-1])
+        for program in running:
+            if has_baseline:
+                own[id(baseline)].append(baseline.seconds())
+            own[id(program)].append(program.seconds())
+            if has_baseline:
+                ratios[id(program)].append(own[id(program)][-1] / own[id(baseline)][-1])
         if after_round is not None:
             after_round(done / rounds)
-    ratios = [statistics.median(found.get(id(candidate), [float("inf")])) for candidate in candidates]
-    return Timing(ratios, statistics.median(baselines or [baseline.seconds()]))
+    whole = statistics.median(own[id(baseline)] or [warm[id(baseline)].seconds])
+
+    def run_of(program: Program) -> Run:
+        if warm[id(program)].error:
+            return warm[id(program)]
+        if not has_baseline:
+            return Run(seconds=statistics.median(own[id(program)]))
+        ratio = statistics.median(ratios[id(program)])
+        return Run(ratio, ratio * whole)
+
+    return Timing(Run(1.0, whole) if has_baseline else warm[id(baseline)], [run_of(program) for program in candidates])
+
+
+def _warm_up(program: Program) -> Run:
+    if program.error:
+        return Run(error=program.error)
+    try:
+        program.seconds()
+        return Run(seconds=program.seconds())
+    except jax.errors.JaxRuntimeError as error:
+        return Run(error=_short(error))

@@ -54,13 +54,16 @@ def caption(comparison: Comparison) -> str:
     return (
         "time: medians of runs interleaved with lax.scan's;"
         f"{products} steps: evaluations of the step; compile: without calibrating, which is paid once"
+        f"{'' if any(row.method.startswith('Equinox') for row in comparison.rows) else '; Equinox is not installed'}"
     )
 
 
 def _cells(row: Row, comparison: Comparison) -> tuple[str, ...]:
     if row.error:
         return (row.method, *["–"] * (len(_HEAD) - 2), row.error)
-    share = row.temp_bytes / max(comparison.rows[0].temp_bytes, 1)
+    whole = comparison.rows[0].temp_bytes  # 0 if it does not compile
+    share = f"{row.temp_bytes / whole:.1%}" if whole else "–"
+    ratio = f"{row.time_ratio:.2f}" if math.isfinite(row.time_ratio) else "–"
     floor = "–" if row.floor_ratio is None else f"{row.floor_ratio:.2f}"
     steps, compiling = f"{row.forward_steps:,}", f"{row.compile_seconds:.2f} s"
     if row.calibrate_seconds:
@@ -69,9 +72,9 @@ def _cells(row: Row, comparison: Comparison) -> tuple[str, ...]:
     return (
         row.method,
         format_bytes(row.temp_bytes),
-        f"{share:.1%}",
+        share,
         time,
-        f"{row.time_ratio:.2f}",
+        ratio,
         floor,
         steps,
         compiling,
@@ -103,7 +106,9 @@ def plot(comparison: Comparison, path: Path | None = None, axes: Any = None) -> 
 
     if axes is None:
         axes = Figure(figsize=(8, 5), layout="constrained").add_subplot()
-    rows = [row for row in comparison.rows if not row.error]
+    rows = [row for row in comparison.rows if math.isfinite(row.time_ratio)]
+    if not rows:
+        raise ValueError(f"lax.scan does not run here, so there is nothing to compare with: {comparison.rows[0].error}")
     whole = max(comparison.rows[0].temp_bytes, 1)
     for prefix, colour in _COLOURS.items():
         points = sorted((row.temp_bytes / whole, row.time_ratio) for row in rows if row.method.startswith(prefix))

@@ -22,6 +22,7 @@ from bptt_jax._cells import check_cell, full_name
 from bptt_jax._choose import Budget
 from bptt_jax._explain import Report
 from bptt_jax._plan import Plan
+from bptt_jax._recurrent import split_call
 from bptt_jax._share_budget import share_budget
 from bptt_jax.linen._class import layer_class
 from bptt_jax.linen._layer import Options, Recurrent
@@ -146,7 +147,7 @@ def explain(
       target: as for `bptt_jax.explain`.
       rngs, mutable: as for `layer.apply`, for cells that need them.
       **call: as for calling the layer (`seq_lengths`, `return_carry`, ...), since a carry that is selected, say, is
-        one more to keep.
+        one more to keep; arrays may be `jax.ShapeDtypeStruct`s here too.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> layer, xs = RNN(nn.GRUCell(features=16), budget="50%"), jnp.ones((4, 200, 16))
@@ -156,13 +157,14 @@ def explain(
     """
     if not isinstance(layer, Recurrent):
         raise TypeError(f"explain needs a layer of bptt_jax.linen (RNN, or made by rnn), got {full_name(layer)}.")
+    arrays, flags = split_call(call, "init_key")
     reports: list[Report] = []
 
-    def inspect(variables: Any, xs: Any) -> None:
+    def inspect(variables: Any, xs: Any, arrays: Any) -> None:
         def report(layer: Any) -> None:
-            reports.append(layer._report(xs, target, **call))
+            reports.append(layer._report(xs, target, **arrays, **flags))
 
         nn.apply(report, layer, mutable=mutable)(variables, rngs=rngs)
 
-    jax.eval_shape(inspect, variables, xs)
+    jax.eval_shape(inspect, variables, xs, arrays)
     return reports[0]

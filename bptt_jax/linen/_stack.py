@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bptt_jax._cells import check_cell
+from bptt_jax._cells import checked_cells
 
 
 class Stack(nn.RNNCellBase):
@@ -37,14 +37,9 @@ class Stack(nn.RNNCellBase):
     cells: Sequence[nn.RNNCellBase]
 
     def __post_init__(self) -> None:
-        if not self.cells:
-            raise ValueError("a Stack needs at least one cell, got none.")
-        for i, cell in enumerate(self.cells):
-            if isinstance(cell, type):
-                raise TypeError(f"cell {i} of a Stack is the class {cell.__name__}; give an instance of it.")
-            check_cell(cell, f"cell {i} of a Stack", nn.Module)
+        cells = checked_cells(self.cells, nn.Module)
         # Made within a parent's `__call__` they would be the parent's.
-        own = (cell if cell.parent is None or cell.parent is self else cell.copy(parent=None) for cell in self.cells)
+        own = (cell if cell.parent is None or cell.parent is self else cell.copy(parent=None) for cell in cells)
         self.cells = tuple(own)
         super().__post_init__()
 
@@ -67,11 +62,11 @@ class Stack(nn.RNNCellBase):
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> tuple[Any, ...]:
         """The first carry of each cell, for an x of this shape of the lowest."""
-        carries = []
-        for cell, key in zip(self.cells, jax.random.split(rng, len(self.cells)), strict=True):
-            carry = cell.initialize_carry(key, input_shape)
-            carries.append(carry)
-            input_shape = _y_shape(cell, carry, input_shape)
+        carries: list[Any] = []
+        for i, key in enumerate(jax.random.split(rng, len(self.cells))):
+            if i > 0:
+                input_shape = _y_shape(self.cells[i - 1], carries[-1], input_shape)
+            carries.append(self.cells[i].initialize_carry(key, input_shape))
         return tuple(carries)
 
     @property
@@ -81,7 +76,10 @@ class Stack(nn.RNNCellBase):
 
 
 def _y_shape(cell: nn.RNNCellBase, carry: Any, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of what a cell makes of an x of `input_shape`: cells do not tell, so one is tried on shapes alone."""
+    """The shape of what a cell makes of an x of `input_shape`: cells do not tell, so one is tried on shapes alone.
+
+    x is of JAX's default float, as when layers are initialised.
+    """
     alone = cell.copy(parent=None, name=None)
     _, y = jax.eval_shape(lambda: alone.init_with_output(jax.random.key(0), carry, jnp.zeros(input_shape))[0])
     return tuple(y.shape)

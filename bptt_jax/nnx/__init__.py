@@ -21,6 +21,7 @@ from bptt_jax._cells import check_cell, full_name
 from bptt_jax._choose import Budget
 from bptt_jax._explain import Report
 from bptt_jax._plan import Plan
+from bptt_jax._recurrent import split_call
 from bptt_jax._share_budget import share_budget
 from bptt_jax.nnx._class import layer_class
 from bptt_jax.nnx._layer import Options, Recurrent
@@ -125,15 +126,16 @@ def rnn(
     return decorate
 
 
-def explain(layer: nnx.Module, xs: Any, *, target: Any = None, **call: Any) -> Report:
+def explain(layer: nnx.Module, xs: Any, *, target: Any = None, rngs: nnx.Rngs | None = None, **call: Any) -> Report:
     """What a recurrent layer takes for these inputs, compiled but not run; see `bptt_jax.explain`.
 
     Args:
       layer: an `RNN` or a layer made by `rnn`; its state may be `jax.ShapeDtypeStruct`s, as `nnx.eval_shape` makes it.
       xs: inputs as for calling it, likewise.
       target: as for `bptt_jax.explain`.
+      rngs: as for calling the layer; nothing is drawn from it.
       **call: as for calling the layer (`seq_lengths`, `return_carry`, ...), since a carry that is selected, say, is
-        one more to keep.
+        one more to keep; arrays may be `jax.ShapeDtypeStruct`s here too.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp
@@ -144,14 +146,16 @@ def explain(layer: nnx.Module, xs: Any, *, target: Any = None, **call: Any) -> R
     """
     if not isinstance(layer, Recurrent):
         raise TypeError(f"explain needs a layer of bptt_jax.nnx (RNN, or made by rnn), got {full_name(layer)}.")
-    graphdef, state = nnx.split(layer, graph=True)
+    arrays, flags = split_call(call)
+    graphdef, state = nnx.split((layer, rngs), graph=True)
     reports: list[Report] = []
 
-    def inspect(state: Any, xs: Any) -> None:
-        copied: Any = nnx.merge(graphdef, state)
-        reports.append(copied._report(xs, target, **call))
+    def inspect(state: Any, xs: Any, arrays: Any) -> None:
+        copied: Any
+        copied, keys = nnx.merge(graphdef, state)
+        reports.append(copied._report(xs, target, rngs=keys, **arrays, **flags))
 
-    jax.eval_shape(inspect, state, xs)
+    jax.eval_shape(inspect, state, xs, arrays)
     return reports[0]
 
 

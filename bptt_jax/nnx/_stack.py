@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bptt_jax._cells import check_cell
+from bptt_jax._cells import checked_cells
 
 
 class Stack(nnx.RNNCellBase):
@@ -33,14 +33,8 @@ class Stack(nnx.RNNCellBase):
     (2, 100, 6)
     """
 
-    def __init__(self, cells: Sequence[Any]):
-        if not cells:
-            raise ValueError("a Stack needs at least one cell, got none.")
-        for i, cell in enumerate(cells):
-            if isinstance(cell, type):
-                raise TypeError(f"cell {i} of a Stack is the class {cell.__name__}; give an instance of it.")
-            check_cell(cell, f"cell {i} of a Stack", nnx.Module)
-        self.cells = nnx.List(cells)
+    def __init__(self, cells: Iterable[Any]):
+        self.cells = nnx.List(checked_cells(cells, nnx.Module))
 
     def __call__(self, carry: Any, inputs: jax.Array) -> tuple[tuple[Any, ...], jax.Array]:
         """One step of all cells.
@@ -63,11 +57,11 @@ class Stack(nnx.RNNCellBase):
     ) -> tuple[Any, ...]:
         """The first carry of each cell, for inputs of this shape of the lowest; `carry_init` as the cells take it."""
         options = {} if carry_init is None else {"carry_init": carry_init}
-        carries = []
-        for cell in self.cells:
-            carry = cell.initialize_carry(input_shape, rngs, **options)
-            carries.append(carry)
-            input_shape = _y_shape(cell, carry, input_shape)
+        carries: list[Any] = []
+        for i, cell in enumerate(self.cells):
+            if i > 0:
+                input_shape = _y_shape(self.cells[i - 1], carries[-1], input_shape)
+            carries.append(cell.initialize_carry(input_shape, rngs, **options))
         return tuple(carries)
 
     @property
@@ -77,7 +71,10 @@ class Stack(nnx.RNNCellBase):
 
 
 def _y_shape(cell: Any, carry: Any, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of what a cell makes of inputs of this shape: cells do not tell, so a copy is tried on shapes alone."""
+    """The shape of what a cell makes of inputs of this shape: cells do not tell, so a copy is tried on shapes alone.
+
+    x is of JAX's default float, as when layers are initialised.
+    """
     graphdef, state = nnx.split(cell)
 
     def y(state: Any, carry: Any, x: jax.Array) -> Any:

@@ -33,9 +33,9 @@ CONSOLE = Console()
 POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
 # Of the training, by domain: what the example's README was measured with.
 DEFAULTS = {
-    "double-and-add": {"features": 64, "learning_rate": 3e-3, "budget": "12MiB", "updates": 282},
-    "game24": {"features": 128, "learning_rate": 2e-3, "budget": "12MiB", "updates": 1250},
-    "arc": {"features": 128, "learning_rate": 1e-3, "budget": "32MiB", "updates": 4000},
+    "double-and-add": {"features": 64, "learning_rate": 3e-3, "budget": "12MiB", "updates": 282, "horizon": 0},
+    "game24": {"features": 128, "learning_rate": 2e-3, "budget": "12MiB", "updates": 1250, "horizon": 0},
+    "arc": {"features": 128, "learning_rate": 1e-3, "budget": "32MiB", "updates": 3000, "horizon": 256},
 }
 
 
@@ -83,6 +83,7 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--reinforce-rate", type=float, default=5e-4, show_default=True, help="Learning rate of these.")
 @click.option("--hindsight", is_flag=True, help="Lost games of REINFORCE teach what they reached.")
 @click.option("--entropy", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Weight of the entropy.")
+@click.option("--horizon", type=COUNT, help="Tokens that the reader's gates are set for at first.")
 @click.option("--limit", type=POSITIVE, default=LIMIT, show_default=True, help="Actions, for arc.")
 @click.option("--learned", is_flag=True, help="For arc: abstractions of round 0 are operations too.")
 @click.option("--every", type=COUNT, default=0, help="Updates between rollouts on held-out tasks; 0: at the end only.")

@@ -43,7 +43,7 @@ def measured(scan: Scan) -> tuple[int, int]:
 def test_launches_against_lax_scan(percent, most):
     theirs, scan_bytes = measured(lax.scan)
     budget = None if percent is None else int(percent / 100 * scan_bytes)
-    count, temp_bytes = measured(ours(budget))
+    count, temp_bytes = measured(ours(budget=budget))
     share = "no budget" if percent is None else f"{percent} % = {budget / MIB:.1f} MiB"
     print(
         f"\nlax.scan: {theirs:,} launches, {scan_bytes / MIB:.1f} MiB; bptt_jax with {share}: {count:,} launches, "

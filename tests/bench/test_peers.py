@@ -48,7 +48,7 @@ def against_lax_scan(cell: str, batch: int, width: int, percents: list[float | N
     baseline = compile_program("lax.scan", lax.scan, problem, xs)
     budgets = [None if p is None else budget_bytes(cell, batch, width, LENGTH, p) for p in percents]
     programs = [
-        compile_program("no budget" if percent is None else f"{percent} %", ours(budget), problem, xs)
+        compile_program("no budget" if percent is None else f"{percent} %", ours(budget=budget), problem, xs)
         for percent, budget in zip(percents, budgets, strict=True)
     ]
     ratios = compare(programs, baseline, SECONDS * len(programs)).ratios
@@ -93,7 +93,7 @@ def test_faster_than_equinox_in_no_more_bytes():
         xs = problem.xs(LENGTH)
         for slots in (10, 16, 44):
             theirs = compile_program(f"Equinox with {slots} slots", equinox(slots), problem, xs)
-            program = compile_program("bptt_jax", ours(theirs.temp_bytes), problem, xs)
+            program = compile_program("bptt_jax", ours(budget=theirs.temp_bytes), problem, xs)
             (ratio,) = compare([program], theirs, SECONDS).ratios
             print(f"{cell} (16,256) {describe(program, ratio, theirs.temp_bytes, theirs)}", flush=True)
             if not (ratio < 1 and program.temp_bytes <= theirs.temp_bytes):
@@ -134,8 +134,8 @@ def test_compile_time_against_lax_scan():
     compile_seconds(lax.scan)  # what is paid once by the process
     for percent in (1, 2, 5, 10, 20, 30, 50, None):
         budget = None if percent is None else budget_bytes("lstm", 16, 256, LENGTH, percent)
-        compile_seconds(ours(budget))  # calibrates
-        pairs = [(compile_seconds(lax.scan), compile_seconds(ours(budget))) for _ in range(FRESH_COMPILES)]
+        compile_seconds(ours(budget=budget))  # calibrates
+        pairs = [(compile_seconds(lax.scan), compile_seconds(ours(budget=budget))) for _ in range(FRESH_COMPILES)]
         ratios[percent] = statistics.median(bounded / plain for plain, bounded in pairs)
         name = "no budget" if percent is None else f"{percent} %"
         print(f"{name}: {pairs[-1][1]:.2f} s, {ratios[percent]:.2f} of lax.scan's", flush=True)
@@ -146,7 +146,7 @@ def test_the_time_of_a_step_does_not_grow_with_the_length():
     problem = CELLS["lstm"](1, 256)
     budget = budget_bytes("lstm", 1, 256, 10**4, 5)
     short, long = (
-        compile_program(f"T={length}", ours(budget), problem, problem.xs(length)) for length in (10**4, 10**5)
+        compile_program(f"T={length}", ours(budget=budget), problem, problem.xs(length)) for length in (10**4, 10**5)
     )
     assert not short.error
     ratio = compare([long], short, 6 * SECONDS).ratios[0] / 10

@@ -1,5 +1,7 @@
 """Strict modes for every test: double precision, no silent promotion of dtypes or ranks."""
 
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -13,7 +15,7 @@ _STRICT = {
 
 
 def pytest_configure(config):
-    if not any("bench" in argument for argument in config.args):  # where time counts
+    if not any("tests/bench" in Path(argument).as_posix() for argument in config.args):  # where time counts
         compile_quickly()
 
 

@@ -5,10 +5,8 @@ import os
 import jax
 
 _FLAGS = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
-if jax.__version_info__ < (
-    0,
-    11,
-):  # later versions have no other emitters, and end a process for a flag unknown to them
+# Later versions have no other emitters, and end a process for a flag unknown to them.
+if jax.__version_info__ < (0, 11, 0):
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 
 

@@ -103,16 +103,9 @@ CELLS: dict[str, Callable[[int, int], Problem]] = {
     # that is not, there is something to save.
     "sine-gordon": lambda batch, width: _waves(batch, width, lambda u: -jnp.sin(u)),
 }
-RNN_CELLS = ("lstm", "flax-lstm", "flax-optimized-lstm", "flax-gru")
-RNN_SIZES = ((1, 256), (16, 256), (64, 128), (32, 512))
 OTHER_SIZES = {"flax-conv-lstm": (2, 8), "wave": (1, 128), "sine-gordon": (1, 128)}
 
 
 def default_size(cell: str) -> tuple[int, int]:
     """The (batch, width) that a cell is measured at if nothing else is asked for."""
     return OTHER_SIZES.get(cell, (16, 256))
-
-
-def sizes(cell: str) -> tuple[tuple[int, int], ...]:
-    """All that it is measured at for the project's record."""
-    return RNN_SIZES if cell in RNN_CELLS else (OTHER_SIZES[cell],)

@@ -25,10 +25,8 @@ import dataclasses
 import functools
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from bptt_jax.planners._tables import Floats, Ints
 
 MOST_LEAVES = 8
 _PER_ADVANCE = 8

@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from bptt_jax._cost import chain_bytes, slice_bytes
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps
-from bptt_jax.planners._reach import MOST_LEAVES, Floats, Ints, Lattice, Reach
+from bptt_jax.planners._reach import MOST_LEAVES, Lattice, Reach
+from bptt_jax.planners._tables import Floats, Ints
 
 # Splits tried for each subproblem. Twice as many are twice as slow and gain 0.4 % of time at best, but up to 1.5 %
 # where memory is short and the lattice fine.

@@ -10,7 +10,7 @@ its backward. With M the steps of a nest, h a carry and s a step's residuals, it
 
 since the sweep never advances the last child of what it revisits. For every n and k2, k3, … of a grid the least k1 is
 taken whose rest fits, and the most; what that leaves is a rest of steps that are kept, or a second nest over blocks as
-long. The fastest of all these wins, of which bounds on their times in NumPy leave few to be costed: some 100 ms. What
+long. The fastest of all these wins, of which bounds on their times in NumPy leave few to be costed. What
 is tried depends on the budget, so that more bytes may cost more predicted time, though seldom and by a per cent or two.
 """
 
@@ -21,16 +21,12 @@ import functools
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from bptt_jax._cost import chain_sums_bytes, cost, rest_bytes
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, in_blocks
 from bptt_jax._step_profile import StepProfile
 from bptt_jax._time import SECOND_BODY, time_of
-from bptt_jax.planners._tables import blocks_of, inner_counts
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from bptt_jax.planners._tables import Bools, Floats, Ints, blocks_of, inner_counts
 
 _SHORT = 64  # leaves up to this long are all tried, longer ones on a geometric grid and where they divide
 _SHORT_SCAN = 10_000  # in longer ones, a rest of one block is nothing
@@ -151,9 +147,7 @@ def _families(profile: StepProfile, length: int, budget_bytes: int) -> Iterator[
         yield _Family(length, n, counts, _bounds(profile, length, n, counts, fits, again=n), carries)
 
 
-def _bounds(
-    profile: StepProfile, length: int, n: int, counts: Ints, fits: npt.NDArray[np.bool_], again: int | None = None
-) -> Floats:
+def _bounds(profile: StepProfile, length: int, n: int, counts: Ints, fits: Bools, again: int | None = None) -> Floats:
     """Lower bounds on the times of plans; all but `again` steps of the rest are evaluated again, None: none are."""
     inner = inner_counts(length // n)
     times, covered = profile.times, counts * n * inner.products

@@ -1,11 +1,19 @@
-"""What "5 %" is in the project's record."""
+"""The cells and sizes of the project's record, and what "5 %" is in it."""
 
 import functools
 
 from jax import lax
 
-from bptt_jax._bench.cells import CELLS
+from bptt_jax._bench.cells import CELLS, OTHER_SIZES
 from bptt_jax._bench.peers import compile_program
+
+RNN_CELLS = ("lstm", "flax-lstm", "flax-optimized-lstm", "flax-gru")
+RNN_SIZES = ((1, 256), (16, 256), (64, 128), (32, 512))
+
+
+def sizes(cell: str) -> tuple[tuple[int, int], ...]:
+    """(batch, width) that a cell is measured at."""
+    return RNN_SIZES if cell in RNN_CELLS else (OTHER_SIZES[cell],)
 
 
 @functools.cache

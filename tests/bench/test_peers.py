@@ -11,9 +11,9 @@ import jax
 import pytest
 from jax import lax
 
-from bptt_jax._bench.cells import CELLS, RNN_CELLS, RNN_SIZES, sizes
+from bptt_jax._bench.cells import CELLS
 from bptt_jax._bench.peers import Program, compare, compile_program, equinox, ours
-from tests.bench.budgets import budget_bytes, lax_scan_bytes
+from tests.bench.budgets import RNN_CELLS, RNN_SIZES, budget_bytes, lax_scan_bytes, sizes
 
 MIB = 2**20
 LENGTH = 1000

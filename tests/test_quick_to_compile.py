@@ -1,0 +1,45 @@
+"""What makes tests compile quickly leaves the bytes of programs as they are."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+
+import bptt_jax
+from tests.audit import KINDS
+
+
+def measured():
+    """What XLA reports for gradients with given plans, which need no calibration."""
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    plan = bptt_jax.Repeat(10, bptt_jax.Remat(bptt_jax.Steps(10)))
+    return {
+        f"{kind}, {differentiation}": temporaries(KINDS[kind]().without_outputs(), plan, differentiation)
+        for kind, differentiation in [("lstm", "reverse"), ("attention", "any"), ("waves", "reverse")]
+    }
+
+
+def temporaries(problem, plan, differentiation):
+    def loss(params, init, xs):
+        carry, _ = bptt_jax.scan(
+            lambda carry, x: problem.step(params, carry, x), init, xs, plan=plan, differentiation=differentiation
+        )
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(carry))
+
+    compiled = jax.jit(jax.grad(loss)).lower(problem.params, problem.init, problem.xs(100)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_bytes_are_those_of_programs_compiled_as_users_do():
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    program = "import json; from tests.test_quick_to_compile import measured; print(json.dumps(measured()))"
+    users = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
+    assert "xla_backend_optimization_level" in os.environ["XLA_FLAGS"]
+    assert json.loads(users.stdout.splitlines()[-1]) == measured()

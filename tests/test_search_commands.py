@@ -24,6 +24,7 @@ def strict_jax():
 def few_tasks(monkeypatch):
     """Held-out tasks that are soon played."""
     tasks = {split: Game24().held_out(split)[:4] for split in Game24.splits}
+    tasks[""] = [task for some in tasks.values() for task in some]
     monkeypatch.setattr(Game24, "held_out", lambda self, split="": tasks[split])
     monkeypatch.setitem(experiments.ROLLOUTS, "game24", 2)
     monkeypatch.setitem(experiments.ROLLOUTS, "arc", 2)
@@ -51,6 +52,9 @@ def test_a_policy_is_trained_kept_drawn_and_asked_to_solve(tmp_path, few_tasks):
     assert (tmp_path / "graph.svg").read_text().count("<path") > 10
     assert run("plot", tmp_path / "run", "--picture", tmp_path / "curves.png").exit_code == 0
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+    again = run("train", "--domain", "game24", *TINY, "--directory", tmp_path / "run")
+    assert again.exit_code == 1
+    assert "holds something already, such as another run; name a new directory" in " ".join(again.output.split())
     unknown = run("solve", tmp_path / "run", "--task", "7")
     assert unknown.exit_code == 1
     assert "has no held-out task '7'; some that it has: " in unknown.output
@@ -82,6 +86,8 @@ def test_arc_is_trained_by_the_same_command(tmp_path, few_tasks, monkeypatch):
         (["long", "--bits", "32", "--truncate"], "a window of 32 tokens truncates nothing of 32 bits"),
         (["plot", ".", "--picture", "x.png"], "holds no metrics.jsonl"),
         (["solve", "."], "holds no trained policy"),
+        (["memory", "--lengths", "100"], "100 tokens are 2 chunks, but 12 decisions"),
+        (["train", "--reinforce", "1", "--reinforce-rate", "-1"], "-1.0 is not in the range x>0"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(arguments, message):
@@ -96,9 +102,10 @@ def test_long_and_memory_at_a_tiny_setting(tmp_path):
     assert found.exit_code == 0, found.output
     assert "K=32, backpropagation through 16 tokens" in found.output
     assert '"accuracy"' in (tmp_path / "metrics.jsonl").read_text()
-    table = run("memory", "--lengths", 512)
+    table = run("memory", "--lengths", 1024, "--run", 1024, "--budget", 2**24)
     assert table.exit_code == 0, table.output
-    assert "budget 16MiB" in table.output
+    assert "budget 16777216" in table.output
+    assert "two updates of 1,024 tokens within 16777216: " in table.output
 
 
 def test_abstract_says_what_it_learned():

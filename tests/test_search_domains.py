@@ -13,7 +13,7 @@ from examples.bidirectional_search.domains import arc, double_and_add, game24, g
 from examples.bidirectional_search.enumeration import enumerate_programs
 from examples.bidirectional_search.evaluation import score
 from examples.bidirectional_search.graph import Search
-from examples.bidirectional_search.programs import Call, Input, parse, run
+from examples.bidirectional_search.programs import Call, Input, calls, parse, run
 from examples.bidirectional_search.teacher import hindsight, lesson, replayed
 from tests.search_domains import DOMAINS, PRIMITIVES, domains, learned, random_grid, random_search, seeds
 
@@ -140,6 +140,26 @@ def test_a_lost_search_teaches_what_it_reached():
             assert all(replay.step(action).changed for action in actions)
             assert replay.solved
     assert found > 5
+
+
+@domains
+def test_hindsight_makes_up_nothing_that_is_held_out(domain):
+    """Among others: the hindsight of the random policy on many tasks."""
+    domain, found = domain(), 0
+    held_out = {(task.inputs, task.target) for task in domain.held_out()}
+    for seed in range(400):
+        again = hindsight(random_search(domain, seed), np.random.default_rng(seed), 0.8)
+        if again is not None:
+            found += 1
+            assert (again[0].inputs, again[0].target) not in held_out
+    assert found > 40 or not domain.keeps_nodes
+    for task in domain.held_out()[:40]:
+        program = None if domain is not DOMAINS["arc-symmetry"]() else parse_program(domain, task.name)
+        assert domain.sets_apart(task, program) or (program is not None and len(calls(program)) < 3)
+
+
+def parse_program(domain, text):
+    return parse(text, {primitive.name: primitive for primitive in domain.primitives})
 
 
 def test_a_lesson_turns_all_edges_backward_or_none():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from examples.bidirectional_search.domain import WASTED, Action, Direction, Node, Operation, Task
+from examples.bidirectional_search.domain import WASTED, Action, Node, Operation, Task
 from examples.bidirectional_search.domains import arc, double_and_add, game24, grids
 from examples.bidirectional_search.graph import Graph, Search, apply_to_all
 from examples.bidirectional_search.programs import parse, run
@@ -168,7 +168,7 @@ def test_masks_know_how_many_arguments_and_what_is_grounded_and_nothing_else(dom
         assert operations.shape == (len(domain.operations),)
         assert arguments.shape == (len(domain.operations), domain.argument_slots, domain.max_nodes)
         for at, operation in enumerate(domain.operations):
-            assert operations[at] == (bidirectional or operation.direction is Direction.FORWARD)
+            assert operations[at] == (bidirectional or operation.missing is None)
             for slot in range(domain.argument_slots):
                 must = operation.grounded[slot] if slot < len(operation.grounded) else None
                 assert arguments[at, slot, : len(search.nodes)].tolist() == [n.grounded is must for n in search.nodes]

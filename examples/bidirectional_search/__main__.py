@@ -24,7 +24,7 @@ from examples.bidirectional_search import curves, drawing, experiments, long_ver
 from examples.bidirectional_search.abstraction import abstract
 from examples.bidirectional_search.domains.arc import LIMIT, symmetry_tasks
 from examples.bidirectional_search.domains.grids import abstraction_primitives
-from examples.bidirectional_search.evaluation import MANY, Score
+from examples.bidirectional_search.evaluation import ROLLOUTS_TO_COUNT, Score
 from examples.bidirectional_search.experiments import CHUNKS, Experiment
 from examples.bidirectional_search.games import ENCODINGS
 from examples.bidirectional_search.training import Log, Settings
@@ -51,10 +51,15 @@ def spoken(command: Callable[..., None]) -> Callable[..., None]:
     def run(**options: Any) -> None:
         try:
             command(**options)
-        except (ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError) as error:
             raise click.ClickException(str(error)) from error
 
     return run
+
+
+def budget_of(text: str) -> int | str:
+    """As bptt_jax takes it: bytes, 64MiB, 5%; or "plain"."""
+    return int(text) if text.isdigit() else text
 
 
 def training_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -63,10 +68,12 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--features", type=POSITIVE, help="Of the reader and the heads."),
         click.option("--batch", type=POSITIVE, default=32, show_default=True),
         click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True)),
-        click.option("--budget", help="Bytes of the reader's backward pass; 'plain' is flax.linen.RNN."),
+        click.option("--budget", type=budget_of, help="Of the reader's backward pass; 'plain' is flax.linen.RNN."),
         click.option("--seed", type=COUNT, default=0, show_default=True),
         click.option(
-            "--directory", type=click.Path(file_okay=False, path_type=Path), help="For metrics and the trained policy."
+            "--directory",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="A new one, for metrics; `train` also keeps the trained policy there.",
         ),
     ):
         command = option(command)
@@ -80,9 +87,15 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--updates", type=COUNT, help="Supervised ones; 282 are two epochs of double-and-add.")
 @click.option("--reinforce", type=COUNT, default=0, show_default=True, help="Updates by REINFORCE after these.")
 @click.option("--reinforce-batch", type=POSITIVE, default=128, show_default=True, help="Rollouts of such an update.")
-@click.option("--reinforce-rate", type=float, default=5e-4, show_default=True, help="Learning rate of these.")
+@click.option(
+    "--reinforce-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5e-4,
+    show_default=True,
+    help="Learning rate of these.",
+)
 @click.option("--hindsight", is_flag=True, help="Lost games of REINFORCE teach what they reached.")
-@click.option("--entropy", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Weight of the entropy.")
+@click.option("--entropy", type=click.FloatRange(min=0), default=0.01, show_default=True, help="Weight, in REINFORCE.")
 @click.option("--horizon", type=COUNT, help="Tokens that the reader's gates are set for at first.")
 @click.option("--limit", type=POSITIVE, default=LIMIT, show_default=True, help="Actions, for arc.")
 @click.option("--learned", is_flag=True, help="For arc: abstractions of round 0 are operations too.")
@@ -93,7 +106,7 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
 def train(directory: Path | None, **options: Any) -> None:
     """One arm on one domain, and what it solves beside policies that read nothing."""
     experiment = _experiment(**options)
-    log = Log(None if directory is None else directory / curves.METRICS, CONSOLE)
+    log = _log_in(directory)
     _, trained = experiments.train(experiment, log, directory)
     others = experiments.baselines(experiment)
     table = Table(
@@ -104,6 +117,13 @@ def train(directory: Path | None, **options: Any) -> None:
         log.write(stage="held out", split=name, **{key: score._asdict() for key, score in row.items()})
         table.add_row(f"{name} ({len(tasks)} × {rollouts})", *(_shown(score, rollouts) for score in row.values()))
     CONSOLE.print(table)
+
+
+def _log_in(directory: Path | None) -> Log:
+    """Metrics of one run; they are not mixed with another's."""
+    if directory is not None and directory.is_dir() and any(directory.iterdir()):
+        raise ValueError(f"{directory} holds something already, such as another run; name a new directory")
+    return Log(None if directory is None else directory / curves.METRICS, CONSOLE)
 
 
 def _experiment(domain: str, arm: str, greedy: bool | None, **options: Any) -> Experiment:
@@ -124,7 +144,7 @@ def _experiment(domain: str, arm: str, greedy: bool | None, **options: Any) -> E
 
 def _shown(score: Score, rollouts: int) -> str:
     return f"{score.success:.1%}" + (
-        f", {score.rollouts:.2f} rollouts, {score.solved} solved" if rollouts > MANY else ""
+        f", {score.rollouts:.2f} rollouts, {score.solved} solved" if rollouts >= ROLLOUTS_TO_COUNT else ""
     )
 
 
@@ -136,15 +156,18 @@ def _shown(score: Score, rollouts: int) -> str:
 @click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Where to draw the graph: .svg, .png.")
 @spoken
 def solve(directory: Path, task: str | None, rollouts: int, seed: int, picture: Path | None) -> None:
-    """Rolls a trained policy out on one task until it is solved; prints the program, draws the graph."""
+    """Rolls a trained policy out on one task until it is solved; prints the program, draws the graph.
+
+    Actions are drawn, not the likeliest ones taken. The picture is that of the last rollout, solved or not.
+    """
     tried, game = experiments.solve(directory, task, rollouts, seed)
     search = game.search
+    if picture is not None:
+        drawing.draw(search, picture)
     if not search.generalises():
         raise click.ClickException(f"{search.task.name} is not solved in {rollouts} rollouts")
     CONSOLE.print(f"{search.task.name}: solved in rollout {tried}, {search.steps} steps", highlight=False)
     CONSOLE.print(str(search.program()), highlight=False)
-    if picture is not None:
-        drawing.draw(search, picture)
 
 
 @main.command()
@@ -174,11 +197,10 @@ def long(
     **settings: Any,
 ) -> None:
     """Double-and-add with targets of K bits: full against truncated backpropagation."""
-    log = Log(None if directory is None else directory / curves.METRICS, CONSOLE)
     chosen = Settings(
         features=features or 64, learning_rate=learning_rate or 3e-3, budget=budget or "12MiB", **settings
     )
-    _, accuracy = long_version.train([(count, updates) for count in bits], window, chosen, log)
+    _, accuracy = long_version.train([(count, updates) for count in bits], window, chosen, _log_in(directory))
     kind = f"through {window} tokens" if settings["truncate"] else "through all tokens"
     CONSOLE.print(f"K={bits[-1]}, backpropagation {kind}: {accuracy:.1%} of held-out decisions", highlight=False)
 
@@ -200,15 +222,20 @@ def learn_abstractions(rounds: int, candidates: int) -> None:
 
 @main.command(name="memory")
 @click.option("--lengths", type=POSITIVE, multiple=True, default=[2_560, 10_000, 40_000], help="Tokens.")
-@click.option("--budget", default="16MiB", show_default=True)
+@click.option("--budget", type=budget_of, default="16MiB", show_default=True)
+@click.option("--run", type=POSITIVE, help="Tokens of an episode; two updates are run.")
 @spoken
-def measure_memory(lengths: Sequence[int], budget: str) -> None:
+def measure_memory(lengths: Sequence[int], budget: int | str, run: int | None) -> None:
     """Temporaries of the training step by the length of the episode, compiled and not run."""
+    settings = Settings(batch=16, features=128, budget=budget)
     table = Table("tokens", "flax.linen.RNN, MiB", f"budget {budget}, MiB", "states of chunks, MiB")
     for length in lengths:
-        row = memory.measure(length, batch=16, features=128, chunk=64, budget=budget)
+        row = memory.measure(length, 64, settings, budget)
         table.add_row(f"{row.tokens:,}", *(f"{size / 2**20:.1f}" for size in row[1:4]))
     CONSOLE.print(table)
+    if run is not None:
+        seconds = memory.run_updates(run, 64, settings, updates=2)
+        CONSOLE.print(f"two updates of {run:,} tokens within {budget}: {seconds[0]:.1f} s, {seconds[1]:.1f} s")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def plot(directories: Sequence[Path], path: Path) -> None:
 
 
 def _add(directory: Path, success: Axes, nats: Axes) -> None:
-    before, records = 0, Log.read(directory / METRICS)
+    before, ends, records = 0, dict[str, int](), Log.read(directory / METRICS)
     stages = dict.fromkeys(record["stage"] for record in records)
     supervised: list[tuple[int, float]] = []
     held_out: dict[str, list[tuple[int, float]]] = {}
@@ -43,12 +43,13 @@ def _add(directory: Path, success: Axes, nats: Axes) -> None:
                         (before + record["update"] + 1, record[name])
                     )
         before += max((record["update"] + 1 for record in of_stage), default=0)
-    last = "REINFORCE" if "REINFORCE" in stages else "supervised"
+        ends[stage] = before
     for record in records:
         if record["stage"] == "held out" and "split" in record:
-            held_out.setdefault(record["split"], []).append((before, record[last]["success"]))
+            points = held_out.setdefault(record["split"], [])
+            points += [(end, record[stage]["success"]) for stage, end in ends.items() if stage in record]
     for name, points in held_out.items():
         label = directory.name if len(held_out) == 1 else f"{directory.name}, {name}"
-        success.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+        success.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=label)
     if supervised:
         nats.plot(*zip(*supervised, strict=True), linewidth=0.9, label=directory.name)

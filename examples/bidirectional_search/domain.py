@@ -11,26 +11,24 @@ if it made none. The key of a node is what the reader knows after the last token
 never part of a stream.
 """
 
-import enum
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:  # programs are made of primitives
+    from examples.bidirectional_search.programs import Expression
 
 PAD = 0
 WASTED = 1  # ends an action that made no node
 FIRST_TOKEN = 2  # of a domain's own
 
 Value = tuple[Any, ...]  # hashable
-
-
-class Direction(enum.Enum):
-    FORWARD = "forward"
-    INVERSE = "inverse"
-    CONDITIONAL = "conditional inverse"
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,6 @@ class Operation:
 
     primitive: Primitive
     missing: int | None = None
-
-    @property
-    def direction(self) -> Direction:
-        if self.missing is None:
-            return Direction.FORWARD
-        return Direction.INVERSE if self.primitive.arity == 1 else Direction.CONDITIONAL
 
     @property
     def grounded(self) -> tuple[bool, ...]:
@@ -173,6 +165,10 @@ class Domain(ABC):
     @abstractmethod
     def held_out(self, split: str = "") -> list[Task]:
         """Tasks to test on, the same at every call; which splits there are each domain says."""
+
+    @abstractmethod
+    def sets_apart(self, task: Task, program: Expression) -> bool:
+        """Whether training may not see this task, or this program for it: what hindsight makes up has to ask."""
 
     @abstractmethod
     def teacher_episode(self, rng: np.random.Generator, bidirectional: bool) -> tuple[Task, list[Action]]:

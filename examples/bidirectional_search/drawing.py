@@ -41,7 +41,8 @@ def draw(search: Search, path: Path) -> None:
     axes.set(xlim=(-0.6, width - 0.4), ylim=(height - 0.4, -0.6))
     axes.set_axis_off()
     state = f"solved in {search.steps} steps" if search.solved else f"open after {search.steps} steps"
-    axes.set_title(f"{search.task.name}: {state}\n{search.program() if search.solved else ''}", fontsize=9)
+    title = f"{search.task.name}: {state}\n{search.program() if search.solved else ''}"
+    axes.set_title(title, fontsize=9, parse_math=False)  # inputs are $0, $1
     figure.savefig(path, dpi=150)
 
 
@@ -79,17 +80,15 @@ def _of_program(graph: Graph) -> set[tuple[int, Edge]]:
 
 
 def _draw_edge(axes: Axes, places: np.ndarray, node: int, edge: Edge, strong: bool) -> None:
-    # A node that is younger than what is made of it was found backward.
-    backward = any(argument > node for argument in edge.arguments)
     colour, end = "#333333" if strong else "#bbbbbb", places[node]
     for argument in dict.fromkeys(edge.arguments):
-        arrow = {"arrowstyle": "-|>", "color": colour, "linestyle": "--" if backward else "-", "shrinkA": 30}
+        arrow = {"arrowstyle": "-|>", "color": colour, "linestyle": "--" if edge.backward else "-", "shrinkA": 30}
         arrow |= {"shrinkB": 30, "linewidth": 1.4 if strong else 0.8, "connectionstyle": "arc3,rad=0.08"}
         axes.annotate("", end, places[argument], arrowprops=arrow)
-    middle = (0.5 * end[0] + 0.5 * np.mean([places[argument][0] for argument in edge.arguments]), end[1])
-    middle = (middle[0], 0.5 * end[1] + 0.5 * np.mean([places[argument][1] for argument in edge.arguments]))
+    # Nearer to the result, where the edges of several arguments come together.
+    name = 0.65 * end + 0.35 * places[list(edge.arguments)].mean(0)
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-    axes.annotate(edge.primitive.name, middle, fontsize=9, color=colour, ha="center", va="center", bbox=box)
+    axes.text(*name, edge.primitive.name, fontsize=9, color=colour, ha="center", va="center", bbox=box, zorder=5)
 
 
 def _draw_node(axes: Axes, place: Sequence[float], value: Value, colour: str, grids: bool, line: float) -> None:

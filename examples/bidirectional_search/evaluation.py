@@ -12,7 +12,7 @@ from examples.bidirectional_search.games import Arena
 from examples.bidirectional_search.training import State, Trainer
 
 TUNING_TASKS, TUNING_ACTIONS = 100, 1500  # at most so many tasks, of so many actions in all, in each of their rollouts
-LEAST_ROLLOUTS, MANY = 5, 20  # of a baseline; from how many on rollouts to solve are a score
+ROLLOUTS_TO_COUNT = 20  # from so many on, rollouts to solve are a score too
 
 
 class Score(NamedTuple):
@@ -59,11 +59,10 @@ class Baselines:
         self.logits = self._tuned([domain.random_task(rng) for _ in range(self.few)], np.mean)
 
     def scores(self, tasks: Sequence[Task], rollouts: int) -> dict[str, Score]:
-        """By the name of the policy; all get `rollouts`, or 5 if that is more."""
-        here = self._tuned(tasks[: self.few], mean_log if rollouts >= MANY else np.mean)
+        """By the name of the policy."""
+        here = self._tuned(tasks[: self.few], mean_log if rollouts >= ROLLOUTS_TO_COUNT else np.mean)
         every = {"random": None, "constant": self.logits, "constant, tuned here": here}
         policies = {name: ConstantPolicy(self.domain, self.bidirectional, logits) for name, logits in every.items()}
-        rollouts = max(rollouts, LEAST_ROLLOUTS)
         return {name: score(attempts(policy, tasks, rollouts, self.seed)) for name, policy in policies.items()}
 
     def _tuned(self, tasks: Sequence[Task], measure: Callable[[np.ndarray], float]) -> np.ndarray:

@@ -24,10 +24,10 @@ from examples.bidirectional_search.teacher import hindsight
 from examples.bidirectional_search.training import Log, Settings, State, Trainer, reinforce, restore, run, save
 
 CHUNKS = {"double-and-add": 24, "game24": 4, "arc": 64}  # tokens: 24 are an action and its number, 4 those of an action
-ROLLOUTS = {"double-and-add": 1, "game24": 10, "arc": 200}  # of a held-out task; random programs of ARC get 5
-PROGRAM_ROLLOUTS = 5
-OF_ONE_TASK = 8  # rollouts, for REINFORCE
-SORTED = 8  # batches of lessons that are sorted by length together
+# Of a held-out task, where they are sampled; of one of ARC's random programs, and of one task for REINFORCE.
+ROLLOUTS = {"double-and-add": 1, "game24": 10, "arc": 200}
+PROGRAM_ROLLOUTS, ROLLOUTS_PER_TASK = 5, 8
+SORTED_BATCHES = 8  # of lessons, sorted by length together
 RECORD = "experiment.json"
 
 Scores = dict[str, Score]  # by split
@@ -73,9 +73,9 @@ class Experiment:
             raise ValueError(f"the encoding {self.encoding!r} is for double-and-add; {self.domain} has 'append'")
         if self.domain != "arc" and (self.learned or self.limit != arc.LIMIT):
             raise ValueError(f"a limit of actions and learned operations are for arc, not for {self.domain}")
-        if self.reinforce_updates and (self.reinforce_batch < OF_ONE_TASK or self.reinforce_batch % OF_ONE_TASK):
+        if self.reinforce_updates and (self.reinforce_batch < 1 or self.reinforce_batch % ROLLOUTS_PER_TASK):
             raise ValueError(
-                f"REINFORCE plays {OF_ONE_TASK} rollouts of each task: its batch must be a multiple of that, "
+                f"REINFORCE plays {ROLLOUTS_PER_TASK} rollouts of each task: its batch must be a multiple of that, "
                 f"got {self.reinforce_batch}"
             )
         if self.hindsight and (self.domain == "double-and-add" or not self.reinforce_updates):
@@ -92,9 +92,12 @@ class Experiment:
         """Held-out tasks by name, and how many rollouts each gets."""
         domain = self.arena.domain
         return {
-            split or "all": (domain.held_out(split), PROGRAM_ROLLOUTS if split == "programs" else ROLLOUTS[self.domain])
+            split or "all": (domain.held_out(split), 1 if self.greedy else self._rollouts(split))
             for split in domain.splits
         }
+
+    def _rollouts(self, split: str) -> int:
+        return PROGRAM_ROLLOUTS if split == "programs" else ROLLOUTS[self.domain]
 
     def trainer(self) -> Trainer:
         rate = optax.join_schedules(
@@ -120,9 +123,9 @@ class Lessons:
 
     def next(self) -> Episodes:
         if not self.ready:
-            streams = [self.arena.lesson(self.rng) for _ in range(SORTED * self.batch)]
+            streams = [self.arena.lesson(self.rng) for _ in range(SORTED_BATCHES * self.batch)]
             streams.sort(key=lambda stream: len(stream.chunks))
-            first = self.rng.permutation(SORTED) * self.batch
+            first = self.rng.permutation(SORTED_BATCHES) * self.batch
             self.ready = [streams[start : start + self.batch] for start in first]
         return pad(self.ready.pop(), self.arena.layout)
 
@@ -143,8 +146,8 @@ def train(experiment: Experiment, log: Log, directory: Path | None = None) -> tu
         return trainer.update(state, lessons.next())
 
     def rollouts(state: State, number: int) -> tuple[State, dict[str, Any]]:
-        tasks = [arena.domain.random_task(rng) for _ in range(experiment.reinforce_batch // OF_ONE_TASK)]
-        games = [[arena.game(task) for _ in range(OF_ONE_TASK)] for task in tasks]
+        tasks = [arena.domain.random_task(rng) for _ in range(experiment.reinforce_batch // ROLLOUTS_PER_TASK)]
+        games = [[arena.game(task) for _ in range(ROLLOUTS_PER_TASK)] for task in tasks]
         return reinforce(trainer, state, games, jax.random.fold_in(key, number), relabel)
 
     def played(state: State) -> dict[str, float]:
@@ -189,7 +192,10 @@ def restored(directory: Path) -> tuple[Experiment, Trainer, State]:
     if not path.is_file():
         raise ValueError(f"{directory} holds no trained policy; make one with: train ... --directory {directory}")
     record = json.loads(path.read_text())
-    experiment = Experiment(**{**record, "settings": Settings(**record["settings"])})
+    try:
+        experiment = Experiment(**{**record, "settings": Settings(**record["settings"])})
+    except TypeError as error:
+        raise ValueError(f"{path} is of another version of this program: {error}") from error
     trainer = experiment.trainer()
     return experiment, trainer, restore(directory, trainer.first_state())
 
@@ -205,7 +211,9 @@ def _relabeller(arena: Arena, rng: np.random.Generator) -> Any:
 def solve(directory: Path, name: str | None, rollouts: int, seed: int) -> tuple[int, SearchGame]:
     """Rolls a policy out on one held-out task until it is solved; returns how often, and the last game."""
     experiment, trainer, state = restored(directory)
-    tasks = {task.name: task for tasks, _ in experiment.splits.values() for task in tasks}
+    tasks: dict[str, Task] = {}
+    for task in (task for some, _ in experiment.splits.values() for task in some):
+        tasks.setdefault(task.name, task)  # random programs can have the same name
     task = next(iter(tasks.values())) if name is None else tasks.get(name)
     if task is None:
         some = ", ".join(repr(known) for known in list(tasks)[-20:])

@@ -23,10 +23,11 @@ from examples.bidirectional_search.programs import Call, Expression, Input, run
 
 
 class Edge(NamedTuple):
-    """`primitive` applied to the nodes `arguments` makes a node."""
+    """`primitive` applied to the nodes `arguments` makes a node; `backward` if it was found from that node."""
 
     primitive: Primitive
     arguments: tuple[int, ...]
+    backward: bool = False
 
 
 class Graph:
@@ -73,7 +74,7 @@ class Graph:
                 raise ValueError(f"node {node} is not grounded, so no program makes it yet")
             case Input() as source:
                 return source
-            case Edge(primitive, arguments):
+            case Edge(primitive, arguments, _):
                 return Call(primitive, tuple(self.program(argument) for argument in arguments))
 
     def _add(self, value: Value) -> int:
@@ -106,7 +107,7 @@ class Graph:
         if node is not None and not self.grounded(node):
             return None  # Another way down to an open node is of no use: any of them ends the search.
         node = self._add(found) if node is None else node
-        self._connect(result, Edge(primitive, (*others[:missing], node, *others[missing:])))
+        self._connect(result, Edge(primitive, (*others[:missing], node, *others[missing:]), backward=True))
         return node
 
     def _connect(self, node: int, edge: Edge) -> None:
@@ -161,16 +162,12 @@ class Search:
         return np.array([self.graph.grounded(node) for node in self.slots])
 
     @property
-    def limit(self) -> int:
-        return self.task.limit
-
-    @property
     def solved(self) -> bool:
         return self.graph.solved
 
     @property
     def over(self) -> bool:
-        return self.solved or self.steps >= self.limit
+        return self.solved or self.steps >= self.task.limit
 
     def node(self, slot: int) -> Node:
         node = self.slots[slot]
@@ -231,7 +228,7 @@ class Search:
 
     def _check(self, operation: Operation, slots: tuple[int, ...]) -> None:
         if self.over:
-            raise ValueError(f"the search is over after {self.steps} of {self.limit} steps; solved: {self.solved}")
+            raise ValueError(f"the search is over after {self.steps} of {self.task.limit} steps; solved: {self.solved}")
         if operation.missing is not None and not self.bidirectional:
             raise ValueError(f"{operation.name} is backward, in a search that is forward only")
         found = tuple(self.graph.grounded(self.slots[slot]) for slot in slots)

@@ -2,7 +2,7 @@
 
 The target is read from its least bit, so the first decision, -1 or halving, depends on the first of K tokens. The
 action and the new number are K tokens again (the operation is part of the first), and so on. What is learned at one K
-is tested at the same K, on numbers that were never seen.
+is tested at the same K, on numbers drawn with another seed.
 """
 
 import dataclasses
@@ -59,6 +59,7 @@ def episodes(bits: int, window: int, batch: int, rng: np.random.Generator) -> Ep
         operation_masks=np.ones((*decisions, len(OPERATIONS)), np.bool_),
         argument_masks=np.zeros((*decisions, 0, 1), np.bool_),
         weights=np.ones(decisions, np.float32),
+        own=np.zeros(batch, np.bool_),
         valid=np.ones(decisions, np.bool_),
     )
 
@@ -66,10 +67,11 @@ def episodes(bits: int, window: int, batch: int, rng: np.random.Generator) -> Ep
 def train(stages: Sequence[tuple[int, int]], window: int, settings: Settings, log: Log) -> tuple[State, float]:
     """Trains for (bits, updates) in turn; returns the state and the held-out accuracy of decisions at the last bits.
 
-    Raises ValueError if truncated backpropagation would see all of the target.
+    Raises ValueError if truncated backpropagation would see all of a target.
     """
-    if settings.truncate and window >= stages[-1][0]:
-        raise ValueError(f"a window of {window} tokens truncates nothing of {stages[-1][0]} bits; make it smaller")
+    shortest = min(bits for bits, _ in stages)
+    if settings.truncate and window >= shortest:
+        raise ValueError(f"a window of {window} tokens truncates nothing of {shortest} bits; make it smaller")
     rng, state, accuracy = np.random.default_rng(settings.seed), None, 0.0
     settings = dataclasses.replace(settings, horizon=stages[-1][0])
     for bits, updates in stages:

@@ -1,18 +1,20 @@
-"""Gradient temporaries of the training step against the length of the episode, by compiling only.
+"""Temporaries of the training step against the length of the episode, by compiling; and updates that run.
 
-The same reader, heads and loss; `flax.linen.RNN` (`jax.lax.scan`) keeps what every token needs for its backward pass,
-`bptt_jax.linen.RNN` stays within its budget. What grows with the length under a fixed budget are the states of chunks,
-of which keys and decisions are picked, and their gradients.
+The same reader, heads, loss and optimiser; `flax.linen.RNN` (`jax.lax.scan`) keeps what every token needs for its
+backward pass, `bptt_jax.linen.RNN` stays within its budget. What grows with the length under a fixed budget are the
+states of chunks, of which keys and decisions are picked, and their gradients.
 """
 
+import dataclasses
 import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
+import numpy as np
 
-from examples.bidirectional_search.policy import Choice, Episodes, Policy
+from examples.bidirectional_search.policy import Episodes
+from examples.bidirectional_search.stream import Layout
+from examples.bidirectional_search.training import Settings, Trainer
 
 NODES, DECISIONS, ARGUMENTS, OPERATIONS, VOCABULARY = 16, 12, 2, 14, 64
 
@@ -22,53 +24,63 @@ class Row(NamedTuple):
     plain_bytes: int
     budget_bytes: int
     states_bytes: int  # of all chunks, the part that grows
-    compile_seconds: float
 
 
-def episodes_of(length: int, batch: int, chunk: int) -> Episodes:
-    """The shapes of a batch of episodes of `length` tokens, rounded up to whole chunks."""
-    shape = jax.ShapeDtypeStruct
+def trainer_of(length: int, chunk: int, settings: Settings) -> Trainer:
+    """For episodes of `length` tokens, rounded up to whole chunks."""
+    chunks = -(-length // chunk)
+    layout = Layout(chunk, chunks - DECISIONS, 1, NODES, DECISIONS, OPERATIONS, ARGUMENTS)
+    if layout.task_chunks < 1:
+        raise ValueError(f"{length} tokens are {chunks} chunks, but {DECISIONS} decisions and a task need more")
+    return Trainer(VOCABULARY, layout, settings)
+
+
+def random_episodes(trainer: Trainer, seed: int) -> Episodes:
+    """Episodes of a trainer's shapes, with random tokens, nodes and decisions."""
+    rng, layout, batch = np.random.default_rng(seed), trainer.layout, trainer.settings.batch
     decisions = (batch, DECISIONS)
+
+    def below(most: int, *shape: int) -> np.ndarray:
+        return rng.integers(0, most, shape, np.int32)
+
     return Episodes(
-        tokens=shape((-(-length // chunk), batch, chunk), jnp.int32),
-        node_chunks=shape((batch, NODES), jnp.int32),
-        decision_chunks=shape(decisions, jnp.int32),
-        operations=shape(decisions, jnp.int32),
-        arguments=shape((*decisions, ARGUMENTS), jnp.int32),
-        operation_masks=shape((*decisions, OPERATIONS), jnp.bool_),
-        argument_masks=shape((*decisions, ARGUMENTS, NODES), jnp.bool_),
-        weights=shape(decisions, jnp.float32),
-        valid=shape(decisions, jnp.bool_),
+        tokens=1 + below(VOCABULARY - 1, layout.chunks, batch, layout.chunk),
+        node_chunks=below(layout.chunks, batch, NODES),
+        decision_chunks=np.sort(below(layout.chunks, *decisions)),
+        operations=below(OPERATIONS, *decisions),
+        arguments=below(NODES, *decisions, ARGUMENTS),
+        operation_masks=np.ones((*decisions, OPERATIONS), np.bool_),
+        argument_masks=np.ones((*decisions, ARGUMENTS, NODES), np.bool_),
+        weights=np.ones(decisions, np.float32),
+        own=np.zeros(batch, np.bool_),
+        valid=np.ones(decisions, np.bool_),
     )
 
 
-def loss_of(policy: Policy, variables: Any, episodes: Episodes) -> jax.Array:
-    """Minus the log-probability of the decisions, per episode."""
-    choice: Choice = policy.apply(variables, episodes)
-    return -jnp.sum(choice.log_probability * episodes.weights) / episodes.weights.shape[0]
-
-
-def compiled_update(policy: Policy, episodes: Episodes) -> Any:
-    """One training step, (variables, optimiser's state, episodes) -> the first two, compiled for these shapes."""
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
-
-    def update(variables: Any, state: Any, episodes: Episodes) -> Any:
-        gradient = jax.grad(lambda v: loss_of(policy, v, episodes))(variables)
-        change, state = optimizer.update(gradient, state)
-        return optax.apply_updates(variables, change), state
-
-    variables = jax.eval_shape(policy.init, jax.random.key(0), episodes)
-    return jax.jit(update).lower(variables, jax.eval_shape(optimizer.init, variables), episodes).compile()
-
-
-def measure(length: int, batch: int, features: int, chunk: int, budget: int | str) -> Row:
+def measure(length: int, chunk: int, settings: Settings, budget: int | str) -> Row:
     """Temporary bytes of one training step with `flax.linen.RNN` and within a budget."""
-    episodes, bytes_ = episodes_of(length, batch, chunk), []
+    sizes = []
     for limit in ("plain", budget):
-        policy = Policy(VOCABULARY, OPERATIONS, ARGUMENTS, features, limit)
+        trainer = trainer_of(length, chunk, dataclasses.replace(settings, budget=limit))
+        program = trainer.compile(jax.eval_shape(trainer.first_state), random_episodes(trainer, seed=0))
+        sizes.append(program.memory_analysis().temp_size_in_bytes)
+    layout = trainer.layout
+    return Row(layout.chunks * chunk, *sizes, layout.chunks * settings.batch * settings.features * 4)
+
+
+def run_updates(length: int, chunk: int, settings: Settings, updates: int) -> list[float]:
+    """Seconds of each of some training steps on random episodes, compiled before."""
+    trainer = trainer_of(length, chunk, settings)
+    state, seconds = trainer.first_state(), []
+    program = trainer.compile(state, random_episodes(trainer, seed=0))
+    for number in range(updates):
         start = time.perf_counter()
-        update = compiled_update(policy, episodes)
-        seconds = time.perf_counter() - start
-        bytes_.append(update.memory_analysis().temp_size_in_bytes)
-    states = episodes.tokens.shape[0] * batch * features * 4
-    return Row(episodes.tokens.shape[0] * chunk, bytes_[0], bytes_[1], states, seconds)
+        state, _ = jax.block_until_ready(program(state, random_episodes(trainer, seed=number)))
+        seconds.append(time.perf_counter() - start)
+        _check_finite(state.variables, f"update {number} on {length} tokens")
+    return seconds
+
+
+def _check_finite(variables: Any, where: str) -> None:
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
+        raise ValueError(f"{where} has left weights that are not finite")

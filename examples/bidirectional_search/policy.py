@@ -33,6 +33,7 @@ class Episodes(NamedTuple):
     operation_masks: Any  # (batch, D, operations) bool
     argument_masks: Any  # (batch, D, A, N) bool, for the operation taken; a slot it does not have is all False
     weights: Any  # (batch, D) float32: of the log-probability in the loss, 0 for padding
+    own: Any  # (batch,) bool: the policy's own play, which the entropy bonus is of: its gradient needs that
     valid: Any  # (batch, D) bool: what is no padding
 
 

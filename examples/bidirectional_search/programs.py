@@ -27,6 +27,14 @@ class Call:
 Expression = Input | Call
 
 
+def calls(expression: Expression) -> set[Call]:
+    """All different calls of a program."""
+    match expression:
+        case Call(_, arguments):
+            return {expression}.union(*map(calls, arguments))
+    return set()
+
+
 def run(expression: Expression, inputs: Sequence[Any] | Mapping[int, Any]) -> Any:
     """The result on one example, or None where an operation is undefined."""
     match expression:

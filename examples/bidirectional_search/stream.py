@@ -29,10 +29,6 @@ class Layout:
     def chunks(self) -> int:
         return self.task_chunks + self.decisions * self.action_chunks
 
-    @property
-    def tokens(self) -> int:
-        return self.chunks * self.chunk
-
 
 @dataclasses.dataclass
 class Decision:
@@ -75,8 +71,13 @@ class Stream:
         )
 
 
-def pad(streams: Sequence[Stream], layout: Layout, weights: Sequence[float] | None = None) -> Episodes:
-    """A batch of episodes; `weights` are those of episodes, 1 each if not given."""
+def pad(
+    streams: Sequence[Stream],
+    layout: Layout,
+    weights: Sequence[float] | None = None,
+    own: Sequence[bool] | None = None,
+) -> Episodes:
+    """A batch of episodes; `weights` are 1 each if not given, and none is the policy's own."""
     batch, decisions = len(streams), (len(streams), layout.decisions)
     arguments = (*decisions, layout.argument_slots)
     episodes = Episodes(
@@ -88,6 +89,7 @@ def pad(streams: Sequence[Stream], layout: Layout, weights: Sequence[float] | No
         operation_masks=np.ones((*decisions, layout.operations), np.bool_),
         argument_masks=np.zeros((*arguments, layout.nodes), np.bool_),
         weights=np.zeros(decisions, np.float32),
+        own=np.zeros(batch, np.bool_) if own is None else np.array(own, np.bool_),
         valid=np.zeros(decisions, np.bool_),
     )
     for row, stream in enumerate(streams):

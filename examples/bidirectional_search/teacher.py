@@ -56,14 +56,17 @@ def replayed(domain: Domain, task: Task, moves: list[Move]) -> list[Action] | No
 def hindsight(search: Search, rng: np.random.Generator, probability: float) -> tuple[Task, list[Action]] | None:
     """The last grounded node of a lost search as the target of a task of its own, with a lesson that solves it.
 
-    None if the search made no grounded node, or the lesson does not replay.
+    None if the search made no grounded node, if the lesson does not replay, or if training may not see it.
     """
     made = [slot for slot, node in enumerate(search.nodes) if node.grounded and slot > search.graph.target]
     if not made:
         return None
     node = search.slots[made[-1]]
-    task = Task(search.task.inputs, search.graph.values[node], search.limit, "hindsight")
-    actions = lesson(search.domain, task, search.graph.program(node), rng, probability)
+    task = Task(search.task.inputs, search.graph.values[node], search.task.limit, "hindsight")
+    program = search.graph.program(node)
+    if search.domain.sets_apart(task, program):
+        return None
+    actions = lesson(search.domain, task, program, rng, probability)
     return None if actions is None else (task, actions)
 
 

@@ -1,9 +1,10 @@
 """Training: supervised on teachers' episodes, and REINFORCE on the policy's own; one update for both.
 
 An update replays a padded batch of whole episodes through the memory-bounded reader. Its loss is minus the sum over
-decisions of weight × log-probability, per episode, minus the entropy bonus, the mean entropy of a decision. Weights are
-1 for what a teacher did. For REINFORCE (Williams 1992) they are advantages: an episode's reward minus the mean of the
-other rollouts of the same task, which no weight of its own depends on (leave-one-out, Kool et al. 2019).
+decisions of weight × log-probability, per episode, minus the entropy bonus, the mean entropy of the decisions that the
+policy drew itself. Weights are 1 for what a teacher did. For REINFORCE (Williams 1992) they are advantages: an
+episode's reward minus the mean of the other rollouts of the same task, which no weight of its own depends on
+(leave-one-out, Kool et al. 2019).
 """
 
 import dataclasses
@@ -76,20 +77,30 @@ class Trainer:
         what was taken is the likeliest."""
         return self._update(state, episodes)
 
+    def compile(self, state: State, episodes: Episodes) -> Any:
+        """The program of `update`, of these shapes; neither need be arrays."""
+        return self._update.lower(state, episodes).compile()
+
     def loss(self, variables: Any, episodes: Episodes) -> tuple[jax.Array, dict[str, jax.Array]]:
         log_p, entropy, likeliest = self.policy.apply(variables, episodes)
-        count = jnp.maximum(episodes.valid.sum(), 1).astype(log_p.dtype)
-        mean_entropy = jnp.sum(jnp.where(episodes.valid, entropy, 0.0)) / count
         weighted = -jnp.sum(episodes.weights * log_p) / len(episodes.weights)
-        nats = -jnp.sum(jnp.where(episodes.valid, log_p, 0.0)) / count
-        right = jnp.sum(likeliest & episodes.valid) / count
-        metrics = {"nats": nats, "entropy": mean_entropy, "likeliest": right}
-        return weighted - self.settings.entropy * mean_entropy, metrics
+        bonus = _mean(entropy, episodes.valid & episodes.own[:, None])
+        metrics = {
+            "nats": -_mean(log_p, episodes.valid),
+            "entropy": _mean(entropy, episodes.valid),
+            "likeliest": _mean(likeliest, episodes.valid),
+        }
+        return weighted - self.settings.entropy * bonus, metrics
 
     def _updated(self, state: State, episodes: Episodes) -> tuple[State, dict[str, jax.Array]]:
         gradient, metrics = jax.grad(self.loss, has_aux=True)(state.variables, episodes)
         change, optimizer = self.optimizer.update(gradient, state.optimizer)
         return State(optax.apply_updates(state.variables, change), optimizer), metrics
+
+
+def _mean(values: jax.Array, where: jax.Array) -> jax.Array:
+    """0 where there are none."""
+    return jnp.sum(jnp.where(where, values, 0.0)) / jnp.maximum(where.sum(), 1)
 
 
 def leave_one_out(rewards: np.ndarray) -> np.ndarray:
@@ -109,18 +120,20 @@ def reinforce(
 ) -> tuple[State, dict[str, Any]]:
     """One REINFORCE update on games that are played here, the same number for each task.
 
-    With `relabel`, a game that was lost teaches as if what it reached had been asked for (hindsight): the stream of the
-    game that `relabel` makes of it joins the batch with weight 1 in its place.
+    With `relabel`, a game that was lost also teaches as if what it reached had been asked for (hindsight): the stream
+    of the game that `relabel` makes of it joins the batch with weight 1, in a half padded with empty episodes.
     """
     games = [game for of_task in games_of_tasks for game in of_task]
     trainer.roller(state.variables, games, key)
     rewards = np.array([[float(game.solved) for game in of_task] for of_task in games_of_tasks])
-    weights, streams = leave_one_out(rewards).ravel(), [game.stream for game in games]
+    weights, streams = [*leave_one_out(rewards).ravel()], [game.stream for game in games]
     if relabel is not None:
-        for index, game in enumerate(games):
-            if not game.solved and (stream := relabel(game)) is not None:
-                streams[index], weights[index] = stream, 1.0
-    state, metrics = trainer.update(state, pad(streams, trainer.layout, weights))
+        again = [stream for game in games if not game.solved and (stream := relabel(game)) is not None]
+        empty = len(games) - len(again)
+        streams += again + [Stream(trainer.layout)] * empty
+        weights += [1.0] * len(again) + [0.0] * empty
+    own = np.arange(len(streams)) < len(games)
+    state, metrics = trainer.update(state, pad(streams, trainer.layout, weights, own))
     return state, {**metrics, "solved": rewards.mean()}
 
 

@@ -43,7 +43,7 @@ from examples.bidirectional_search.domains.grids import (
     search_primitives,
     vertical_flip,
 )
-from examples.bidirectional_search.programs import Expression
+from examples.bidirectional_search.programs import Expression, calls
 from examples.bidirectional_search.teacher import lesson, random_program
 
 TASKS = (82, 86, 105, 115, 139, 141, 149, 151, 154, 163, 171, 178, 209, 210, 240, 248, 310, 379)  # in sorted ids
@@ -106,6 +106,10 @@ class ArcSymmetry(Domain):
     def _programs(self) -> list[Task]:
         rng = np.random.default_rng([self.seed, 1])
         return [self._draw(rng, held_out=True)[0] for _ in range(HELD_OUT)]
+
+    def sets_apart(self, task: Task, program: Expression) -> bool:
+        """Programs that are set apart; grids are those of a task to train on in any case."""
+        return len(calls(program)) >= 3 and is_held_out(program)
 
     def teacher_episode(self, rng: np.random.Generator, bidirectional: bool) -> tuple[Task, list[Action]]:
         while True:

@@ -25,6 +25,7 @@ from examples.bidirectional_search.domain import (
     Value,
     operations_of,
 )
+from examples.bidirectional_search.programs import Expression
 
 START, SMALLEST, LARGEST, BITS, LIMIT = 2, 3, 5_000_000, 23, 41
 TRAIN, HELD_OUT = 4500, 500
@@ -88,6 +89,9 @@ class DoubleAndAdd(Domain):
 
     def held_out(self, split: str = "") -> list[Task]:
         return [self.task(int(target)) for target in self._held_out]
+
+    def sets_apart(self, task: Task, program: Expression) -> bool:
+        return bool(np.isin(task.target[0], self._held_out))
 
     def teacher_episode(self, rng: np.random.Generator, bidirectional: bool) -> tuple[Task, list[Action]]:
         task = self.random_task(rng)

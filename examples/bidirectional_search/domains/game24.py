@@ -140,6 +140,7 @@ class Game24(Domain):
             order = rng.permutation(len(tasks))
             self._held_out[depth] = [tasks[index] for index in order[:HELD_OUT]]
             self._train[depth] = [tasks[index] for index in order[HELD_OUT:]]
+        self._set_apart = {(task.inputs, task.target) for task in self.held_out()}
 
     def random_task(self, rng: np.random.Generator) -> Task:
         """Of a depth that is drawn first."""
@@ -147,7 +148,12 @@ class Game24(Domain):
         return tasks[rng.integers(len(tasks))]
 
     def held_out(self, split: str = "") -> list[Task]:
+        if split not in ("", *self.splits):
+            raise ValueError(f"there is no split {split!r}, only {', '.join(self.splits)}")
         return [task for depth in DEPTHS if split in ("", str(depth)) for task in self._held_out[depth]]
+
+    def sets_apart(self, task: Task, program: Expression) -> bool:
+        return (task.inputs, task.target) in self._set_apart
 
     def teacher_episode(self, rng: np.random.Generator, bidirectional: bool) -> tuple[Task, list[Action]]:
         """A task like `random_task`'s, and a program for it that is as short as can be."""

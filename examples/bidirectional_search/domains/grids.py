@@ -1,6 +1,5 @@
 """Grids of ten colours, and the primitives on them. A grid is a tuple of rows, each of them bytes: hashed quickly."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from examples.bidirectional_search.domain import Primitive
@@ -92,8 +91,3 @@ def _stack(name: str, largest: int, *, sideways: bool) -> Primitive:
     return (
         Primitive(name, 2, right, (left_of, right_of)) if sideways else Primitive(name, 2, down, (upper_of, lower_of))
     )
-
-
-def show(grids: Sequence[Grid]) -> str:
-    """Digits, grids one below the other."""
-    return "\n\n".join("\n".join(row.hex()[1::2] for row in cells) for cells in grids)

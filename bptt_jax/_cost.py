@@ -26,7 +26,8 @@ blocks; a loop over children that are not rematerialised works on a copy of what
     peak(Chain cs) = the textbook's + h + a sum of parameter gradients (+ what the last child keeps, where another child
                      is not a loop over rematerialised ones; + x and y of each step if the last child is a block)
 
-Where blocks were measured (`profile.block_peaks`), peak(Steps n) is what XLA reports. `profile.margin` comes on top.
+Where blocks were measured (`profile.block_peaks`), peak(Steps n) is what XLA reports. For all loops of a plan but one
+there are `profile.loop_bytes`, of either lowering, and `profile.margin` comes on top.
 
 XLA starts the recomputation of bare `Remat` siblings early, so a `Chain` that is not in normal form (loops over
 rematerialised children, then one last child that is not rematerialised) is charged the sum of its children's peaks.
@@ -85,6 +86,7 @@ class _NodeCost:
     kept: int
     peak: int
     leaves: int
+    loops: int = 0
 
 
 def cost(plan: Plan, profile: StepProfile) -> PlanCost:
@@ -102,7 +104,7 @@ def cost(plan: Plan, profile: StepProfile) -> PlanCost:
         plan = in_blocks(plan, profile.block_steps)
     total = fold(plan, lambda node, children: _node_cost(node, children, profile))
     always_bytes = profile.fixed_bytes + (profile.param_bytes if profile.lowering == "nested" else 0)
-    peak_bytes = total.peak + always_bytes
+    peak_bytes = total.peak + always_bytes + max(total.loops - 1, 0) * profile.loop_bytes
     if profile.lowering == "sweep" and total.leaves > _FEW_BODIES:
         peak_bytes += peak_bytes // 8
     peak_bytes = profile.with_margin(peak_bytes)
@@ -121,15 +123,15 @@ def _node_cost(node: Plan, children: Sequence[_NodeCost], profile: StepProfile) 
             return _NodeCost(kept, _block_peak(n, profile), leaves=1)
         case Remat():
             (c,) = children
-            return _NodeCost(profile.carry_bytes, profile.carry_bytes + c.peak, c.leaves)
+            return _NodeCost(profile.carry_bytes, profile.carry_bytes + c.peak, c.leaves, c.loops)
         case Repeat(k, child):
             (c,) = children
             if profile.lowering == "nested":
-                beside = loop_bytes(length(child), profile)
+                beside = child_bytes(length(child), profile)
             else:
                 beside = 0 if isinstance(child, Remat) or k == 1 else c.kept
             peak = (k - 1) * c.kept + c.peak + beside
-            return _NodeCost(k * c.kept, peak, c.leaves)
+            return _NodeCost(k * c.kept, peak, c.leaves, c.loops + 1)
         case Chain((_,)):
             return children[0]
         case Chain():
@@ -170,7 +172,8 @@ def _chain_cost(node: Chain, children: Sequence[_NodeCost], profile: StepProfile
         peak = max(peak, kept + c.peak)
         kept += c.kept
     if profile.lowering == "sweep":
-        peak = max(peak, kept - children[-1].kept + children[-1].peak + rest_bytes(node.children[-1], profile))
+        leaf = max(map(longest_leaf, node.children[:-1]))
+        peak = max(peak, kept - children[-1].kept + children[-1].peak + rest_bytes(node.children[-1], leaf, profile))
     if not (is_normal_chain(node) or (profile.lowering == "sweep" and _keeps_order(node))):
         peak = sum(c.peak for c in children)
     if profile.lowering == "sweep" and not all(_is_rematerialised_loop(c) for c in node.children[:-1]):
@@ -179,7 +182,7 @@ def _chain_cost(node: Chain, children: Sequence[_NodeCost], profile: StepProfile
         parts = chain_bytes(length(node), length(node.children[-1]), profile)
     else:
         parts = chain_sums_bytes(profile)
-    return _NodeCost(kept, peak + parts, sum(c.leaves for c in children))
+    return _NodeCost(kept, peak + parts, sum(c.leaves for c in children), sum(c.loops for c in children))
 
 
 def _keeps_order(chain: Chain) -> bool:
@@ -187,7 +190,16 @@ def _keeps_order(chain: Chain) -> bool:
     return not any(isinstance(c, Remat) for c in chain.children)
 
 
-def loop_bytes(n: int, profile: StepProfile) -> int:
+def longest_leaf(plan: Plan) -> int:
+    """Steps of the longest `Steps` in a plan."""
+
+    def longest(node: Plan, children: Sequence[int]) -> int:
+        return node.n if isinstance(node, Steps) else max(children)
+
+    return fold(plan, longest)
+
+
+def child_bytes(n: int, profile: StepProfile) -> int:
     """Bytes that a loop takes beside its children, each of n steps: its slices and its sum of parameter gradients."""
     sums = 1 if n > 1 else 0  # XLA inlines a child of one step, which then has no sum of its own
     return n * slice_bytes(profile) + sums * profile.param_bytes
@@ -210,12 +222,16 @@ def chain_sums_bytes(profile: StepProfile) -> int:
     return profile.carry_bytes + (0 if profile.block_peaks else profile.param_bytes)
 
 
-def rest_bytes(last: Plan, profile: Sizes) -> int:
-    """Bytes that the last block of a `Chain` takes in the sweep beyond one in a loop.
+def rest_bytes(last: Plan, leaf: int, profile: StepProfile) -> int:
+    """Bytes that the last block of a `Chain` takes in the sweep beyond one in a loop, beside loops over `leaf` steps.
 
-    It reads x and the cotangents of ys at fixed places, so XLA reads them once and keeps them from first to last.
+    It reads x and the cotangents of ys at fixed places, so XLA reads them once and keeps them from first to last; and
+    those of a block of the loops are there as well. Where blocks end in products, these leave room for one of the two.
     """
-    return last.n * (profile.x_bytes + profile.y_bytes) if isinstance(last, Steps) else 0
+    if not isinstance(last, Steps):
+        return 0
+    steps = last.n if profile.product_bytes else last.n + leaf
+    return steps * (profile.x_bytes + profile.y_bytes)
 
 
 def slice_bytes(profile: Sizes) -> int:

@@ -27,6 +27,8 @@ from bptt_jax._step import Arrays, FlatStep, TracedScan
 from bptt_jax._step_profile import Lowering, StepProfile, StepTimes
 
 _COUNTERS_BYTES = 256  # of loops and of the tables that they are called with
+# Of each further loop, fitted to tiny steps (CPU); half as much again in a nest of checkpoints.
+_LOOP_BYTES, _BY_ARRAY, _BY_PARAM = 512, 96, 48
 # Of an LSTM on CPU, relative to a step that is advanced in the sweep; a block's products count as some steps.
 _SWEEP_TIMES = StepTimes(forward=1.0, recording=1.2, backward=1.6, block=2.0)
 _JOINED_TIMES = dataclasses.replace(_SWEEP_TIMES, backward=1.3)
@@ -72,6 +74,7 @@ def _of_sweep(step: FlatStep, plain: StepProfile, style: Style) -> StepProfile:
         left_bytes=sizes.left_bytes,
         product_bytes=sizes.product_bytes,
         block_steps=sizes.most_steps,
+        loop_bytes=2 * plain.loop_bytes // 3,
         plain=plain,
         times=_JOINED_TIMES if style.joined else _IN_TURN_TIMES if style.in_turn else _SWEEP_TIMES,
     )
@@ -92,6 +95,8 @@ def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> Ste
         return nbytes(kept), nbytes(ys)
 
     (short, short_ys), (long, long_ys) = block(_SHORT), block(_LONG)
+    params = [leaf for leaf in operands if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    stepwise = len(step.jaxpr.jaxpr.outvars) + len(xs)
     residual_bytes = max((long - short) // (_LONG - _SHORT), 0)
     # The backward of one step works on cotangents of its residuals and of both its carries, whatever is kept.
     working_bytes = residual_bytes + 2 * nbytes(carry) + _COUNTERS_BYTES
@@ -101,8 +106,9 @@ def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> Ste
         residual_bytes=residual_bytes,
         x_bytes=sum(type_bytes(leaf) // max(leaf.shape[0], 1) for leaf in xs),
         y_bytes=(long_ys - short_ys) // (_LONG - _SHORT),
-        param_bytes=nbytes([leaf for leaf in operands if jnp.issubdtype(leaf.dtype, jnp.inexact)]),
+        param_bytes=nbytes(params),
         fixed_bytes=fixed_bytes,
+        loop_bytes=3 * (_LOOP_BYTES + _BY_ARRAY * stepwise + _BY_PARAM * len(params)) // 2,
     )
 
 

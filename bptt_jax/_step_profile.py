@@ -72,6 +72,8 @@ class StepProfile:
       block_peaks: lengths of blocks, ascending, with the bytes that XLA reports for a loop over such blocks without
         their carries. They take the place of block_bytes, left_bytes and product_bytes; in between they are
         interpolated, since bytes are convex in the length, a maximum over moments. Empty: not measured.
+      loop_bytes: what each loop of a plan but one takes beside its children, whatever these are: counters, and tables
+        of the arrays that it hands on.
       margin: what is added to a predicted peak, relative to it.
       plain: the profile of `jax.lax.scan` for the same step, where the other numbers are those of the sweep. None: they
         are those of `jax.lax.scan` and of the nest that is made of it.
@@ -89,6 +91,7 @@ class StepProfile:
     product_bytes: int = 0
     block_steps: int = 1
     block_peaks: tuple[tuple[int, int], ...] = ()
+    loop_bytes: int = 0
     margin: float = 0.0
     plain: StepProfile | None = None
 

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 
-from bptt_jax._cost import chain_bytes, loop_bytes, slice_bytes
+from bptt_jax._cost import chain_bytes, child_bytes, slice_bytes
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps
 from bptt_jax._step_profile import StepProfile
 from bptt_jax.errors import FIXED_PART
@@ -63,7 +63,7 @@ class _Descent:
         for k, inner_steps, rest in self._shapes(steps, leaves):
             inner = self.least(inner_steps, leaves - (rest > 0))
             carries, parts = k * p.carry_bytes, chain_bytes(steps, rest, p) if rest else 0
-            peak = carries + inner.peak + loop_bytes(inner_steps, p)
+            peak = carries + inner.peak + child_bytes(inner_steps, p) + p.loop_bytes
             peak = max(peak, carries + rest * p.residual_bytes) + parts
             loop = Repeat(k, Remat(inner.plan))
             plan = Chain((loop, Steps(rest))) if rest else loop
@@ -79,7 +79,7 @@ class _Descent:
                 continue
             inner = self.least(inner_steps, leaves // 2)
             rest = self.least(rest_steps, leaves - inner.leaves)
-            peak = k * carry + max(inner.peak, rest.peak)
+            peak = k * carry + max(inner.peak, rest.peak) + self._profile.loop_bytes
             after = rest.plan.children if isinstance(rest.plan, Chain) else (rest.plan,)
             yield _Least(peak, inner.leaves + rest.leaves, Chain((Repeat(k, Remat(inner.plan)), *after)))
 

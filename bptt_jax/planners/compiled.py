@@ -91,7 +91,8 @@ def _is_tight(profile: StepProfile, length: int, budget_bytes: int) -> bool:
     levels = length.bit_length()
     by_level = profile.carry_bytes + profile.param_bytes
     # The smallest budget is at most that of nests of two, of which each level holds two carries.
-    little = profile.residual_bytes + 2 * (levels + 1) * by_level + profile.fixed_bytes
+    loops_bytes = levels * profile.loop_bytes
+    little = profile.residual_bytes + 2 * (levels + 1) * by_level + loops_bytes + profile.fixed_bytes
     return slice_bytes(profile) > 0 or budget_bytes < little
 
 

@@ -48,7 +48,7 @@ def fastest(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None
     """
     plan = _search(profile, length, budget_bytes)
     # The search tries the most promising plans only, so near the smallest budget it may miss what is there.
-    by_levels = 3 * (length.bit_length() + 1) * profile.carry_bytes
+    by_levels = (length.bit_length() + 1) * (3 * profile.carry_bytes + profile.loop_bytes)
     little = cost(Steps(1), profile).peak_bytes + by_levels + chain_sums_bytes(profile)
     if plan is None or budget_bytes < little:
         smallest = smallest_plan(profile, length)
@@ -103,6 +103,7 @@ class _Family:
       counts: k1, for each row.
       bounds: lower bounds on their times, infinite for plans that cannot fit.
       carries: how many carries there is room for beside a leaf, if the rest is a second nest; None if it is kept.
+      loop: what a loop takes, in carries.
     """
 
     length: int
@@ -110,6 +111,7 @@ class _Family:
     counts: Ints
     bounds: Floats
     carries: int | None = None
+    loop: float = 0.0
 
     @property
     def least(self) -> float:
@@ -121,7 +123,7 @@ class _Family:
         for row in _ascending(self.bounds):
             k = int(self.counts[row])
             rest = self.length - k * self.n * int(inner.products[row])
-            after = (Steps(rest),) if self.carries is None else _second_nest(rest, self.n, self.carries - k)
+            after = (Steps(rest),) if self.carries is None else _second_nest(rest, self.n, self.carries - k, self.loop)
             if after is not None:
                 parts = (_nest(self.n, k, inner.counts[row]), *(part for part in after if part != Steps(0)))
                 yield float(self.bounds[row]), Chain(parts) if len(parts) > 1 else parts[0]
@@ -138,13 +140,16 @@ def _families(profile: StepProfile, length: int, budget_bytes: int) -> Iterator[
         inner = inner_counts(length // n)
         unit = n * inner.products  # steps of a child of the outermost loop
         exact = np.where(length % unit == 0, length // unit, 0)
-        for counts in (exact, *rests.counts(length, unit)):
+        loops = (inner.counts > 0).sum(1)  # beside the outermost one
+        for counts in (exact, *rests.counts(length, unit, rest_bytes(Steps(0), n, profile))):
             has_rest = counts * unit < length
-            fits = (counts + inner.carries) * carry + np.where(has_rest, sums_bytes, 0) <= free
+            taken = (counts + inner.carries) * carry + loops * profile.loop_bytes
+            fits = taken + np.where(has_rest, sums_bytes, 0) <= free
             yield _Family(length, n, counts, _bounds(profile, length, n, counts, fits))
         counts, carries = length // unit, (free - sums_bytes) // carry
-        fits = (counts + inner.carries < carries) & (length - counts * unit > n)
-        yield _Family(length, n, counts, _bounds(profile, length, n, counts, fits, again=n), carries)
+        loop = profile.loop_bytes / carry
+        fits = (counts + inner.carries + loops * loop < carries) & (length - counts * unit > n)
+        yield _Family(length, n, counts, _bounds(profile, length, n, counts, fits, again=n), carries, loop)
 
 
 def _bounds(profile: StepProfile, length: int, n: int, counts: Ints, fits: Bools, again: int | None = None) -> Floats:
@@ -161,14 +166,18 @@ def _bounds(profile: StepProfile, length: int, n: int, counts: Ints, fits: Bools
 
 
 @functools.lru_cache(maxsize=65536)
-def _second_nest(steps: int, n: int, carries: int) -> tuple[Plan, ...] | None:
-    """The fastest nest with leaves of n steps and at most so many carries that leaves at most n of so many steps."""
+def _second_nest(steps: int, n: int, carries: int, loop: float) -> tuple[Plan, ...] | None:
+    """The fastest nest with leaves of n steps and at most so many carries that leaves at most n of so many steps.
+
+    Each loop takes as much as `loop` carries.
+    """
     if steps <= n:
         return (Steps(steps),)
     inner = inner_counts(steps // n)
     counts = steps // (n * inner.products)
     rests = steps - counts * n * inner.products
-    fits = (counts >= 2) & (counts + inner.carries <= carries) & (rests <= n)
+    taken = counts + inner.carries + loop * (1 + (inner.counts > 0).sum(1))
+    fits = (counts >= 2) & (taken <= carries) & (rests <= n)
     row = int(np.argmin(np.where(fits, (steps - rests) * (1 + inner.advanced), np.inf)))
     return (_nest(n, int(counts[row]), inner.counts[row]), Steps(int(rests[row]))) if fits[row] else None
 
@@ -194,24 +203,25 @@ class _Rests:
     Attributes:
       carry_bytes, residual_bytes: of a step.
       cut_bytes: for the residuals of a rest that is cut into blocks.
-      most: the carries that there is room for beside a rest of one block, by its steps.
+      left_bytes: for carries beside a rest of one block, by its steps.
     """
 
     carry_bytes: int
     residual_bytes: int
     cut_bytes: int
-    most: dict[int, int]
+    left_bytes: dict[int, int]
 
-    def counts(self, length: int, unit: Ints) -> Iterator[Ints]:
+    def counts(self, length: int, unit: Ints, slices_bytes: int) -> Iterator[Ints]:
         """The least k1 whose rest fits: rests that are cut into blocks, and such of one block of at most so many steps.
 
-        The rest shrinks by `unit` steps for each child, and each child takes a carry.
+        The rest shrinks by `unit` steps for each child, and each child takes a carry. Beside a rest of one block there
+        are the slices of the nest.
         """
         shrink = np.maximum(unit * self.residual_bytes - self.carry_bytes, 1)
         yield np.maximum(-(-(length * self.residual_bytes - self.cut_bytes) // shrink), 2)
-        for steps, most in self.most.items():
+        for steps, left_bytes in self.left_bytes.items():
             least = np.maximum(-(-(length - steps) // unit), 2)
-            yield np.where(least <= most, least, length + 1)
+            yield np.where(least * self.carry_bytes <= left_bytes - slices_bytes, least, length + 1)
 
 
 def _rests(profile: StepProfile, length: int, budget_bytes: int) -> _Rests:
@@ -219,11 +229,11 @@ def _rests(profile: StepProfile, length: int, budget_bytes: int) -> _Rests:
     free = budget_bytes - chain_sums_bytes(profile)
 
     def left(rest: Plan) -> int:
-        return free - cost(rest, profile).peak_bytes - rest_bytes(rest, profile)
+        return free - cost(rest, profile).peak_bytes - rest_bytes(rest, 0, profile)
 
     lengths = {max(longest * i // 4, 1) for i in range(1, 5)} if length <= _SHORT_SCAN else ()
-    most = {steps: left(Steps(steps)) // carry for steps in lengths}
-    return _Rests(carry, profile.residual_bytes, left(Steps(longest)) - carry, most)
+    of_one_block = {steps: left(Steps(steps)) for steps in lengths}
+    return _Rests(carry, profile.residual_bytes, left(Steps(longest)) - carry, of_one_block)
 
 
 @functools.lru_cache(maxsize=64)

@@ -95,6 +95,12 @@ def _waves() -> Problem:
     return Problem(step, _shape(side, side, dtype=f64), (u, u), _shape(dtype=f64))
 
 
+def _tiny() -> Problem:
+    """No weights and a carry of 256 bytes, beside which the counters of loops are not small."""
+    carry = _shape(64)
+    return Problem(lambda params, carry, x: (jnp.tanh(0.9 * carry + x),) * 2, (), carry, carry)
+
+
 KINDS: dict[str, Callable[[], Problem]] = {
     "lstm": lambda: _cell(nn.LSTMCell(128), 16, 128),
     "gru": lambda: _cell(nn.GRUCell(96), 8, 64),
@@ -102,6 +108,8 @@ KINDS: dict[str, Callable[[], Problem]] = {
     "convlstm": lambda: _cell(nn.ConvLSTMCell(8, (3, 3)), 2, 12, 12, 4),
     "attention": _attention,
     "waves": _waves,
+    "narrow": lambda: _cell(nn.GRUCell(16), 32, 1),
+    "tiny": _tiny,
 }
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 import time
 from typing import Any
 
@@ -27,7 +28,7 @@ from bptt_jax._lower.jaxprs import explicit_sharding
 from bptt_jax._lower.nested import Run
 from bptt_jax._lower.roofline import platform
 from bptt_jax._lower.style import FASTEST, Style
-from bptt_jax._measure import check_differentiation, lowering_of, measure
+from bptt_jax._measure import check_differentiation, lowering_of, measure, nbytes
 from bptt_jax._plan import Plan, Remat, Repeat, Steps
 from bptt_jax._step import FlatStep, Step, TracedScan, trace
 from bptt_jax._step_profile import Lowering, StepProfile
@@ -180,7 +181,8 @@ def _padded(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -
     """The estimate for a TPU, of which each array is as much larger as what is kept there, and the programs compiled.
 
     Its memory is in tiles, to which small arrays are padded; and it reports none for what fits on the chip. So many
-    steps are compiled, to keep what cannot fit there: residuals in one program, carries in another.
+    steps are compiled, to keep what cannot fit there: residuals in one program, carries in another. Of xs and ys that
+    are padded, XLA may make copies of another layout, with their gradients, for some plans and not for others.
     """
     profile = measure(traced, lowering, style)
     factor = 1
@@ -190,7 +192,19 @@ def _padded(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -
     sizes = ("carry_bytes", "residual_bytes", "x_bytes", "y_bytes", "fixed_bytes", "block_bytes", "left_bytes")
     factor += factor > 1  # what is worked on may be padded more than what is kept
     larger = {name: factor * getattr(profile, name) for name in sizes}
-    return dataclasses.replace(profile, margin=ACCELERATOR_MARGIN, **larger), 2
+    ys = traced.step.jaxpr.out_avals[len(traced.carry) :]
+    slices = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in traced.xs]
+    copied = 2 * sum(size for leaf in (*slices, *ys) if (size := _tiled_bytes(leaf)) > 2 * nbytes([leaf]))
+    return dataclasses.replace(profile, margin=ACCELERATOR_MARGIN, copied_bytes=copied, **larger), 2
+
+
+def _tiled_bytes(leaf: Any) -> int:
+    """Bytes of a step's array in a TPU's memory: its last axis in lanes of 128, the one before in rows of 8."""
+    if leaf.ndim == 0:
+        return nbytes([leaf])
+    rows, lanes = (1, *leaf.shape)[-2:]
+    tiled = 8 * -(-rows // 8) * 128 * -(-lanes // 128)
+    return int(math.prod(leaf.shape[:-2]) * tiled * leaf.dtype.itemsize)
 
 
 def lower(

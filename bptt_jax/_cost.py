@@ -104,6 +104,7 @@ def cost(plan: Plan, profile: StepProfile) -> PlanCost:
         plan = in_blocks(plan, profile.block_steps)
     total = fold(plan, lambda node, children: _node_cost(node, children, profile))
     always_bytes = profile.fixed_bytes + (profile.param_bytes if profile.lowering == "nested" else 0)
+    always_bytes += length(plan) * profile.copied_bytes
     peak_bytes = total.peak + always_bytes + max(total.loops - 1, 0) * profile.loop_bytes
     if profile.lowering == "sweep" and total.leaves > _FEW_BODIES:
         peak_bytes += peak_bytes // 8

@@ -74,6 +74,7 @@ class StepProfile:
         interpolated, since bytes are convex in the length, a maximum over moments. Empty: not measured.
       loop_bytes: what each loop of a plan but one takes beside its children, whatever these are: counters, and tables
         of the arrays that it hands on.
+      copied_bytes: what is there for each step of the scan from first to last, whatever the plan: copies of xs and ys.
       margin: what is added to a predicted peak, relative to it.
       plain: the profile of `jax.lax.scan` for the same step, where the other numbers are those of the sweep. None: they
         are those of `jax.lax.scan` and of the nest that is made of it.
@@ -92,6 +93,7 @@ class StepProfile:
     block_steps: int = 1
     block_peaks: tuple[tuple[int, int], ...] = ()
     loop_bytes: int = 0
+    copied_bytes: int = 0
     margin: float = 0.0
     plain: StepProfile | None = None
 

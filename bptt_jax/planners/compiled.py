@@ -66,11 +66,11 @@ def make_plan(profile: StepProfile, length: int, budget: int | str | None = None
     if budget_bytes is None or cost(everything, profile).peak_bytes <= budget_bytes:
         return everything
     found = sweep.fastest if profile.lowering == "sweep" else _fastest
-    # Planners search without the margin, in what it leaves of the budget.
-    exact = dataclasses.replace(profile, margin=0.0)
-    plan = found(exact, length, profile.within_margin(budget_bytes))
+    # Planners search without the margin and what is there in any case, in what these leave of the budget.
+    exact, copies = dataclasses.replace(profile, margin=0.0, copied_bytes=0), length * profile.copied_bytes
+    plan = found(exact, length, profile.within_margin(budget_bytes) - copies)
     if plan is None:
-        smallest = profile.with_margin(smallest_bytes(exact, length))
+        smallest = profile.with_margin(smallest_bytes(exact, length) + copies)
         raise BudgetError(length, budget, budget_bytes, smallest, shares(profile, smallest))
     return plan
 

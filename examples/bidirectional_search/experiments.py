@@ -141,6 +141,8 @@ def train(experiment: Experiment, log: Log, directory: Path | None = None) -> tu
     rng, key = np.random.default_rng(seed), jax.random.key(seed + 1)
     lessons = Lessons(arena, experiment.settings.batch, rng)
     relabel = _relabeller(arena, rng) if experiment.hindsight else None
+    if experiment.reinforce_updates:
+        trainer.check_budget(experiment.reinforce_batch * (1 + experiment.hindsight))
 
     def lesson(state: State, number: int) -> tuple[State, dict[str, Any]]:
         return trainer.update(state, lessons.next())

@@ -77,6 +77,11 @@ class Trainer:
         what was taken is the likeliest."""
         return self._update(state, episodes)
 
+    def check_budget(self, batch: int) -> None:
+        """Raises now, rather than after hours of other training, if the budget is too small for batches of this size."""
+        empty = pad([Stream(self.layout)] * batch, self.layout)
+        jax.eval_shape(self._updated, jax.eval_shape(self.first_state), empty)
+
     def compile(self, state: State, episodes: Episodes) -> Any:
         """The program of `update`, of these shapes; neither need be arrays."""
         return self._update.lower(state, episodes).compile()

@@ -13,6 +13,9 @@ _UNITS = {
     **{f"{p}iB": 1024**i for i, p in enumerate("KMGT", start=1)},
 }
 _UNITS["KB"] = _UNITS["kB"]
+_MEANT = {"percent": "%", "pct": "%", "bytes": "B"}
+for _unit, _name in {"kB": "kilobytes", "MB": "megabytes", "GB": "gigabytes", "TB": "terabytes"}.items():
+    _MEANT |= dict.fromkeys((_unit[0].lower(), _name, _name.removesuffix("s")), _unit)
 _SHAPE = re.compile(r"\s*(?P<number>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>%|[A-Za-z]+)\s*")
 _NUMBERS = 'bytes as an int, a string such as "64MiB", "1.5GB" or "5%", or None for no limit'
 _FORMS = _NUMBERS.replace(", or None", ', "auto" for what the device has free, or None')
@@ -41,7 +44,11 @@ def budget_to_bytes(budget: object, store_all_bytes: int) -> int | None:
     elif not isinstance(budget, bool) and isinstance(budget, numbers.Integral):
         bytes_ = int(budget)
     else:
-        raise TypeError(f"budget={budget!r} of type {type(budget).__name__} is not a budget; use {_FORMS}.")
+        kind, meant = type(budget).__name__, ""
+        if isinstance(budget, float) and 0 < budget < math.inf:
+            # Below 1 a share is meant, above it a number of bytes such as 1e9.
+            meant = f" Did you mean {repr(f'{100 * budget:g}%') if budget < 1 else int(budget)}?"
+        raise TypeError(f"budget={budget!r} of type {kind} is not a budget; use {_FORMS}.{meant}")
     if bytes_ <= 0:
         raise ValueError(f"budget={budget!r} is {bytes_} bytes, but a budget must be positive; use {_FORMS}.")
     return bytes_
@@ -50,12 +57,16 @@ def budget_to_bytes(budget: object, store_all_bytes: int) -> int | None:
 def _parse(budget: str, store_all_bytes: int) -> int:
     match = _SHAPE.fullmatch(budget)
     if match is None:
-        raise ValueError(f"budget={budget!r} is not a budget; use {_FORMS}.")
+        text = budget.strip()
+        meant = f" Did you mean {text}, or '{text}B'?" if text.isdigit() else ""
+        meant = " Did you mean 'auto'?" if text.lower() == "auto" else meant
+        raise ValueError(f"budget={budget!r} is not a budget; use {_FORMS}.{meant}")
     number, unit = fractions.Fraction(match["number"]), match["unit"]
     if unit == "%":
         return max(math.ceil(number), int(number * store_all_bytes / 100))  # positive, also of a step without residuals
     if unit not in _UNITS:
-        meant = next((f" Did you mean {known!r}?" for known in _UNITS if known.lower() == unit.lower()), "")
+        known = next((known for known in _UNITS if known.lower() == unit.lower()), _MEANT.get(unit.lower(), ""))
+        meant = f" Did you mean '{match['number']}{known}'?" if known else ""
         raise ValueError(
             f"budget={budget!r} has the unknown unit {unit!r}; the units are %, {', '.join(_UNITS)}.{meant}"
         )

@@ -36,13 +36,16 @@ def check_cell(cell: Any, what: str, module: type) -> None:
     missing = [name for name in wanted if not (hasattr(owner, name) or name in own)]
     if issubclass(owner, module) and not missing:
         return
-    library = ".".join(module.__module__.split(".")[:2])
+    library, own_library = (".".join(cls.__module__.split(".")[:2]) for cls in (module, owner))
     name = f"the class {cell.__name__}" if is_class else "None" if cell is None else f"an instance of {owner.__name__}"
     no_module = f"which is no {library} module"
     found = f"which has no {' and no '.join(missing)}" if issubclass(owner, module) else no_module
+    # Of cells of users' own the other library is not known.
+    is_flax = own_library in ("flax.linen", "flax.nnx") and own_library != library
+    other = f" It is of {own_library}, for which there is bptt_jax.{own_library[5:]}." if is_flax else ""
     raise TypeError(
         f"{what} must be a recurrent cell such as {library}.LSTMCell or a subclass of {library}.RNNCellBase, "
-        f"got {name}, {found}."
+        f"got {name}, {found}.{other}"
     )
 
 

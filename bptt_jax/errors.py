@@ -68,8 +68,8 @@ class BudgetError(ValueError):
             f"({format_bytes(smallest_bytes)}{_as_percentage(budget, budget_bytes, smallest_bytes)})."
         )
         if shares:
-            parts = ", ".join(f"{name} {size:,} bytes" for name, size in shares.items())
-            message += f" Of that: {parts}; {max(shares, key=shares.__getitem__)} dominates."
+            parts = "; ".join(f"{size:,} bytes for {name}" for name, size in shares.items())
+            message += f" Of that: {parts}. The largest share is {max(shares, key=shares.__getitem__)}."
         if budget_bytes < shares.get(FIXED_PART, 0):
             message += f" The budget is below {FIXED_PART}, which no plan makes smaller."
         super().__init__(message)

@@ -140,9 +140,9 @@ def test_a_small_budget_names_what_dominates_it():
     error = info.value
     fixed, residuals, carries = error.shares.values()
     assert fixed + residuals + carries == error.smallest_bytes
-    assert f"the part that does not grow with the length {fixed:,} bytes" in str(error)
+    assert f"{fixed:,} bytes for the part that does not grow with the length" in str(error)
     assert "carries (2,048 bytes each)" in str(error)
-    assert "the part that does not grow with the length dominates" in str(error)
+    assert "The largest share is the part that does not grow with the length." in str(error)
     assert "The budget is below the part that does not grow with the length" in str(error)
 
 

@@ -70,7 +70,7 @@ def test_class_that_no_name_leads_to_is_pickled():
 def test_errors_say_what_would_work():
     cell, xs = nnx.GRUCell(5, 4, rngs=nnx.Rngs(0), **DOUBLE), inputs()
     make = bptt_jax.nnx.RNN
-    with pytest.raises(TypeError, match=r"got the class GRUCell; for that there is rnn\(\.\.\.\)"):
+    with pytest.raises(TypeError, match=r"got the class GRUCell; give an instance of it, or use rnn\(\.\.\.\)"):
         make(nnx.GRUCell)
     with pytest.raises(
         TypeError, match=r"such as flax\.nnx\.LSTMCell .*, got an instance of Linear, which has no initial"
@@ -128,6 +128,10 @@ def test_a_stack_equals_layers_one_after_another():
         comparison.assert_same(stacked, alone, tolerance=1e-12)
 
 
+def other_cell(flax):
+    return nnx.GRUCell(4, 4, rngs=nnx.Rngs(0)) if flax is linen else linen.GRUCell(4)
+
+
 @pytest.mark.parametrize("package", [bptt_jax.linen, bptt_jax.nnx])
 @pytest.mark.parametrize(
     ("make", "error", "match"),
@@ -135,6 +139,11 @@ def test_a_stack_equals_layers_one_after_another():
         (lambda flax, cell: [], ValueError, "a Stack needs at least one cell, got none"),
         (lambda flax, cell: [flax.LSTMCell], TypeError, "cell 0 of a Stack is the class LSTMCell; give an instance"),
         (lambda flax, cell: [cell, 3], TypeError, "cell 1 of a Stack must be a recurrent cell .* an instance of int"),
+        (
+            lambda flax, cell: [other_cell(flax)],
+            TypeError,
+            r"no flax\.\w+ module. It is of flax\.(\w+), for which .*_jax\.\1",
+        ),
         (lambda flax, cell: cell, TypeError, "a Stack takes a sequence of cells, got one LSTMCell; put it into a list"),
     ],
 )

@@ -64,7 +64,9 @@ class RNN(Recurrent):
 
     def __post_init__(self) -> None:
         if isinstance(self.cell, type):
-            raise TypeError(f"RNN.cell must be a cell, got the class {self.cell.__name__}; for that there is rnn(...).")
+            raise TypeError(
+                f"RNN.cell must be a cell, got the class {self.cell.__name__}; give an instance of it, or use rnn(...)."
+            )
         check_cell(self.cell, "RNN.cell", nn.Module)
         self._options()
         super().__post_init__()

@@ -67,7 +67,9 @@ class RNN(Recurrent):
     ):
         given = locals()
         if isinstance(cell, type):
-            raise TypeError(f"RNN's cell must be a cell, got the class {cell.__name__}; for that there is rnn(...).")
+            raise TypeError(
+                f"RNN's cell must be a cell, got the class {cell.__name__}; give an instance of it, or use rnn(...)."
+            )
         super().__init__(cell, _options_of(given), rngs)
 
 

@@ -35,7 +35,7 @@ POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
 DEFAULTS = {
     "double-and-add": {"features": 64, "learning_rate": 3e-3, "budget": "12MiB", "updates": 282, "horizon": 0},
     "game24": {"features": 128, "learning_rate": 2e-3, "budget": "12MiB", "updates": 1250, "horizon": 0},
-    "arc": {"features": 128, "learning_rate": 2e-3, "budget": "128MiB", "updates": 1500, "horizon": 256},
+    "arc": {"features": 128, "learning_rate": 2e-3, "budget": "24MiB", "updates": 2000, "horizon": 256},
 }
 
 

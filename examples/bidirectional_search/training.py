@@ -78,7 +78,7 @@ class Trainer:
         return self._update(state, episodes)
 
     def check_budget(self, batch: int) -> None:
-        """Raises now, rather than after hours of other training, if the budget is too small for batches of this size."""
+        """Raises at once, and not after hours of other training, if the budget is too small for such a batch."""
         empty = pad([Stream(self.layout)] * batch, self.layout)
         jax.eval_shape(self._updated, jax.eval_shape(self.first_state), empty)
 

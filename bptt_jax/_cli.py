@@ -5,6 +5,7 @@ It only reads arguments and prints; what it calls is `make_plan`, and `_bench` f
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -222,6 +223,7 @@ def bench(
     places = [(cell, *size) for cell in cells for size in sizes or [default_size(cell)]]
     for path in (json_path, plot_path):
         _check_writable(path)
+    _check_picture(plot_path)
     comparisons = []
     # Markdown is not wrapped, and neither is what is read by another program.
     console = Console(width=400 if markdown else None if sys.stdout.isatty() else 180)
@@ -235,7 +237,9 @@ def bench(
             console.print(report.table(comparisons[-1], markdown=markdown))
             if markdown:
                 click.echo(f"\n{report.caption(comparisons[-1])}\n")
-            if plot_path is not None:
+            if plot_path is not None and math.isinf(comparisons[-1].rows[0].time_ratio):
+                click.echo("not drawn: lax.scan does not run here, so there is nothing to compare with", err=True)
+            elif plot_path is not None:
                 several = plot_path.with_stem("-".join([plot_path.stem, *map(str, place)]))
                 report.plot(comparisons[-1], several if len(places) > 1 else plot_path)
         except (OSError, ValueError, ImportError) as error:
@@ -246,6 +250,17 @@ def _check_writable(path: Path | None) -> None:
     """Before anything is measured."""
     if path is not None and not path.absolute().parent.is_dir():
         raise click.BadParameter(f"there is no directory {path.absolute().parent} to write {path.name} into.")
+
+
+def _check_picture(path: Path | None) -> None:
+    if path is not None:
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise click.ClickException("--plot needs matplotlib; install bptt_jax[cli].") from error
+        known = Figure().canvas.get_supported_filetypes()
+        if path.suffix[1:] not in known:
+            raise click.BadParameter(f"{path.name} is no picture that can be drawn; use one of .{', .'.join(known)}.")
 
 
 def _with_progress(measure: Any, place: tuple[str, int, int], *arguments: Any) -> Any:

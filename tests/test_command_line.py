@@ -107,6 +107,7 @@ def test_bench_measures_every_method(tmp_path):
         (["--size", "16"], "'16' is not a size: use batch x width, such as 16x256"),
         (["--cell", "transformer"], "'transformer' is not one of 'lstm'"),
         (["--seconds", "0"], "0.0 is not in the range x>0"),
+        (["--plot", "found.doc"], "found.doc is no picture that can be drawn; use one of ."),
         (["--json", "/no/such/folder/found.json"], "there is no directory /no/such/folder to write found.json into"),
     ],
 )

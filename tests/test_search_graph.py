@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples.bidirectional_search import drawing
 from examples.bidirectional_search.domain import WASTED, Action, Node, Operation, Task
 from examples.bidirectional_search.domains import arc, double_and_add, game24, grids
 from examples.bidirectional_search.graph import Graph, Search, apply_to_all
@@ -185,3 +186,17 @@ def test_steps_that_are_structurally_impossible_are_refused():
     search = Search(domain, Task(task.inputs, task.target, 0))
     with pytest.raises(ValueError, match="over"):
         search.step(Action(0, (0, 1)))
+
+
+def test_edges_know_which_way_they_were_found(tmp_path):
+    domain = DOMAINS["arc-symmetry"]()
+    index = {operation.name: at for at, operation in enumerate(domain.operations)}
+    task = domain.held_out("tasks")[0]
+    for backward in (False, True):
+        search = Search(domain, task)
+        flipped = search.step(Action(index["flip_h"], (0,))).node
+        search.step(Action(index["hstack:1"], (1, 0)) if backward else Action(index["hstack"], (0, flipped)))
+        assert search.solved
+        assert [edge.backward for edges in search.graph.edges for edge in edges].count(True) == backward
+        drawing.draw(search, tmp_path / "graph.svg")
+        assert ("stroke-dasharray" in (tmp_path / "graph.svg").read_text()) == backward

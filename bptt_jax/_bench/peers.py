@@ -154,7 +154,7 @@ def compare(
 ) -> Timing:
     """Runs each candidate right after the baseline, in turn, for about so many seconds, and for at least 5 rounds.
 
-    Each is run once before, to warm it up. What does not run then, for lack of memory, is left out.
+    Each is run twice before, to warm it up. What does not run then, for lack of memory, is left out.
 
     Args:
       candidates, baseline: the programs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ def caption(comparison: Comparison) -> str:
     return (
         "time: medians of runs interleaved with lax.scan's;"
         f"{products} steps: evaluations of the step; compile: without calibrating, which is paid once"
-        f"{'' if any(row.method.startswith('Equinox') for row in comparison.rows) else '; Equinox is not installed'}"
+        f"{'' if importlib.util.find_spec('equinox') else '; Equinox is not installed'}"
     )
 
 

@@ -159,7 +159,7 @@ def explain(
     """
     if not isinstance(layer, Recurrent):
         raise TypeError(f"explain needs a layer of bptt_jax.linen (RNN, or made by rnn), got {full_name(layer)}.")
-    arrays, flags = split_call(call, "init_key")
+    arrays, flags = split_call(call, "init_key", "rngs", "mutable")
     reports: list[Report] = []
 
     def inspect(variables: Any, xs: Any, arrays: Any) -> None:

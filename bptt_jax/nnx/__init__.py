@@ -148,7 +148,7 @@ def explain(layer: nnx.Module, xs: Any, *, target: Any = None, rngs: nnx.Rngs | 
     """
     if not isinstance(layer, Recurrent):
         raise TypeError(f"explain needs a layer of bptt_jax.nnx (RNN, or made by rnn), got {full_name(layer)}.")
-    arrays, flags = split_call(call)
+    arrays, flags = split_call(call, "rngs")
     graphdef, state = nnx.split((layer, rngs), graph=True)
     reports: list[Report] = []
 

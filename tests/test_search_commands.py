@@ -50,6 +50,7 @@ def test_a_policy_is_trained_kept_drawn_and_asked_to_solve(tmp_path, few_tasks):
     assert solved.exit_code == 0, solved.output
     assert "solved in rollout" in solved.output
     assert (tmp_path / "graph.svg").read_text().count("<path") > 10
+    assert "policy" in run("evaluate", tmp_path / "run").output
     assert run("plot", tmp_path / "run", "--picture", tmp_path / "curves.png").exit_code == 0
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     again = run("train", "--domain", "game24", *TINY, "--directory", tmp_path / "run")

@@ -5,6 +5,7 @@ python -m examples.bidirectional_search train --domain double-and-add --arm bidi
 python -m examples.bidirectional_search train --domain double-and-add --arm forward --encoding msb --every 141
 python -m examples.bidirectional_search train --domain game24 --updates 1250 --reinforce 200 --directory runs/game24
 python -m examples.bidirectional_search solve runs/game24 --task "1 2 6 9 -> 24" --picture solved.svg
+python -m examples.bidirectional_search evaluate runs/game24
 python -m examples.bidirectional_search plot runs/* --picture curves.png
 python -m examples.bidirectional_search long --bits 128 --truncate
 python -m examples.bidirectional_search abstract --rounds 1
@@ -108,10 +109,23 @@ def train(directory: Path | None, **options: Any) -> None:
     experiment = _experiment(**options)
     log = _log_in(directory)
     _, trained = experiments.train(experiment, log, directory)
+    _show(experiment, trained, log)
+
+
+@main.command()
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@spoken
+def evaluate(directory: Path) -> None:
+    """Plays the held-out tasks again with the policy that `train` has left in a directory."""
+    experiment, trainer, state = experiments.restored(directory)
+    _show(experiment, {"policy": experiments.scores(experiment, trainer, state)}, Log(None, CONSOLE))
+
+
+def _show(experiment: Experiment, trained: dict[str, experiments.Scores], log: Log) -> None:
+    """A table, and a line of the log, for each split: the policy by stages beside what reads nothing."""
     others = experiments.baselines(experiment)
-    table = Table(
-        "held-out tasks", *trained, *next(iter(others.values())), title=f"{options['domain']}, {options['arm']}"
-    )
+    title = f"{experiment.domain}, {'bidirectional' if experiment.bidirectional else 'forward only'}"
+    table = Table("held-out tasks", *trained, *next(iter(others.values())), title=title)
     for name, (tasks, rollouts) in experiment.splits.items():
         row = {stage: found[name] for stage, found in trained.items()} | others[name]
         log.write(stage="held out", split=name, **{key: score._asdict() for key, score in row.items()})

@@ -20,8 +20,8 @@ class Score(NamedTuple):
 
     Attributes:
       success: per rollout, the mean over tasks.
-      rollouts: geometric mean over tasks of the number up to the first that solves; a task that none solves counts
-        with one more than were made.
+      rollouts: geometric mean over tasks of the number up to the first that solves, in expectation over the order in
+        which they were made; of a task that none solves it is one more than were made.
       solved: the number of tasks that any rollout solves.
     """
 
@@ -36,7 +36,8 @@ def score(solved: np.ndarray) -> Score:
     >>> score(np.array([[False, True, False], [False, False, False]]))
     Score(success=0.16666666666666666, rollouts=2.8284271247461903, solved=1)
     """
-    first = np.where(solved.any(1), solved.argmax(1), solved.shape[1]) + 1
+    # Of N places, the first of s that are drawn at random is at (N + 1) / (s + 1) on average.
+    first = (solved.shape[1] + 1) / (solved.sum(1) + 1)
     return Score(float(solved.mean()), float(np.exp(np.log(first).mean())), int(solved.any(1).sum()))
 
 

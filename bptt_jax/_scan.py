@@ -117,7 +117,7 @@ def checkpointed(
       run([params,] init, xs=None, length=None, reverse=False) -> (carry, ys).
 
     >>> import jax, jax.numpy as jnp
-    >>> @checkpointed(budget="60%", params=True)
+    >>> @checkpointed(budget="90%", params=True)
     ... def run(w, carry, x):
     ...     carry = jnp.tanh(w * carry + x)
     ...     return carry, None

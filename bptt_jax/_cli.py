@@ -5,7 +5,6 @@ It only reads arguments and prints; what it calls is `make_plan`, and `_bench` f
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from pathlib import Path
@@ -237,7 +236,7 @@ def bench(
             console.print(report.table(comparisons[-1], markdown=markdown))
             if markdown:
                 click.echo(f"\n{report.caption(comparisons[-1])}\n")
-            if plot_path is not None and math.isinf(comparisons[-1].rows[0].time_ratio):
+            if plot_path is not None and not comparisons[-1].has_baseline:
                 click.echo("not drawn: lax.scan does not run here, so there is nothing to compare with", err=True)
             elif plot_path is not None:
                 several = plot_path.with_stem("-".join([plot_path.stem, *map(str, place)]))

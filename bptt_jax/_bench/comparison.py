@@ -85,6 +85,11 @@ class Comparison:
     product_rate: float
     rows: tuple[Row, ...]
 
+    @property
+    def has_baseline(self) -> bool:
+        """Whether `lax.scan` runs here, so that ratios to it exist."""
+        return math.isfinite(self.rows[0].time_ratio)
+
 
 def measure(
     cell: str, batch: int, width: int, length: int, budgets: Sequence[Budget], seconds: float, progress: Progress

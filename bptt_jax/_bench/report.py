@@ -107,9 +107,9 @@ def plot(comparison: Comparison, path: Path | None = None, axes: Any = None) -> 
 
     if axes is None:
         axes = Figure(figsize=(8, 5), layout="constrained").add_subplot()
-    rows = [row for row in comparison.rows if math.isfinite(row.time_ratio)]
-    if not rows:
+    if not comparison.has_baseline:
         raise ValueError(f"lax.scan does not run here, so there is nothing to compare with: {comparison.rows[0].error}")
+    rows = [row for row in comparison.rows if not row.error]
     whole = max(comparison.rows[0].temp_bytes, 1)
     for prefix, colour in _COLOURS.items():
         points = sorted((row.temp_bytes / whole, row.time_ratio) for row in rows if row.method.startswith(prefix))

@@ -1,5 +1,6 @@
 """Plans for the sweep fit their budgets, are not slower for more bytes here, and are near the best of their form."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -78,3 +79,26 @@ def test_the_executor_runs_them_with_as_many_steps_as_cost_says():
         plan = make_plan(PROFILE, steps, budget)
         ran = execute(simulate(plan, "sweep"), steps, Items(4, 14), budget)
         assert ran.forward_steps == cost(plan, PROFILE).forward_steps
+
+
+def test_what_is_there_in_any_case_leaves_the_rest_of_a_budget_to_the_plan():
+    """Copies of xs that no plan prevents, as on a TPU: with so much more budget the plan is the one without them."""
+    copied = dataclasses.replace(PROFILE, copied_bytes=9)
+    for steps, budget in ((100, 600), (1000, 2000)):
+        plan = make_plan(PROFILE, steps, budget)
+        assert make_plan(copied, steps, budget + 9 * steps) == plan
+        assert cost(plan, copied).peak_bytes == cost(plan, PROFILE).peak_bytes + 9 * steps
+    with pytest.raises(BudgetError) as info:
+        make_plan(copied, 1000, 9 * 1000)
+    smallest = info.value.smallest_bytes
+    assert cost(make_plan(copied, 1000, smallest), copied).peak_bytes <= smallest
+    with pytest.raises(BudgetError):
+        make_plan(copied, 1000, smallest - 1)
+
+
+def test_loops_beside_the_first_are_charged_and_still_fit():
+    charged = dataclasses.replace(PROFILE, loop_bytes=50)
+    nest = Repeat(5, Remat(Repeat(4, Remat(Repeat(5, Remat(Steps(10)))))))
+    assert cost(nest, charged).peak_bytes == cost(nest, PROFILE).peak_bytes + 2 * 50
+    for budget in (300, 400, 600, 1200, 5000):
+        assert cost(make_plan(charged, 1000, budget), charged).peak_bytes <= budget

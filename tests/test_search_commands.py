@@ -1,10 +1,13 @@
 """The commands of the bidirectional search, whole, at tiny settings."""
 
 import json
+import re
+import shlex
 
 import pytest
 from click.testing import CliRunner
 
+from examples.bidirectional_search import __main__ as search_main
 from examples.bidirectional_search import evaluation, experiments
 from examples.bidirectional_search.__main__ import main
 from examples.bidirectional_search.domains.game24 import Game24
@@ -96,6 +99,16 @@ def test_what_cannot_be_is_refused_in_words(arguments, message):
     assert refused.exit_code in (1, 2)
     assert message in refused.output.replace("\n", " ")
     assert not isinstance(refused.exception, ValueError)
+
+
+def test_the_commands_that_help_shows_are_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "game24").mkdir(parents=True)
+    shown = re.findall(r"python -m examples.bidirectional_search (.*)", search_main.__doc__)
+    assert {line.split()[0] for line in shown} == set(main.commands)
+    for line in shown:
+        name, *arguments = shlex.split(line.replace("runs/*", "runs/game24"))
+        main.commands[name].make_context(name, arguments)
 
 
 def test_long_and_memory_at_a_tiny_setting(tmp_path):

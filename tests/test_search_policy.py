@@ -231,13 +231,13 @@ def test_truncation_takes_the_first_bit_from_the_gradient():
 
 
 def test_temporaries_are_flat_in_length_but_for_states_of_chunks():
-    small = Settings(batch=2, features=16)
-    short, long = (memory.measure(length, 32, small, "1MiB") for length in (2048, 16384))
+    small = Settings(batch=2, features=16, budget="1MiB")
+    short, long = (memory.measure(length, 32, small) for length in (2048, 16384))
     assert long.plain_bytes > 6 * short.plain_bytes
     assert long.budget_bytes < 2**20 + 5 * long.states_bytes
     assert short.budget_bytes < 2**20 + 5 * short.states_bytes
     with pytest.raises(ValueError, match="100 tokens are 4 chunks, but 12 decisions and a task need more"):
-        memory.measure(100, 32, small, "1MiB")
+        memory.measure(100, 32, small)
 
 
 def test_update_gates_are_set_for_the_horizon():

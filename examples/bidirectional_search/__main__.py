@@ -9,7 +9,7 @@ python -m examples.bidirectional_search evaluate runs/game24
 python -m examples.bidirectional_search plot runs/* --picture curves.png
 python -m examples.bidirectional_search long --bits 128 --truncate
 python -m examples.bidirectional_search abstract --rounds 1
-python -m examples.bidirectional_search memory --lengths 2560 40000
+python -m examples.bidirectional_search memory --lengths 2560 --lengths 40000
 """
 
 import functools
@@ -211,9 +211,8 @@ def long(
     **settings: Any,
 ) -> None:
     """Double-and-add with targets of K bits: full against truncated backpropagation."""
-    chosen = Settings(
-        features=features or 64, learning_rate=learning_rate or 3e-3, budget=budget or "12MiB", **settings
-    )
+    given = {"features": features, "learning_rate": learning_rate, "budget": budget}
+    chosen = Settings(**{name: value or DEFAULTS["double-and-add"][name] for name, value in given.items()}, **settings)
     _, accuracy = long_version.train([(count, updates) for count in bits], window, chosen, _log_in(directory))
     kind = f"through {window} tokens" if settings["truncate"] else "through all tokens"
     CONSOLE.print(f"K={bits[-1]}, backpropagation {kind}: {accuracy:.1%} of held-out decisions", highlight=False)
@@ -244,7 +243,7 @@ def measure_memory(lengths: Sequence[int], budget: int | str, run: int | None) -
     settings = Settings(batch=16, features=128, budget=budget)
     table = Table("tokens", "flax.linen.RNN, MiB", f"budget {budget}, MiB", "states of chunks, MiB")
     for length in lengths:
-        row = memory.measure(length, 64, settings, budget)
+        row = memory.measure(length, 64, settings)
         table.add_row(f"{row.tokens:,}", *(f"{size / 2**20:.1f}" for size in row[1:4]))
     CONSOLE.print(table)
     if run is not None:

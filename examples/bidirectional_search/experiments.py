@@ -131,7 +131,7 @@ class Lessons:
 
 
 def train(experiment: Experiment, log: Log, directory: Path | None = None) -> tuple[State, dict[str, Scores]]:
-    """Trains one arm; with a directory, its last state is kept there for `restored`.
+    """Trains one arm; with a directory, its state after each stage is kept there for `restored`.
 
     Returns:
       state: the last one.
@@ -155,7 +155,10 @@ def train(experiment: Experiment, log: Log, directory: Path | None = None) -> tu
     def played(state: State) -> dict[str, float]:
         return {f"held out {name}": found.success for name, found in scores(experiment, trainer, state).items()}
 
-    state, found = trainer.first_state(), {}
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / RECORD).write_text(json.dumps(dataclasses.asdict(experiment), indent=2) + "\n")
+    state, found, done = trainer.first_state(), dict[str, Scores](), 0
     stages = (
         ("supervised", lesson, experiment.updates),
         ("REINFORCE", rollouts, experiment.reinforce_updates),
@@ -163,10 +166,10 @@ def train(experiment: Experiment, log: Log, directory: Path | None = None) -> tu
     for stage, step, updates in stages:
         if updates:
             state = run(state, step, updates, log, stage, played, experiment.every)
+            done += updates
+            if directory is not None:  # before anything that follows can fail
+                save(directory, state, done)
             found[stage] = scores(experiment, trainer, state)
-    if directory is not None:
-        save(directory, state, experiment.updates + experiment.reinforce_updates)
-        (directory / RECORD).write_text(json.dumps(dataclasses.asdict(experiment), indent=2) + "\n")
     return state, found
 
 

@@ -57,10 +57,10 @@ def random_episodes(trainer: Trainer, seed: int) -> Episodes:
     )
 
 
-def measure(length: int, chunk: int, settings: Settings, budget: int | str) -> Row:
-    """Temporary bytes of one training step with `flax.linen.RNN` and within a budget."""
+def measure(length: int, chunk: int, settings: Settings) -> Row:
+    """Temporary bytes of one training step with `flax.linen.RNN` and within the budget of the settings."""
     sizes = []
-    for limit in ("plain", budget):
+    for limit in ("plain", settings.budget):
         trainer = trainer_of(length, chunk, dataclasses.replace(settings, budget=limit))
         program = trainer.compile(jax.eval_shape(trainer.first_state), random_episodes(trainer, seed=0))
         sizes.append(program.memory_analysis().temp_size_in_bytes)

@@ -189,3 +189,18 @@ def test_auto_as_a_budget(monkeypatch):
     assert report.measured_bytes <= report.budget_bytes
     with pytest.raises(ValueError, match=re.escape('budget="auto" is for what knows a device')):
         make_plan(report.profile, 300, "auto")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "tiled"),
+    [
+        ((), jnp.float32, 4),
+        ((64,), jnp.float32, 8 * 128 * 4),
+        ((4, 64), jnp.float32, 8 * 128 * 4),
+        ((16, 128), jnp.float32, 16 * 128 * 4),
+        ((2, 12, 12, 4), jnp.float32, 2 * 12 * 16 * 128 * 4),
+        ((9, 129), jnp.float64, 16 * 256 * 8),
+    ],
+)
+def test_a_tpu_keeps_arrays_in_tiles_of_8_by_128(shape, dtype, tiled):
+    assert _calibrate._tiled_bytes(jax.ShapeDtypeStruct(shape, dtype)) == tiled

@@ -30,6 +30,7 @@ from tests.adversarial.running import (
     run_each,
 )
 from tests.adversarial.subsets import BATCHES, LONG, PARTS, TWICE, UNEVEN
+from tests.slow import one_in
 
 BLOCKS = Repeat(3, Remat(Steps(4)))
 NEST = Chain((Repeat(2, Remat(Repeat(2, Remat(Steps(2))))), Steps(3)))
@@ -50,7 +51,7 @@ def is_finite(tree):
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if comparison.is_float(leaf))
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", one_in(3, TABLE))
 def test_derivatives_equal_those_of_lax_scan(name):
     """With a plan that computes again, and without a budget. What gives second derivatives gives the gradient as well,
     so that is not compiled for itself.
@@ -74,7 +75,7 @@ def test_derivatives_equal_those_of_lax_scan(name):
     comparison.assert_same(our_transposed, transposed, 10 * entry.tolerance)
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", one_in(5, TABLE))
 def test_gradients_with_products_in_turn(monkeypatch, name):
     """What tight budgets lead to, here forced; blocks of an even and of an odd number of steps."""
     monkeypatch.setattr(_choose, "FASTEST", Style(joined=False, in_turn=True))
@@ -119,7 +120,7 @@ def test_batch_of_gradients(name):
     comparison.assert_same(ours, theirs, entry.tolerance)
 
 
-@pytest.mark.parametrize(("name", "batched"), BATCHES)
+@pytest.mark.parametrize(("name", "batched"), one_in(2, BATCHES))
 def test_gradient_of_a_batch(name, batched):
     """Of the float inputs some are batched and others shared; the batch is as large as the length."""
     entry = TABLE[name]
@@ -162,7 +163,7 @@ def test_more_steps_than_a_block_may_have(name, length):
     comparison.assert_same(ours, theirs, entry.tolerance)
 
 
-@pytest.mark.parametrize("name", ["flax_lstm", *LONG])
+@pytest.mark.parametrize("name", one_in(2, [*LONG, "flax_lstm"]))
 def test_smallest_budget(name):
     """What is done for speed and takes bytes is then left undone."""
     entry = TABLE[name]
@@ -316,6 +317,7 @@ def test_callbacks_see_each_step():
     assert seen_by(functools.partial(bptt_jax.scan, plan=BLOCKS)) == seen_by(lax.scan)
 
 
+@pytest.mark.slow
 def test_on_four_devices():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}

@@ -1,6 +1,7 @@
 """What a block does outside its loop, forced each way, changes no gradient; and it is done where sizes say so."""
 
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ from bptt_jax._lower import block, merge, split, step_vjp, sweep
 from bptt_jax._lower.style import Style
 from bptt_jax._step import trace
 from tests import comparison
+from tests.slow import one_in
 from tests.steps import normal
 
 # Blocks of an even and of an odd number of steps, and of one.
@@ -37,9 +39,13 @@ def lstm(width=4):
     return cell, cell.init(jax.random.key(1), carry, xs[0]), carry, xs
 
 
-@pytest.mark.parametrize("style", STYLES, ids=str)
-@pytest.mark.parametrize("outside", [True, False])
-@pytest.mark.parametrize("derivative", ["value_and_grad", "forward_over_reverse", "reverse_over_reverse"])
+@pytest.mark.parametrize(
+    ("derivative", "outside", "style"),
+    one_in(
+        5, itertools.product(["value_and_grad", "forward_over_reverse", "reverse_over_reverse"], [True, False], STYLES)
+    ),
+    ids=str,
+)
 def test_each_decision_gives_the_same_gradients(monkeypatch, style, outside, derivative):
     monkeypatch.setattr(split, "hoisting_pays", lambda weight, stacked: outside)
     monkeypatch.setattr(step_vjp, "deferring_pays", lambda weight, stacked: outside)

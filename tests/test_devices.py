@@ -105,6 +105,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_on_two_processes():
     start, coordinator = time.monotonic(), f"127.0.0.1:{free_port()}"
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}

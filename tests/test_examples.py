@@ -37,6 +37,7 @@ def checkpoint(directory, step):
         return checkpoints.restore(step, args=ocp.args.StandardRestore())
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_training_equals_an_unbroken_run(tmp_path):
     unbroken = train(tmp_path / "unbroken")
     # Killed when a save has just begun, in the background: whether it was finished is left to chance.

@@ -197,6 +197,7 @@ def test_four_layers_in_five_per_cent_of_flax():
     assert found <= 0.05 * theirs
 
 
+@pytest.mark.slow
 def test_four_bidirectional_layers_in_the_sequences_between_them_and_five_per_cent_of_flax():
     def layer(rnn, x):
         return nn.Bidirectional(rnn(nn.LSTMCell(WIDTH)), rnn(nn.LSTMCell(WIDTH)), time_major=True, return_carry=True)(x)

@@ -9,6 +9,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.slow import one_in
+
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 # What the cell tagged "parameters" is followed by. Nothing here is a claim: those are for the full setting.
 SMALL = {
@@ -37,7 +39,7 @@ def test_each_notebook_has_a_small_setting():
     assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == set(SMALL)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", one_in(2, SMALL))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of Jupyter's client
 def test_it_runs_at_a_small_setting(name, tmp_path):
     notebook = read(name)

@@ -38,6 +38,7 @@ def run(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments], terminal_width=200)
 
 
+@pytest.mark.slow
 def test_a_policy_is_trained_kept_drawn_and_asked_to_solve(tmp_path, few_tasks):
     trained = run(
         "train", "--domain", "game24", *TINY, "--every", 2, "--reinforce", 2, "--reinforce-batch", 8,
@@ -64,6 +65,7 @@ def test_a_policy_is_trained_kept_drawn_and_asked_to_solve(tmp_path, few_tasks):
     assert "has no held-out task '7'; some that it has: " in unknown.output
 
 
+@pytest.mark.slow
 def test_arc_is_trained_by_the_same_command(tmp_path, few_tasks, monkeypatch):
     domain = small_arc()
     monkeypatch.setattr(type(domain), "splits", ("tasks",))
@@ -111,6 +113,7 @@ def test_the_commands_that_help_shows_are_ones(tmp_path, monkeypatch):
         main.commands[name].make_context(name, arguments)
 
 
+@pytest.mark.slow
 def test_long_and_memory_at_a_tiny_setting(tmp_path):
     found = run("long", "--bits", 32, "--window", 16, *TINY, "--truncate", "--directory", tmp_path)
     assert found.exit_code == 0, found.output

@@ -84,6 +84,7 @@ def test_replayed_log_probabilities_equal_those_of_the_rollout(greedy):
     assert len({game.stream.decisions[0].operation for game in games}) > 1 or greedy  # the draws differ
 
 
+@pytest.mark.slow
 def test_arc_learns_from_a_batch_and_its_rollouts_replay():
     """Grids of several chunks, most of them padding that the reader skips; a learned operation among the others."""
     arena = Arena(small_arc(), 32, bidirectional=True)
@@ -230,6 +231,7 @@ def test_truncation_takes_the_first_bit_from_the_gradient():
     assert found[True] == 0
 
 
+@pytest.mark.slow
 def test_temporaries_are_flat_in_length_but_for_states_of_chunks():
     small = Settings(batch=2, features=16, budget="1MiB")
     short, long = (memory.measure(length, 32, small) for length in (2048, 16384))

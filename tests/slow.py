@@ -1,0 +1,16 @@
+"""Which of many similar cases the default run takes; the others are marked slow, and CI runs them too (-m slow)."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def one_in(every: int, cases: Iterable[Any]) -> list[Any]:
+    """Parameters of a test: the first and each `every`-th after it as they are, the others marked slow."""
+    return [case if i % every == 0 else _slow(case) for i, case in enumerate(cases)]
+
+
+def _slow(case: Any) -> Any:
+    values = case if isinstance(case, tuple) else (case,)
+    return pytest.param(*values, marks=pytest.mark.slow)

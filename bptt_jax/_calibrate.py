@@ -140,14 +140,17 @@ _known: dict[Any, Calibration] = {}
 def _compiled(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -> Calibration:
     profile = measure(traced, lowering, style)
     start = time.perf_counter()
-    peaks: dict[int, int] = {}
+
+    def peak_of(n: int) -> int:
+        program = lower(Repeat(2, Remat(Steps(n))), traced.step, lowering, style)
+        return temporaries_of_vjp(program, traced, 2 * n, target)
+
     try:
         if platform() == "tpu":
             padded, programs = _padded(traced, lowering, style, target)
             return Calibration(padded, programs, time.perf_counter() - start)
-        for n in _lengths(profile):
-            program = lower(Repeat(2, Remat(Steps(n))), traced.step, lowering, style)
-            peaks[n] = temporaries_of_vjp(program, traced, 2 * n, target)
+        peaks = {n: peak_of(n) for n in _ends(profile)}
+        peaks |= {n: peak_of(n) for n in _turning(profile, peaks)}
     except (NameError, TypeError, ValueError, KeyError, AssertionError, NotImplementedError):
         # What JAX raises for a step that cannot be compiled by itself, outside of the mesh that it is in, and for a
         # backend that reports no memory. `explain` says that the sizes are estimated then.
@@ -156,13 +159,27 @@ def _compiled(traced: TracedScan, lowering: Lowering, style: Style, target: Any)
     return Calibration(corrected, len(peaks), time.perf_counter() - start)
 
 
-def _lengths(profile: StepProfile) -> list[int]:
-    """Of the blocks to measure: the shortest, where its residuals begin to outweigh its products, and the longest."""
+def _ends(profile: StepProfile) -> list[int]:
+    """Of the blocks to measure: the shortest and the longest; of a nest, one."""
     if profile.lowering == "nested":
         return [_OF_NEST]
-    longest = max(profile.block_steps, _SHORTEST)
-    turning = max(round(0.6 * profile.product_bytes / max(profile.residual_bytes, 1)), 4)
-    return sorted({_SHORTEST, max(min(turning, longest // 2, 16), _SHORTEST), longest})
+    return sorted({_SHORTEST, max(profile.block_steps, _SHORTEST)})
+
+
+def _turning(profile: StepProfile, peaks: dict[int, int]) -> list[int]:
+    """The block to measure between the ends: where a block's residuals begin to outweigh its products.
+
+    That is where the line that ends in the longest block, as steep as the sizes of a step say, meets the one that
+    begins with the shortest. Bytes of steps without products are on one line, so their ends say all.
+    """
+    shortest, longest = min(peaks), max(peaks)
+    steep = profile.residual_bytes + profile.block_bytes - profile.left_bytes
+    if profile.lowering == "nested" or not profile.product_bytes or steep <= 0:
+        return []
+    above = peaks[shortest] - peaks[longest] + (longest - shortest) * (steep + profile.left_bytes)
+    turning = round(shortest + above / steep + 0.25)  # beyond the corner less is lost than before it
+    middle = max(min(turning, longest // 5), shortest + 1)  # what is saved later than so is less than what is lost
+    return [middle] if middle < longest else []
 
 
 def _with_peaks(profile: StepProfile, peaks: dict[int, int]) -> StepProfile:

@@ -181,7 +181,7 @@ def explain(
     >>> import jax.numpy as jnp
     >>> report = explain(lambda c, x: (jnp.sin(c) * x, None), jnp.ones(64), jnp.ones((100, 64)), budget="40%")
     >>> report.forward_steps, report.measured_bytes <= report.budget_bytes
-    (200, True)
+    (190, True)
     """
     options = checked_options(budget, plan, differentiation, calibrate, target)
     reports: list[Report] = []

@@ -30,6 +30,7 @@ from bptt_jax.planners._tables import Bools, Floats, Ints, blocks_of, inner_coun
 
 _SHORT = 64  # leaves up to this long are all tried, longer ones on a geometric grid and where they divide
 _SHORT_SCAN = 10_000  # in longer ones, a rest of one block is nothing
+_FEW_BLOCKS = 8  # beyond, blocks of a rest are about as long as the longest
 _TRIES = 64  # of the fastest by bounds that leave out what a second nest takes and what a rest takes beside its steps
 
 
@@ -42,7 +43,7 @@ def fastest(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None
     >>> profile = StepProfile(2, 7, block_bytes=6, block_steps=48, plain=plain, times=StepTimes(block=2))
     >>> from bptt_jax.plans import notation
     >>> notation(fastest(profile, 1000, 450))
-    '(35*[28] + 20)'
+    '(36*[27] + 28)'
     >>> notation(fastest(profile, 1000, 150))
     '(17*[8*[7]] + 6*[7] + 6)'
     """
@@ -141,7 +142,10 @@ def _families(profile: StepProfile, length: int, budget_bytes: int) -> Iterator[
         unit = n * inner.products  # steps of a child of the outermost loop
         exact = np.where(length % unit == 0, length // unit, 0)
         loops = (inner.counts > 0).sum(1)  # beside the outermost one
-        for counts in (exact, *rests.counts(length, unit, rest_bytes(Steps(0), n, profile))):
+        slices_bytes = rest_bytes(Steps(0), n, profile)
+        cut, *of_one_block = rests.counts(length, unit, slices_bytes)
+        cut[0] = min(cut[0], _least_count(profile, length, n, rests.free_bytes, slices_bytes))
+        for counts in (exact, cut, *of_one_block):
             has_rest = counts * unit < length
             taken = (counts + inner.carries) * carry + loops * profile.loop_bytes
             fits = taken + np.where(has_rest, sums_bytes, 0) <= free
@@ -201,11 +205,13 @@ class _Rests:
     """What a rest that is kept may take of a budget, whatever the nest before it.
 
     Attributes:
+      free_bytes: for carries and the rest.
       carry_bytes, residual_bytes: of a step.
       cut_bytes: for the residuals of a rest that is cut into blocks.
       left_bytes: for carries beside a rest of one block, by its steps.
     """
 
+    free_bytes: int
     carry_bytes: int
     residual_bytes: int
     cut_bytes: int
@@ -233,7 +239,31 @@ def _rests(profile: StepProfile, length: int, budget_bytes: int) -> _Rests:
 
     lengths = {max(longest * i // 4, 1) for i in range(1, 5)} if length <= _SHORT_SCAN else ()
     of_one_block = {steps: left(Steps(steps)) for steps in lengths}
-    return _Rests(carry, profile.residual_bytes, left(Steps(longest)) - carry, of_one_block)
+    return _Rests(free, carry, profile.residual_bytes, left(Steps(longest)) - carry, of_one_block)
+
+
+def _least_count(profile: StepProfile, length: int, n: int, free_bytes: int, slices_bytes: int) -> int:
+    """The least k for which (k*[n] + rest) fits, the rest being at most a few blocks, cut as they will be.
+
+    Where a rest is a few blocks their length matters: 50 steps are two blocks of 25, beside which there is room for
+    more than beside one of 48. Beside a rest of one block there are the slices of the loop.
+    """
+    peaks = _rest_peaks(profile)
+    counts = np.arange(max(-(-(length - len(peaks) + 1) // n), 2), length // n + 1)
+    rests = length - counts * n
+    slices = np.where(rests <= profile.block_steps, slices_bytes, 0)
+    fits = counts * profile.carry_bytes + peaks[rests] + slices <= free_bytes
+    return int(counts[fits].min(initial=length + 1))
+
+
+@functools.lru_cache(maxsize=64)
+def _rest_peaks(profile: StepProfile) -> Ints:
+    """Bytes of rests of 0, 1, ... steps that are kept, up to a few blocks."""
+    rests = [in_blocks(Steps(n), profile.block_steps) for n in range(_FEW_BLOCKS * profile.block_steps + 1)]
+    loops = [0 if isinstance(rest, Steps) else profile.loop_bytes for rest in rests]
+    sizes = [cost(rest, profile).peak_bytes + rest_bytes(rest, 0, profile) for rest in rests]
+    peaks: Ints = np.array(sizes) + np.array(loops)
+    return peaks
 
 
 @functools.lru_cache(maxsize=64)

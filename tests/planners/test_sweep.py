@@ -9,6 +9,7 @@ from bptt_jax import Chain, Remat, Repeat, StepProfile, Steps, cost, make_plan
 from bptt_jax._plan import in_blocks
 from bptt_jax._step_profile import StepTimes
 from bptt_jax._time import predicted_time
+from bptt_jax._time import time_of as charged_time_of
 from bptt_jax.errors import BudgetError
 from bptt_jax.planners import sweep
 from bptt_jax.plans import length, simulate
@@ -102,3 +103,18 @@ def test_loops_beside_the_first_are_charged_and_still_fit():
     assert cost(nest, charged).peak_bytes == cost(nest, PROFILE).peak_bytes + 2 * 50
     for budget in (300, 400, 600, 1200, 5000):
         assert cost(make_plan(charged, 1000, budget), charged).peak_bytes <= budget
+
+
+WAVES = StepProfile(
+    36_864, 36_864, x_bytes=8, fixed_bytes=110_592, block_bytes=24, block_steps=48, plain=PLAIN, loop_bytes=848,
+    block_peaks=((2, 168_464), (48, 1_864_848)), times=StepTimes(recording=1.2, backward=1.6, block=2.0),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("budget", [2_300_000, 2_900_000, 3_300_000, 3_600_000])
+def test_no_single_loop_with_a_rest_of_a_few_blocks_is_faster(budget):
+    """A block of such a rest is shorter than the longest block, which leaves room for more steps that are kept."""
+    loops = [Repeat(k, Remat(Steps(n))) for n in range(1, 49) for k in range(2, 99 // n + 1)]
+    plans = [Chain((loop, Steps(100 - length(loop)))) for loop in loops]
+    fitting = [charged_time_of(plan, WAVES) for plan in plans if cost(plan, WAVES).peak_bytes <= budget]
+    assert charged_time_of(sweep.fastest(WAVES, 100, budget), WAVES) <= min(fitting)

@@ -179,11 +179,13 @@ def _chain_cost(node: Chain, children: Sequence[_NodeCost], profile: StepProfile
         peak = sum(c.peak for c in children)
     if profile.lowering == "sweep" and not all(_is_rematerialised_loop(c) for c in node.children[:-1]):
         peak += children[-1].kept  # what the last child leaves free is too small for the blocks of the others
+    loops = sum(c.loops for c in children)
     if profile.lowering == "nested":
-        parts = chain_bytes(length(node), length(node.children[-1]), profile)
+        loops += len(children) - 2  # tables of the parts that each hands on
+        parts = chain_bytes(length(node), length(node.children[-1]), profile, len(children))
     else:
         parts = chain_sums_bytes(profile)
-    return _NodeCost(kept, peak + parts, sum(c.leaves for c in children), sum(c.loops for c in children))
+    return _NodeCost(kept, peak + parts, sum(c.leaves for c in children), loops)
 
 
 def _keeps_order(chain: Chain) -> bool:
@@ -206,13 +208,13 @@ def child_bytes(n: int, profile: StepProfile) -> int:
     return n * slice_bytes(profile) + sums * profile.param_bytes
 
 
-def chain_bytes(n: int, last: int, profile: Sizes) -> int:
+def chain_bytes(n: int, last: int, profile: Sizes, children: int = 2) -> int:
     """Bytes that a `Chain` of n steps takes beside its children, the last of which has `last` steps.
 
-    Its parts of xs, ys and cotangents of ys, the last child's xs and cotangents of xs, and two sums of parameter
-    gradients.
+    Its parts of xs, ys and cotangents of ys, the last child's xs and cotangents of xs, and the parameter gradients of
+    each child but one, before they are added up.
     """
-    return n * part_bytes(profile) + last * 2 * profile.x_bytes + 2 * profile.param_bytes
+    return n * part_bytes(profile) + last * 2 * profile.x_bytes + (children - 1) * profile.param_bytes
 
 
 def chain_sums_bytes(profile: StepProfile) -> int:

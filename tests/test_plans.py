@@ -49,9 +49,13 @@ def test_cost_by_hand():
     assert loop.peak_bytes == 4 * 10 + 5 * 100 + slices + 1000 + 5
     assert (loop.forward_steps, loop.program_size) == (40, 1)
     chain = cost(Chain((Repeat(4, Remat(Steps(5))), Steps(3))), profile)
-    parts = 23 * (1 + 2 * 2) + 3 * 2 * 1 + 2 * 1000
+    parts = 23 * (1 + 2 * 2) + 3 * 2 * 1 + 1000
     assert chain.peak_bytes == max(4 * 10 + 5 * 100 + slices, 4 * 10 + 3 * 100) + parts + 1000 + 5
     assert (chain.forward_steps, chain.program_size) == (43, 2)
+    three = cost(Chain((Repeat(4, Remat(Steps(5))), Repeat(2, Remat(Steps(4))), Steps(3))), profile)
+    parts = 31 * (1 + 2 * 2) + 3 * 2 * 1 + 2 * 1000
+    second = 4 * 10 + 2 * 10 + 4 * 100 + 4 * (2 * 1 + 2) + 1000
+    assert three.peak_bytes == max(4 * 10 + 5 * 100 + slices, second) + parts + 1000 + 5
 
 
 def test_a_chain_out_of_normal_form_is_charged_the_sum():

@@ -128,8 +128,8 @@ class Search:
     def _assemble(self, steps: int, units: int, leaves: int, in_chain: bool, split: _Split) -> Found | None:
         """The plan of a split, None if one of its parts has none."""
         k, rest_steps = split.k, steps - split.k * split.inner_steps
-        if rest_steps and not in_chain:
-            units -= self._parts(steps, rest_steps)
+        if rest_steps:
+            units -= self._params if in_chain else self._parts(steps, rest_steps)
         units -= -(-k * self._lattice.fine // self._lattice.coarse)
         inner = self.find(split.inner_steps, units - self._params - self._slices(split.inner_steps), split.inner_leaves)
         if inner is None:
@@ -150,9 +150,10 @@ class Search:
             _Split(steps + k * self.least_advances(steps // k, inner, leaves), k, steps // k, leaves)
             for k, inner in self._whole_loops(steps, units)
         ]
-        in_chain_units = units if in_chain else units - self._parts(steps, steps // 4)
+        in_chain_units = units - (self._params if in_chain else self._parts(steps, 0))
         if leaves > 1 and in_chain_units > 1:
-            splits.extend(self._with_rest(steps, in_chain_units, leaves))
+            rest_slices = 0 if in_chain else 2 * self._lattice.x_bytes
+            splits.extend(self._with_rest(steps, in_chain_units, leaves, rest_slices))
         splits = [split for split in splits if split.estimate < math.inf]
         splits.sort(key=lambda split: (split.estimate, split.inner_leaves, split.k, split.inner_steps))
         # Estimates are optimistic where they are not exact: the best of the exact ones is to be tried in any case.
@@ -167,8 +168,8 @@ class Search:
             if inner > 0:
                 yield k, inner
 
-    def _with_rest(self, steps: int, units: int, leaves: int) -> list[_Split]:
-        """The best few splits with a rest."""
+    def _with_rest(self, steps: int, units: int, leaves: int, rest_slices: int) -> list[_Split]:
+        """The best few splits with a rest, for each step of which there are so many bytes of slices."""
         k = self._counts(steps, units)
         rest_units = units - self._lattice.units_for_carries(k)
         inner_units = rest_units - self._params
@@ -177,8 +178,10 @@ class Search:
             return []
         inner_leaves = np.arange(1, leaves)
         shape = k[:, None, None], rest_units[:, None, None], inner_units[:, None, None]
-        inner_steps = self._inner_steps(steps, *shape, inner_leaves[:, None], leaves)
-        estimate, exact = self._estimate(steps, *shape, inner_leaves[:, None], leaves, inner_steps)
+        inner_steps = self._inner_steps(steps, *shape, inner_leaves[:, None], leaves, rest_slices)
+        slices = self._round_up((steps - shape[0] * inner_steps) * rest_slices)
+        left = shape[1] - slices, shape[2] - slices
+        estimate, exact = self._estimate(steps, shape[0], *left, inner_leaves[:, None], leaves, inner_steps)
         count = min(estimate.size, 16)
         order = np.argpartition(estimate, count - 1, axis=None)[:count]
         order = np.append(order, np.where(exact, estimate, math.inf).argmin())
@@ -198,12 +201,13 @@ class Search:
         return k[(k >= 2) & (k <= most)]
 
     def _inner_steps(
-        self, steps: int, k: Ints, rest_units: Ints, inner_units: Ints, inner_leaves: Ints, leaves: int
+        self, steps: int, k: Ints, rest_units: Ints, inner_units: Ints, inner_leaves: Ints, leaves: int, slices: int
     ) -> Ints:
         """Lengths of a child worth trying, on a last axis."""
-        reach = self._coarse.steps
+        reach, residual_bytes = self._coarse.steps, self._lattice.residual_bytes
         rest_steps = reach[rest_units[..., 0], leaves - inner_leaves[:, 0]]
-        longest_rest = np.broadcast_to(_blocks(self._lattice, rest_units), (*rest_steps.shape[:2], 1))
+        longest_rest = _blocks(self._lattice, rest_units) * residual_bytes // (residual_bytes + slices)
+        longest_rest = np.broadcast_to(longest_rest, (*rest_steps.shape[:2], 1))
         rest_steps = np.concatenate([rest_steps, longest_rest], axis=-1)
         to_leave_rest = np.ceil((steps - rest_steps) / k)
         inner_steps = np.concatenate([to_leave_rest, reach[inner_units[..., 0], inner_leaves[:, 0]]], axis=-1)
@@ -222,12 +226,14 @@ class Search:
     ) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """Lower bounds on the advances of splits, and whether they are known to be exact."""
         rest_steps = steps - k * inner_steps
+        feasible = (rest_units > 0) & (inner_units > 0)
+        rest_units, inner_units = np.maximum(rest_units, 0), np.maximum(inner_units, 0)
         out_of_reach = (rest_steps > self._coarse.steps[rest_units, leaves - inner_leaves, -1]) | (
             inner_steps > self._coarse.steps[inner_units, inner_leaves, -1]
         )
-        slices = _round_up(inner_steps * slice_bytes(self._lattice) * self._lattice.fine, self._lattice)
+        slices = self._round_up(inner_steps * slice_bytes(self._lattice))
         inner_units = inner_units - slices
-        feasible = (inner_units > 0) & ~out_of_reach
+        feasible &= (inner_units > 0) & ~out_of_reach
         inner_units = np.maximum(inner_units, 0)
         inner = self._coarse.least_advances(inner_steps, np.maximum(inner_units - slices, 0), inner_leaves)
         one_block = inner_steps <= _blocks(self._lattice, inner_units)
@@ -241,16 +247,17 @@ class Search:
     def _slices(self, steps: int) -> int:
         return self._lattice.units_for(steps * slice_bytes(self._lattice))
 
+    def _round_up(self, bytes_: Ints) -> Ints:
+        """Units that so many bytes take."""
+        units: Ints = -(-bytes_ * self._lattice.fine // (self._lattice.carry_bytes * self._lattice.coarse))
+        return units
+
     def _parts(self, steps: int, rest_steps: int) -> int:
         return self._lattice.units_for(chain_bytes(steps, rest_steps, self._lattice))
 
 
 def _blocks(lattice: Lattice, units: Ints) -> Ints:
     return units * (lattice.carry_bytes * lattice.coarse) // (lattice.fine * lattice.residual_bytes)
-
-
-def _round_up(bytes_times_fine: Ints, lattice: Lattice) -> Ints:
-    return -(-bytes_times_fine // (lattice.carry_bytes * lattice.coarse))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -4,10 +4,11 @@ Optimal trees have hundreds of distinct leaves. Here equal neighbours are groupe
 `MOST_LEAVES` leaves; that costs a few percent of time, for which `_reach` has a lower bound and `_search` the plans.
 
 Budgets are rounded down to a lattice of some seven significant bits, within an octave of which all share their
-subproblems. A plan that fits some bytes fits more bytes too, so the result is the fastest of the plans for all lattice
-budgets up to the one asked: more bytes never cost more time, by construction. Few of them are ever made: from the
-budget downwards, until the lower bound on the time of what could come is no better than what has been found. The
-last resort is the plan with the fewest bytes, `_smallest`, which is where the budgets of a scan begin.
+subproblems. A plan that fits some bytes fits more bytes too, so the result is the fastest that fits of the plans for
+all lattice budgets up to the one asked, and somewhat above, since a plan may take less than the search charged: more
+bytes never cost more time, by construction. Few of them are ever made: from there downwards, until the lower bound on
+the time of what could come is no better than what has been found. The last resort is the plan with the fewest bytes,
+`_smallest`, which is where the budgets of a scan begin.
 
 Every plan's bytes are those of `bptt_jax.cost`, and a plan that should exceed its budget is not taken. All this is for
 the nest; the sweep's plans are `planners.sweep`'s.
@@ -33,6 +34,7 @@ from bptt_jax.planners._smallest import shares, smallest_plan
 
 _UNITS = 128  # a budget is between half and all of this many units; every other one is on the lattice of budgets
 _FINEST = 2  # units of half a carry, where a carry is not larger than a step's residuals
+_BEYOND = 1.25  # of a budget is searched: the search rounds up what copies and sums take, level by level
 _ENOUGH = 1.003  # of the least possible time; more leaves are not tried for less than that
 _BLOCKS = (1, 4, 16, 64)  # least lengths of blocks that are tried where blocks cost time
 _LEAVES = (2, 4, MOST_LEAVES)
@@ -98,7 +100,7 @@ def _is_tight(profile: StepProfile, length: int, budget_bytes: int) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _fastest(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None:
-    """The fastest plan of those for all lattice budgets up to this one, None if there is none."""
+    """The fastest plan that fits of those for all lattice budgets up to a little more, None if there is none."""
     least_bytes = smallest_bytes(profile, length) if _is_tight(profile, length, budget_bytes) else 0
     if budget_bytes < least_bytes:
         return None
@@ -106,7 +108,9 @@ def _fastest(profile: StepProfile, length: int, budget_bytes: int) -> Plan | Non
     worth_bytes = least_bytes + 2 * max(0, length.bit_length() - 17) * profile.carry_bytes if least_bytes else 0
     best: _Timed | None = None
     always_bytes = profile.fixed_bytes + profile.param_bytes
-    for lattice, first, last in _octaves(profile, budget_bytes - always_bytes):
+    # Not near the smallest budget, which is that of a plan which is known.
+    beyond = _BEYOND if budget_bytes > _BEYOND * least_bytes else 1.0
+    for lattice, first, last in _octaves(profile, int(beyond * (budget_bytes - always_bytes))):
         if lattice.bytes(first) + always_bytes < worth_bytes:
             break
         if best is not None and _least_time(profile, length, lattice.bytes(first)) >= best.time:
@@ -117,12 +121,12 @@ def _fastest(profile: StepProfile, length: int, budget_bytes: int) -> Plan | Non
             if best is not None and _bound(profile, length, lattice, units, MOST_LEAVES) >= best.time:
                 break
             found = _timed_plan(profile, length, lattice, units)
-            if found is not None and (best is None or found.time < best.time):
+            if found is not None and found.peak_bytes <= budget_bytes and (best is None or found.time < best.time):
                 best = found
     if best is None or least_bytes:
         smallest = smallest_plan(profile, length, MOST_LEAVES)
-        if cost(smallest, profile).peak_bytes <= budget_bytes:
-            last_resort = _Timed(predicted_time(smallest, profile.times), smallest)
+        last_resort = _timed(smallest, profile)
+        if last_resort.peak_bytes <= budget_bytes:
             best = last_resort if best is None or last_resort.time < best.time else best
     return None if best is None else best.plan
 
@@ -143,7 +147,12 @@ def _budgets(profile: StepProfile, lattice: Lattice, first: int, last: int) -> I
 @dataclasses.dataclass(frozen=True)
 class _Timed:
     time: float
+    peak_bytes: int
     plan: Plan
+
+
+def _timed(plan: Plan, profile: StepProfile) -> _Timed:
+    return _Timed(predicted_time(plan, profile.times), cost(plan, profile).peak_bytes, plan)
 
 
 def _octaves(profile: StepProfile, free_bytes: int) -> Iterator[tuple[Lattice, int, int]]:
@@ -180,9 +189,8 @@ def _timed_plan(profile: StepProfile, length: int, lattice: Lattice, units: int)
         if leaves < MOST_LEAVES and _bound(profile, length, lattice, units, leaves) > enough:
             continue
         found = search.find(length, units, leaves)
-        if found is None or cost(found.plan, profile).peak_bytes > budget_bytes:
+        if found is None or (timed := _timed(found.plan, profile)).peak_bytes > budget_bytes:
             continue
-        timed = _Timed(predicted_time(found.plan, profile.times), found.plan)
         best = timed if best is None or timed.time < best.time else best
         if best.time <= enough:
             break

@@ -219,3 +219,14 @@ def test_plans_are_remembered_and_the_same_in_every_process():
     for function in (compiled._fastest, compiled._timed_plan, compiled._search, compiled._search_with):
         function.cache_clear()
     assert make_plan(profile, 1000, 60_000) == first
+
+
+@pytest.mark.parametrize("share", ["30%", "50%", "70%"])
+def test_what_the_search_charges_too_much_is_used(share):
+    """With slices and parameters it rounds up; no loop with a rest that fits is faster than what is found."""
+    profile = StepProfile(1024, 7200, x_bytes=1024, param_bytes=65_536, loop_bytes=1488)
+    budget = int(share[:-1]) * profile.store_all_bytes(1000) // 100
+    loops = [Repeat(k, Remat(Steps(n))) for n in range(1, 501) for k in range(2, 1000 // n)]
+    plans = [Chain((loop, Steps(1000 - length(loop)))) for loop in loops if length(loop) < 1000]
+    fitting = [cost(plan, profile).forward_steps for plan in plans if cost(plan, profile).peak_bytes <= budget]
+    assert cost(make_plan(profile, 1000, share), profile).forward_steps <= 1.01 * min(fitting)

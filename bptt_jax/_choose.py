@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,7 +57,7 @@ class Choice:
       plan: the plan.
       lowering: what runs it.
       style: for the sweep, how blocks take their products.
-      calibration: sizes of one step, run so, and what it took to measure them.
+      measured: gives sizes of one step, run so, and what it took to measure them.
       budget: what was asked; "auto" as the bytes that it stands for.
       plan_seconds: what planning took, without calibrating.
     """
@@ -64,9 +65,14 @@ class Choice:
     plan: Plan
     lowering: Lowering
     style: Style
-    calibration: Calibration
+    measured: Callable[[], Calibration]
     budget: Budget = None
     plan_seconds: float = 0.0
+
+    @functools.cached_property
+    def calibration(self) -> Calibration:
+        """What `measured` gives; where nothing was planned, `scan` never asks for it."""
+        return self.measured()
 
     @property
     def profile(self) -> StepProfile:
@@ -104,14 +110,20 @@ def choose(traced: TracedScan, options: Options) -> Choice:
     plan, budget = options.plan, options.budget
     if plan is not None and length_of(plan) != traced.length:
         raise ValueError(f"the plan has {length_of(plan)} steps, but the scan has {traced.length}.")
+
+    def estimated() -> Calibration:
+        with planning_for(options.platform):
+            return estimate(traced, lowering, FASTEST)
+
     with planning_for(options.platform):
         lowering = lowering_of(traced, options.differentiation)
         budget = free_bytes(options.target) if budget == "auto" else budget
-        estimated = estimate(traced, lowering, FASTEST)
+        unplanned = Choice(plan or Steps(traced.length), lowering, FASTEST, estimated, budget)
+        if plan is not None or budget is None or traced.length == 0:
+            return unplanned
         # On a TPU, what an array takes is not what its shape says.
-        is_known = budget is None or traced.length == 0 or platform() != "tpu"
-        if plan is not None or (is_known and _fits(Steps(traced.length), estimated.profile, budget)):
-            return Choice(plan or Steps(traced.length), lowering, FASTEST, estimated, budget)
+        if platform() != "tpu" and _fits(unplanned):
+            return unplanned
         start, calibrating = time.perf_counter(), 0.0
         errors: list[BudgetError] = []
         for tried, style in _ways(traced, lowering, budget):
@@ -124,15 +136,18 @@ def choose(traced: TracedScan, options: Options) -> Choice:
                 errors.append(error)
                 continue
             seconds = time.perf_counter() - start - calibrating
-            return Choice(plan, tried, style, calibration, budget, seconds)
+            return Choice(plan, tried, style, _already(calibration), budget, seconds)
     raise min(errors, key=lambda error: error.smallest_bytes)
 
 
-def _fits(plan: Plan, profile: StepProfile, budget: Budget) -> bool:
-    """Whether a plan is within a budget by far, so that nothing need be compiled to know it."""
-    length = length_of(plan)
-    budget_bytes = budget_to_bytes(budget, profile.store_all_bytes(length))
-    return budget_bytes is None or length == 0 or cost(plan, profile).peak_bytes <= budget_bytes
+def _fits(choice: Choice) -> bool:
+    """Whether a choice is within its budget by far, so that nothing need be compiled to know it."""
+    budget_bytes = budget_to_bytes(choice.budget, choice.profile.store_all_bytes(length_of(choice.plan)))
+    return budget_bytes is None or choice.predicted_bytes <= budget_bytes
+
+
+def _already(calibration: Calibration) -> Callable[[], Calibration]:
+    return lambda: calibration
 
 
 def calibration_of(traced: TracedScan, lowering: Lowering, style: Style, options: Options) -> Calibration:

@@ -128,6 +128,11 @@ class Case:
     arguments: str = "all"
     outputs: bool = True
 
+    @property
+    def differentiates(self) -> bool:
+        """Whether there is anything to differentiate: a step without weights has no gradients for them."""
+        return self.arguments == "all" or bool(jax.tree.leaves(self.problem().params))
+
     def problem(self) -> Problem:
         problem = KINDS[self.kind]()
         return problem if self.outputs else problem.without_outputs()

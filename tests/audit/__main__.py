@@ -64,7 +64,7 @@ def main() -> None:
     grid = itertools.product(
         options.kinds, options.lengths, options.differentiation, options.arguments, options.outputs
     )
-    cases = [Case(*given[:4], bool(given[4])) for given in grid]
+    cases = [case for given in grid if (case := Case(*given[:4], bool(given[4]))).differentiates]
     found: list[Audited] = []
     done = run(cases, options.budgets)
     for several in track(done, "auditing", len(cases), console=Console(stderr=True)):

@@ -43,6 +43,9 @@ _SHORTEST = 2  # a loop over one step is none
 _OF_NEST = 8
 _MANY = 4096
 _REMEMBERED = 1024
+# Of a TPU's HBM, what programs of any size were seen to take that do not fit on the chip, and what keeps plans shallow:
+# in nests of six loops XLA copied xs whole, in smaller ones it did not (v5e).
+_TPU_FIXED_BYTES, _TPU_LOOP_BYTES = 2 << 20, 1 << 19
 _VERSIONS = tuple(importlib.metadata.version(name) for name in ("jax", "jaxlib"))
 
 
@@ -187,11 +190,14 @@ def _with_peaks(profile: StepProfile, peaks: dict[int, int]) -> StepProfile:
     for n, size in sorted(peaks.items()):
         highest = max(highest, size - 2 * profile.carry_bytes)
         ascending.append((n, highest))
-    spare, margin = _SPARE_CARRIES["sweep"] * profile.carry_bytes, MARGIN["sweep"]
+    spare, margin, loop_bytes = _SPARE_CARRIES["sweep"] * profile.carry_bytes, MARGIN["sweep"], profile.loop_bytes
     if platform() != "cpu":
         # Whether a product is computed in parts, whose results are added up, depends on its shape by no simple rule.
         spare, margin = spare + 3 * profile.product_bytes // 2, ACCELERATOR_MARGIN
-    return dataclasses.replace(profile, block_peaks=tuple(ascending), fixed_bytes=spare, margin=margin)
+        loop_bytes *= 3  # fitted to the smallest budgets of steps of a few hundred bytes, for an H100
+    return dataclasses.replace(
+        profile, block_peaks=tuple(ascending), fixed_bytes=spare, loop_bytes=loop_bytes, margin=margin
+    )
 
 
 def _padded(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -> tuple[StepProfile, int]:
@@ -209,10 +215,12 @@ def _padded(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -
     sizes = ("carry_bytes", "residual_bytes", "x_bytes", "y_bytes", "fixed_bytes", "block_bytes", "left_bytes")
     factor += factor > 1  # what is worked on may be padded more than what is kept
     larger = {name: factor * getattr(profile, name) for name in sizes}
+    larger["fixed_bytes"] += _TPU_FIXED_BYTES
     ys = traced.step.jaxpr.out_avals[len(traced.carry) :]
     slices = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in traced.xs]
     copied = 2 * sum(size for leaf in (*slices, *ys) if (size := _tiled_bytes(leaf)) > 2 * nbytes([leaf]))
-    return dataclasses.replace(profile, margin=ACCELERATOR_MARGIN, copied_bytes=copied, **larger), 2
+    larger |= {"copied_bytes": copied, "loop_bytes": profile.loop_bytes + _TPU_LOOP_BYTES}
+    return dataclasses.replace(profile, margin=ACCELERATOR_MARGIN, **larger), 2
 
 
 def _tiled_bytes(leaf: Any) -> int:

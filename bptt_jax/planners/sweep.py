@@ -31,6 +31,7 @@ from bptt_jax.planners._tables import Bools, Floats, Ints, blocks_of, inner_coun
 _SHORT = 64  # leaves up to this long are all tried, longer ones on a geometric grid and where they divide
 _SHORT_SCAN = 10_000  # in longer ones, a rest of one block is nothing
 _FEW_BLOCKS = 8  # beyond, blocks of a rest are about as long as the longest
+_MOST_REST = 1024
 _TRIES = 64  # of the fastest by bounds that leave out what a second nest takes and what a rest takes beside its steps
 
 
@@ -248,7 +249,7 @@ def _least_count(profile: StepProfile, length: int, n: int, free_bytes: int, sli
     Where a rest is a few blocks their length matters: 50 steps are two blocks of 25, beside which there is room for
     more than beside one of 48. Beside a rest of one block there are the slices of the loop.
     """
-    peaks = _rest_peaks(profile)
+    peaks = _rest_peaks(profile, min(length, _FEW_BLOCKS * profile.block_steps, _MOST_REST))
     counts = np.arange(max(-(-(length - len(peaks) + 1) // n), 2), length // n + 1)
     rests = length - counts * n
     slices = np.where(rests <= profile.block_steps, slices_bytes, 0)
@@ -257,9 +258,9 @@ def _least_count(profile: StepProfile, length: int, n: int, free_bytes: int, sli
 
 
 @functools.lru_cache(maxsize=64)
-def _rest_peaks(profile: StepProfile) -> Ints:
-    """Bytes of rests of 0, 1, ... steps that are kept, up to a few blocks."""
-    rests = [in_blocks(Steps(n), profile.block_steps) for n in range(_FEW_BLOCKS * profile.block_steps + 1)]
+def _rest_peaks(profile: StepProfile, most: int) -> Ints:
+    """Bytes of rests of 0, 1, ... steps that are kept, up to so many."""
+    rests = [in_blocks(Steps(n), profile.block_steps) for n in range(most + 1)]
     loops = [0 if isinstance(rest, Steps) else profile.loop_bytes for rest in rests]
     sizes = [cost(rest, profile).peak_bytes + rest_bytes(rest, 0, profile) for rest in rests]
     peaks: Ints = np.array(sizes) + np.array(loops)

@@ -3,8 +3,9 @@
 What XLA fuses, copies and finds room for cannot be read off a step. But of a plan's bytes only those of a block are
 unknown: carries are kept one by one, at each level of the tree, and add up exactly (tests/test_bytes.py). So loops over
 blocks of a few lengths are compiled, for abstract shapes, and the bytes without their two carries are those of a block
-of this length. They are convex in the length, since they are a maximum over moments at each of which they grow
-linearly, and are interpolated. Of a nest only the fixed part is corrected.
+of this length. They are nearly convex in the length, as a maximum over moments at each of which they grow linearly, and
+are interpolated; by what they are above a line in places, the margin is larger. Of a nest only the fixed part is
+corrected.
 
 A profile is a pure function of the step's equations, the shapes, the backend and the versions, so the processes of a
 job plan alike. It is remembered as long as the process lives.
@@ -173,15 +174,18 @@ def _turning(profile: StepProfile, peaks: dict[int, int]) -> list[int]:
     """The block to measure between the ends: where a block's residuals begin to outweigh its products.
 
     That is where the line that ends in the longest block, as steep as the sizes of a step say, meets the one that
-    begins with the shortest. Bytes of steps without products are on one line, so their ends say all.
+    begins with the shortest, as steep as what is left for the products. Where they do not meet in between, a share of
+    the products is as good a guess. Bytes of steps without products are on one line, so their ends say all.
     """
     shortest, longest = min(peaks), max(peaks)
     steep = profile.residual_bytes + profile.block_bytes - profile.left_bytes
     if profile.lowering == "nested" or not profile.product_bytes or steep <= 0:
         return []
     above = peaks[shortest] - peaks[longest] + (longest - shortest) * (steep + profile.left_bytes)
-    turning = round(shortest + above / steep + 0.25)  # beyond the corner less is lost than before it
-    middle = max(min(turning, longest // 5), shortest + 1)  # what is saved later than so is less than what is lost
+    turning = min(round(shortest + above / steep + 0.25), longest // 5)  # late ones were seen where sizes overestimate
+    if above <= 0:
+        turning = min(round(0.6 * profile.product_bytes / max(profile.residual_bytes, 1)), longest // 3)
+    middle = max(turning, shortest + 1)
     return [middle] if middle < longest else []
 
 

@@ -71,7 +71,7 @@ class Choice:
 
     @functools.cached_property
     def calibration(self) -> Calibration:
-        """What `measured` gives; where nothing was planned, `scan` never asks for it."""
+        """What `measured` gives; with a plan or without a budget `scan` never asks for it."""
         return self.measured()
 
     @property
@@ -141,7 +141,7 @@ def choose(traced: TracedScan, options: Options) -> Choice:
 
 
 def _fits(choice: Choice) -> bool:
-    """Whether a choice is within its budget by far, so that nothing need be compiled to know it."""
+    """Whether a choice is within its budget by the estimate, so that nothing need be compiled to know it."""
     budget_bytes = budget_to_bytes(choice.budget, choice.profile.store_all_bytes(length_of(choice.plan)))
     return budget_bytes is None or choice.predicted_bytes <= budget_bytes
 

@@ -22,7 +22,7 @@ term. Instead, a block holds block_bytes for each of its steps while it is worke
 blocks; a loop over children that are not rematerialised works on a copy of what one of them keeps:
 
     peak(Steps n) = n·block_bytes + max(n·s + some of product_bytes, n·left_bytes + product_bytes)
-    peak(Repeat k c) = k·kept(c) + peak(c)    c not a Remat
+    peak(Repeat k c) = k·kept(c) + peak(c) + what a block has left for its products    c not a Remat
     peak(Chain cs) = the textbook's + h + a sum of parameter gradients (+ what the last child keeps, where another child
                      is not a loop over rematerialised ones; + x and y of each step if the last child is a block)
 
@@ -130,7 +130,9 @@ def _node_cost(node: Plan, children: Sequence[_NodeCost], profile: StepProfile) 
             if profile.lowering == "nested":
                 beside = child_bytes(length(child), profile)
             else:
-                beside = 0 if isinstance(child, Remat) or k == 1 else c.kept
+                # Blocks in a row: a copy of what one keeps, and at its end of the operands of its products again.
+                again = child.n * profile.left_bytes if isinstance(child, Steps) else 0
+                beside = 0 if isinstance(child, Remat) or k == 1 else c.kept + again
             peak = (k - 1) * c.kept + c.peak + beside
             return _NodeCost(k * c.kept, peak, c.leaves, c.loops + 1)
         case Chain((_,)):

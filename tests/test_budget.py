@@ -1,5 +1,6 @@
 """The promise: XLA reports no more bytes than were asked for. `python -m tests.audit` is the whole audit of it."""
 
+import functools
 import itertools
 import re
 
@@ -9,14 +10,14 @@ import numpy as np
 import pytest
 
 import bptt_jax
-from bptt_jax import _calibrate, _free_bytes, make_plan
+from bptt_jax import Remat, Repeat, Steps, _calibrate, _choose, _free_bytes, make_plan
 from bptt_jax._time import time_of
 from bptt_jax.errors import BudgetError
 from tests import audit
 from tests.audit import KINDS, LITTLE, Case
 from tests.slow import one_in
 
-# 2 budgets each, and 4 programs below: 28.
+# 2 budgets each, and 7 programs below: 35.
 CASES = [Case(kind, 997, "reverse", "all", True) for kind in KINDS]
 CASES += [
     Case("lstm", 100, "reverse", "weights", False),
@@ -109,6 +110,28 @@ def test_at_most_three_programs_are_compiled_and_only_once(monkeypatch, step, wi
     again = bptt_jax.explain(lambda carry, x: step(carry, x), init, xs[:200], budget="40%")
     assert len(compiled) == first.effort.programs
     assert again.profile == first.profile
+
+
+@pytest.mark.parametrize("options", [{}, {"plan": Repeat(3, Remat(Steps(100)))}])
+def test_with_a_plan_or_without_a_budget_nothing_is_measured(monkeypatch, options):
+    monkeypatch.setattr(_choose, "estimate", None)
+    monkeypatch.setattr(_choose, "measure", None)
+    jax.eval_shape(functools.partial(bptt_jax.scan, step, **options), *ARGUMENTS)
+
+
+@pytest.mark.parametrize("budget", ["62%", "78%", "90%"])
+def test_a_kept_rest_of_several_blocks_with_wide_products_is_within_the_budget(budget):
+    weights = [jnp.ones(shape, jnp.float32) for shape in ((32, 128), (128, 128), (128, 32))]
+
+    def step(carry, x):
+        hidden = carry
+        for weight in weights:
+            hidden = jnp.tanh(hidden @ weight)
+        return carry + hidden * x, carry
+
+    init, xs = jnp.zeros((16, 32), jnp.float32), jnp.ones((100, 16, 32), jnp.float32)
+    report = bptt_jax.explain(step, init, xs, budget=budget)
+    assert report.measured_bytes <= report.predicted_bytes <= report.budget_bytes
 
 
 @pytest.mark.parametrize(("differentiation", "margin"), [("reverse", 0.05), ("any", 0.08)])

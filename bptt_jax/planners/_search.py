@@ -6,7 +6,8 @@ child, of a length at which the table's plans are on the convex hull, and the lo
 by the table's lower bounds for its parts, in one NumPy expression, and the best few are tried in turn. Any n is
 covered exactly, since the rest takes what does not divide.
 
-The number of bytes that the search charges is that of `bptt_jax.cost`, each term rounded up to whole units.
+The number of bytes that the search charges is that of `bptt_jax.cost` without loop_bytes, each term rounded up to
+whole units.
 """
 
 from __future__ import annotations

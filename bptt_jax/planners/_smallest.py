@@ -30,12 +30,13 @@ def smallest_plan(profile: StepProfile, steps: int, leaves: int) -> Plan:
     >>> smallest_plan(StepProfile(carry_bytes=1, residual_bytes=4), 3, 8)
     Chain(children=(Repeat(k=2, child=Remat(child=Steps(n=1))), Steps(n=1)))
     """
-    return _Descent(profile).least(steps, leaves).plan
+    return _Descent(profile).least(steps, leaves, is_whole=True).plan
 
 
 @dataclasses.dataclass(frozen=True)
 class _Least:
-    peak: int
+    base: int  # the peak without what loops take
+    loops: int
     leaves: int
     plan: Plan
 
@@ -46,28 +47,31 @@ class _Descent:
     def __init__(self, profile: StepProfile):
         self._profile = profile
         self._levels_cost = slice_bytes(profile) + profile.param_bytes
-        self._known: dict[tuple[int, int], _Least] = {}
+        self._known: dict[tuple[int, int, bool], _Least] = {}
 
-    def least(self, steps: int, leaves: int) -> _Least:
-        key = steps, leaves
+    def least(self, steps: int, leaves: int, is_whole: bool = False) -> _Least:
+        """The best; of the whole plan one loop is free."""
+        key = steps, leaves, is_whole
         if key not in self._known:
-            everything = _Least(steps * self._profile.residual_bytes, 1, Steps(steps))
+            everything = _Least(steps * self._profile.residual_bytes, 0, 1, Steps(steps))
             candidates = [everything, *self._loops(steps, leaves)]
             if leaves > 1 and not self._levels_cost:  # a chain copies the slices of all its steps
                 candidates.extend(self._with_long_rests(steps, leaves))
-            self._known[key] = min(candidates, key=lambda c: (c.peak, c.leaves))
+            self._known[key] = min(candidates, key=lambda c: (self._peak(c, int(is_whole)), c.leaves))
         return self._known[key]
+
+    def _peak(self, found: _Least, free: int) -> int:
+        return found.base + max(found.loops - free, 0) * self._profile.loop_bytes
 
     def _loops(self, steps: int, leaves: int) -> Iterator[_Least]:
         p = self._profile
         for k, inner_steps, rest in self._shapes(steps, leaves):
             inner = self.least(inner_steps, leaves - (rest > 0))
             carries, parts = k * p.carry_bytes, chain_bytes(steps, rest, p) if rest else 0
-            peak = carries + inner.peak + child_bytes(inner_steps, p) + p.loop_bytes
-            peak = max(peak, carries + rest * p.residual_bytes) + parts
+            base = max(carries + inner.base + child_bytes(inner_steps, p), carries + rest * p.residual_bytes) + parts
             loop = Repeat(k, Remat(inner.plan))
             plan = Chain((loop, Steps(rest))) if rest else loop
-            yield _Least(peak, inner.leaves + (rest > 0), plan)
+            yield _Least(base, inner.loops + 1, inner.leaves + (rest > 0), plan)
 
     def _with_long_rests(self, steps: int, leaves: int) -> Iterator[_Least]:
         """As many steps again in the rest as in each child: 2 carries for a factor of 3, but twice the leaves."""
@@ -79,9 +83,11 @@ class _Descent:
                 continue
             inner = self.least(inner_steps, leaves // 2)
             rest = self.least(rest_steps, leaves - inner.leaves)
-            peak = k * carry + max(inner.peak, rest.peak) + self._profile.loop_bytes
             after = rest.plan.children if isinstance(rest.plan, Chain) else (rest.plan,)
-            yield _Least(peak, inner.leaves + rest.leaves, Chain((Repeat(k, Remat(inner.plan)), *after)))
+            base = k * carry + max(inner.base, rest.base)
+            # A chain takes a loop's bytes for each child beyond the second, and this one has one more than the rest.
+            loops = inner.loops + 1 + rest.loops + isinstance(rest.plan, Chain)
+            yield _Least(base, loops, inner.leaves + rest.leaves, Chain((Repeat(k, Remat(inner.plan)), *after)))
 
     def _shapes(self, steps: int, leaves: int) -> Iterator[tuple[int, int, int]]:
         """Counts of children, their steps, and what is left."""

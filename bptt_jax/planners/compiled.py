@@ -109,7 +109,8 @@ def _fastest(profile: StepProfile, length: int, budget_bytes: int) -> Plan | Non
     best: _Timed | None = None
     always_bytes = profile.fixed_bytes + profile.param_bytes
     # Not near the smallest budget, which is that of a plan which is known.
-    beyond = _BEYOND if budget_bytes > _BEYOND * least_bytes else 1.0
+    is_rounded = slice_bytes(profile) + profile.param_bytes > 0 and budget_bytes > _BEYOND * least_bytes
+    beyond = _BEYOND if is_rounded else 1.0
     for lattice, first, last in _octaves(profile, int(beyond * (budget_bytes - always_bytes))):
         if lattice.bytes(first) + always_bytes < worth_bytes:
             break

@@ -30,8 +30,7 @@ from bptt_jax.planners._tables import Bools, Floats, Ints, blocks_of, inner_coun
 
 _SHORT = 64  # leaves up to this long are all tried, longer ones on a geometric grid and where they divide
 _SHORT_SCAN = 10_000  # in longer ones, a rest of one block is nothing
-_FEW_BLOCKS = 8  # beyond, blocks of a rest are about as long as the longest
-_MOST_REST = 1024
+_FEW_BLOCKS, _MOST_REST = 8, 1024  # blocks and steps of a rest for which each length is looked at
 _TRIES = 64  # of the fastest by bounds that leave out what a second nest takes and what a rest takes beside its steps
 
 
@@ -244,7 +243,7 @@ def _rests(profile: StepProfile, length: int, budget_bytes: int) -> _Rests:
 
 
 def _least_count(profile: StepProfile, length: int, n: int, free_bytes: int, slices_bytes: int) -> int:
-    """The least k for which (k*[n] + rest) fits, the rest being at most a few blocks, cut as they will be.
+    """The least k for which (k*[n] + rest) should fit, the rest being at most a few blocks, cut as they will be.
 
     Where a rest is a few blocks their length matters: 50 steps are two blocks of 25, beside which there is room for
     more than beside one of 48. Beside a rest of one block there are the slices of the loop.
@@ -252,8 +251,9 @@ def _least_count(profile: StepProfile, length: int, n: int, free_bytes: int, sli
     peaks = _rest_peaks(profile, min(length, _FEW_BLOCKS * profile.block_steps, _MOST_REST))
     counts = np.arange(max(-(-(length - len(peaks) + 1) // n), 2), length // n + 1)
     rests = length - counts * n
-    slices = np.where(rests <= profile.block_steps, slices_bytes, 0)
-    fits = counts * profile.carry_bytes + peaks[rests] + slices <= free_bytes
+    beside = np.where(rests <= profile.block_steps, slices_bytes, 0)
+    beside += profile.loop_bytes if n > profile.block_steps else 0  # the child is a loop of blocks itself
+    fits = counts * profile.carry_bytes + peaks[rests] + beside <= free_bytes
     return int(counts[fits].min(initial=length + 1))
 
 

@@ -23,10 +23,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import TypeVar
 
 import numpy as np
 
 from bptt_jax.planners._tables import Floats, Ints
+
+Number = TypeVar("Number", int, Ints)
 
 MOST_LEAVES = 8
 _PER_ADVANCE = 8
@@ -63,7 +66,7 @@ class Lattice:
         """Whole units that fit in so many bytes."""
         return bytes_ * self.fine // (self.carry_bytes * self.coarse)
 
-    def units_for(self, bytes_: int) -> int:
+    def units_for(self, bytes_: Number) -> Number:
         """Units that so many bytes take."""
         return -(-bytes_ * self.fine // (self.carry_bytes * self.coarse))
 

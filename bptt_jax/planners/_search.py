@@ -180,7 +180,7 @@ class Search:
         inner_leaves = np.arange(1, leaves)
         shape = k[:, None, None], rest_units[:, None, None], inner_units[:, None, None]
         inner_steps = self._inner_steps(steps, *shape, inner_leaves[:, None], leaves, rest_slices)
-        slices = self._round_up((steps - shape[0] * inner_steps) * rest_slices)
+        slices = self._lattice.units_for((steps - shape[0] * inner_steps) * rest_slices)
         left = shape[1] - slices, shape[2] - slices
         estimate, exact = self._estimate(steps, shape[0], *left, inner_leaves[:, None], leaves, inner_steps)
         count = min(estimate.size, 16)
@@ -232,7 +232,7 @@ class Search:
         out_of_reach = (rest_steps > self._coarse.steps[rest_units, leaves - inner_leaves, -1]) | (
             inner_steps > self._coarse.steps[inner_units, inner_leaves, -1]
         )
-        slices = self._round_up(inner_steps * slice_bytes(self._lattice))
+        slices = self._lattice.units_for(inner_steps * slice_bytes(self._lattice))
         inner_units = inner_units - slices
         feasible &= (inner_units > 0) & ~out_of_reach
         inner_units = np.maximum(inner_units, 0)
@@ -247,11 +247,6 @@ class Search:
 
     def _slices(self, steps: int) -> int:
         return self._lattice.units_for(steps * slice_bytes(self._lattice))
-
-    def _round_up(self, bytes_: Ints) -> Ints:
-        """Units that so many bytes take."""
-        units: Ints = -(-bytes_ * self._lattice.fine // (self._lattice.carry_bytes * self._lattice.coarse))
-        return units
 
     def _parts(self, steps: int, rest_steps: int) -> int:
         return self._lattice.units_for(chain_bytes(steps, rest_steps, self._lattice))

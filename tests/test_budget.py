@@ -112,6 +112,25 @@ def test_at_most_three_programs_are_compiled_and_only_once(monkeypatch, step, wi
     assert again.profile == first.profile
 
 
+@pytest.mark.parametrize(("products", "middle"), [(0, []), (700, [6]), (20_000, [9])])
+def test_a_block_is_measured_where_two_lines_meet(products, middle):
+    """At 2 + (products - 100) / 180, here 5.3, if at all within the first fifth of the longest block, or else there."""
+    profile = bptt_jax.StepProfile(
+        8,
+        100,
+        block_bytes=100,
+        left_bytes=20,
+        product_bytes=products,
+        block_steps=48,
+        plain=bptt_jax.StepProfile(8, 200),
+    )
+    peaks = {n: max(200 * n, 300 + products + 20 * (n - 2)) for n in (2, 48)}
+    assert _calibrate._turning(profile, peaks) == middle
+    # Steeper than the sizes say, so that the lines do not meet: 0.6 of the products, in steps.
+    steeper = _calibrate._turning(profile, {2: 1000, 48: 50_000})
+    assert steeper == {0: [], 700: [4], 20_000: [16]}[products]
+
+
 @pytest.mark.parametrize("options", [{}, {"plan": Repeat(3, Remat(Steps(100)))}])
 def test_with_a_plan_or_without_a_budget_nothing_is_measured(monkeypatch, options):
     monkeypatch.setattr(_choose, "estimate", None)

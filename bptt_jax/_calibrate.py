@@ -249,5 +249,5 @@ def _with_fixed(profile: StepProfile, peaks: dict[int, int]) -> StepProfile:
     ((n, size),) = peaks.items()
     missed = size - cost(Repeat(2, Remat(Steps(n))), profile).peak_bytes
     spare = _SPARE_CARRIES["nested"] * profile.carry_bytes
-    fixed_bytes = max(profile.fixed_bytes + missed + spare, 0)
+    fixed_bytes = max(profile.fixed_bytes + missed + spare, -profile.param_bytes)
     return dataclasses.replace(profile, fixed_bytes=fixed_bytes, margin=MARGIN["nested"])

@@ -206,7 +206,9 @@ def longest_leaf(plan: Plan) -> int:
 
 def child_bytes(n: int, profile: StepProfile) -> int:
     """Bytes that a loop takes beside its children, each of n steps: its slices and its sum of parameter gradients."""
-    sums = 1 if n > 1 else 0  # XLA inlines a child of one step, which then has no sum of its own
+    # XLA inlines a child of one step, which then has no sum of its own: it is the one that there is in any case, if
+    # that is not in place already, as fixed_bytes tells.
+    sums = 1 if n > 1 or profile.fixed_bytes < 0 else 0
     return n * slice_bytes(profile) + sums * profile.param_bytes
 
 

@@ -101,6 +101,19 @@ def _tiny() -> Problem:
     return Problem(lambda params, carry, x: (jnp.tanh(0.9 * carry + x),) * 2, (), carry, carry)
 
 
+def _wide() -> Problem:
+    """A residual network as the step, with weights and products that are wider than the carry."""
+    weights = [_shape(32, 128), _shape(128, 128), _shape(128, 32)]
+
+    def step(params: Any, carry: Any, x: Any) -> Any:
+        hidden = carry
+        for weight in params:
+            hidden = jnp.tanh(hidden @ weight)
+        return carry + hidden * x, carry
+
+    return Problem(step, weights, _shape(16, 32), _shape(16, 32))
+
+
 KINDS: dict[str, Callable[[], Problem]] = {
     "lstm": lambda: _cell(nn.LSTMCell(128), 16, 128),
     "gru": lambda: _cell(nn.GRUCell(96), 8, 64),
@@ -109,6 +122,7 @@ KINDS: dict[str, Callable[[], Problem]] = {
     "attention": _attention,
     "waves": _waves,
     "narrow": lambda: _cell(nn.GRUCell(16), 32, 1),
+    "wide": _wide,
     "tiny": _tiny,
 }
 

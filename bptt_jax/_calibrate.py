@@ -216,7 +216,8 @@ def _padded(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -
     for plan, kept in ((Steps(_MANY), profile.residual_bytes), (Repeat(_MANY, Remat(Steps(1))), profile.carry_bytes)):
         size = temporaries_of_vjp(lower(plan, traced.step, lowering, style), traced, _MANY, target)
         factor = max(factor, -(-size // max(_MANY * kept, 1)))
-    sizes = ("carry_bytes", "residual_bytes", "x_bytes", "y_bytes", "fixed_bytes", "block_bytes", "left_bytes")
+    by_step = ("block_bytes", "stacked_bytes", "advance_bytes", "left_bytes", "reread_bytes")
+    sizes = ("carry_bytes", "residual_bytes", "x_bytes", "y_bytes", "fixed_bytes", *by_step)
     factor += factor > 1  # what is worked on may be padded more than what is kept
     larger = {name: factor * getattr(profile, name) for name in sizes}
     larger["fixed_bytes"] += _TPU_FIXED_BYTES

@@ -22,9 +22,9 @@ term. Instead, a block holds block_bytes for each of its steps while it is worke
 blocks; a loop over children that are not rematerialised works on a copy of what one of them keeps:
 
     peak(Steps n) = n·block_bytes + max(n·s + some of product_bytes, n·left_bytes + product_bytes)
-    peak(Repeat k c) = k·kept(c) + peak(c) + what a block has left for its products    c not a Remat
+    peak(Repeat k c) = k·kept(c) + peak(c) + what a block reads twice, for its products too    c not a Remat
     peak(Chain cs) = the textbook's + h + a sum of parameter gradients (+ what the last child keeps, where another child
-                     is not a loop over rematerialised ones; + x and y of each step if the last child is a block)
+                     is not a loop over rematerialised ones; at least what a last block takes at its fixed place)
 
 Where blocks were measured (`profile.block_peaks`), peak(Steps n) is what XLA reports. For all loops of a plan but one
 there are `profile.loop_bytes`, of either lowering, and `profile.margin` comes on top.
@@ -130,8 +130,9 @@ def _node_cost(node: Plan, children: Sequence[_NodeCost], profile: StepProfile) 
             if profile.lowering == "nested":
                 beside = child_bytes(length(child), profile)
             else:
-                # Blocks in a row: a copy of what one keeps, and at its end of the operands of its products again.
-                again = child.n * profile.left_bytes if isinstance(child, Steps) else 0
+                # Blocks in a row: a copy of what one keeps, from which its loop reads, and another of the operands of
+                # the products at its end, where the loop reads these as well.
+                again = child.n * profile.reread_bytes if isinstance(child, Steps) else 0
                 beside = 0 if isinstance(child, Remat) or k == 1 else c.kept + again
             peak = (k - 1) * c.kept + c.peak + beside
             return _NodeCost(k * c.kept, peak, c.leaves, c.loops + 1)
@@ -175,8 +176,9 @@ def _chain_cost(node: Chain, children: Sequence[_NodeCost], profile: StepProfile
         peak = max(peak, kept + c.peak)
         kept += c.kept
     if profile.lowering == "sweep":
-        leaf = max(map(longest_leaf, node.children[:-1]))
-        peak = max(peak, kept - children[-1].kept + children[-1].peak + rest_bytes(node.children[-1], leaf, profile))
+        last, leaf = node.children[-1], max(map(longest_leaf, node.children[:-1]))
+        at_rest = max(children[-1].peak, rest_bytes(last.n, leaf, profile) if isinstance(last, Steps) else 0)
+        peak = max(peak, kept - children[-1].kept + at_rest)
     if not (is_normal_chain(node) or (profile.lowering == "sweep" and _keeps_order(node))):
         peak = sum(c.peak for c in children)
     if profile.lowering == "sweep" and not all(_is_rematerialised_loop(c) for c in node.children[:-1]):
@@ -229,16 +231,16 @@ def chain_sums_bytes(profile: StepProfile) -> int:
     return profile.carry_bytes + (0 if profile.block_peaks else profile.param_bytes)
 
 
-def rest_bytes(last: Plan, leaf: int, profile: StepProfile) -> int:
-    """Bytes that the last block of a `Chain` takes in the sweep beyond one in a loop, beside loops over `leaf` steps.
+def rest_bytes(n: int, leaf: int, profile: StepProfile) -> int:
+    """Bytes that n steps take in the sweep while they are worked on as the last block, beside loops over `leaf` steps.
 
-    It reads x and the cotangents of ys at fixed places, so XLA reads them once and keeps them from first to last; and
-    those of a block of the loops are there as well. Where blocks end in products, these leave room for one of the two.
+    It records and reads at fixed places, for which XLA makes room before the first loop runs and until the block is
+    done: residuals, cotangents, x, ys and their cotangents. And a block of the loops is advanced meanwhile.
     """
-    if not isinstance(last, Steps):
+    if n == 0:
         return 0
-    steps = last.n if profile.product_bytes else last.n + leaf
-    return steps * (profile.x_bytes + profile.y_bytes)
+    by_step = profile.residual_bytes + profile.stacked_bytes + profile.x_bytes + 2 * profile.y_bytes
+    return n * by_step + leaf * profile.advance_bytes
 
 
 def slice_bytes(profile: Sizes) -> int:

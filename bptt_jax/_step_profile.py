@@ -67,7 +67,10 @@ class StepProfile:
         parameters' gradients, and negative, down to -param_bytes, where XLA was measured to need less than that.
       times: relative times, for planners only: bytes and counts of evaluations do not depend on them.
       block_bytes: what a block holds for each of its steps while it is worked on, beside their residuals.
+      stacked_bytes: of block_bytes, the cotangents that leave the loop over a block's steps.
+      advance_bytes: what a block holds for each of its steps while they are only advanced.
       left_bytes: of residual_bytes, what a block holds until its end, for the products over all of its steps.
+      reread_bytes: of left_bytes, what the steps' backward reads as well: of blocks in a row it is there once more.
       product_bytes: the results of these products, before they are added to the gradients.
       block_steps: the length of the longest block; longer `Steps` are run as several.
       block_peaks: lengths of blocks, ascending, with the bytes that XLA reports for a loop over such blocks without
@@ -89,7 +92,10 @@ class StepProfile:
     fixed_bytes: int = 0
     times: StepTimes = StepTimes()
     block_bytes: int = 0
+    stacked_bytes: int = 0
+    advance_bytes: int = 0
     left_bytes: int = 0
+    reread_bytes: int = 0
     product_bytes: int = 0
     block_steps: int = 1
     block_peaks: tuple[tuple[int, int], ...] = ()

@@ -104,3 +104,77 @@ def test_a_deep_plan_keeps_what_it_says(cell, derivative, plan):
     measured = temporaries(cell, derivative, bptt_jax.plans.length(plan), plan=plan)
     print(f"{cell}, {derivative.__name__}, {bptt_jax.plans.notation(plan)}: {measured / KIB:.0f} KiB")
     assert measured <= 300 * KIB
+
+
+def outputs_wider_than_the_carry(params, h, x):
+    y = jax.nn.relu(h @ params["in"])
+    return h * jax.nn.sigmoid(x + h @ params["gate"]) + jnp.tanh(y @ params["out"]), y
+
+
+def small_products(params, h, x):
+    y = jax.nn.gelu(h @ params["in"])
+    h = h + jax.nn.swish(y * y) @ params["out"]
+    return h, h
+
+
+def products_wider_than_the_carry(params, h, x):
+    y = jnp.tanh(jnp.tanh(h @ params["in"]) @ params["square"])
+    return h + x * jnp.tanh(y @ params["out"]), h
+
+
+def lstm(params, carry, x):
+    h, c = carry
+    i, f, g, o = jnp.split(h @ params["h"] + x @ params["x"], 4, axis=-1)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    h = jax.nn.sigmoid(o) * jnp.tanh(c)
+    return (h, c), h
+
+
+AT_A_FIXED_PLACE = {
+    "outputs wider than the carry": (
+        outputs_wider_than_the_carry,
+        {"in": f32(16, 192), "gate": f32(16, 16), "out": f32(192, 16)},
+        f32(32, 16),
+        f32(32, 16),
+    ),
+    "small products": (small_products, {"in": f32(48, 16), "out": f32(16, 48)}, f32(4, 48), f32(4, 1)),
+    "products wider than the carry": (
+        products_wider_than_the_carry,
+        {"in": f32(32, 128), "square": f32(128, 128), "out": f32(128, 32)},
+        f32(16, 32),
+        f32(16, 32),
+    ),
+    "lstm": (lstm, {"h": f32(64, 256), "x": f32(32, 256)}, (f32(8, 64), f32(8, 64)), f32(8, 32)),
+}
+
+
+def measured_of_predicted(name, plan):
+    """What XLA reports for a plan, relative to what its calibrated profile predicts."""
+    step, params, init, x = AT_A_FIXED_PLACE[name]
+    found = []
+
+    def at(params, init, x):
+        found.append(bptt_jax.profile(functools.partial(step, params), init, x, calibrate=True))
+
+    jax.eval_shape(at, params, init, x)
+    run = runner(step, plan=plan)
+    xs = f32(bptt_jax.plans.length(plan), *x.shape)
+    cotangents = jax.eval_shape(run, params, init, xs)
+    compiled = jax.jit(pullback(run)).lower(params, init, xs, cotangents).compile()
+    measured = compiled.memory_analysis().temp_size_in_bytes
+    predicted = bptt_jax.cost(plan, found[0]).peak_bytes
+    print(f"{name}, {bptt_jax.plans.notation(plan)}: {measured:,} of {predicted:,}")
+    return measured / predicted
+
+
+@pytest.mark.parametrize(("k", "n", "last"), [(2, 37, 26), (2, 3, 40), (6, 22, 18)])
+@pytest.mark.parametrize("name", AT_A_FIXED_PLACE)
+def test_a_last_block_takes_what_is_predicted(name, k, n, last):
+    """XLA makes room for it before the loop runs: it was up to 30 % above a prediction that did not know that."""
+    assert 0.85 <= measured_of_predicted(name, Chain((Repeat(k, Remat(Steps(n))), Steps(last)))) <= 1
+
+
+@pytest.mark.parametrize("name", AT_A_FIXED_PLACE)
+def test_blocks_in_a_row_take_what_is_predicted(name):
+    """Operands of products are there twice, if and only if the loop over a block's steps reads them as well."""
+    assert 0.85 <= measured_of_predicted(name, Repeat(2, Steps(48))) <= 1

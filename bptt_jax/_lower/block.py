@@ -133,7 +133,7 @@ class Block:
         """The values of a step's backward program."""
         vjp = self._vjp
         env = vjp.base | bind(vjp.invars[0], constants) | bind(vjp.invars[2], x) | bind(vjp.saved, saved)
-        evaluate(self._rebuild_eqns, env)
+        evaluate(self._rebuilding, env)
         back = pull.base | bind(pull.residuals, [read(env, v) for v in vjp.residuals])
         back |= bind(pull.ct_new, ct_new) | bind(pull.ct_y, ct_y)
         evaluate(pull.eqns, back)
@@ -156,10 +156,8 @@ class Block:
         return gradients
 
     @functools.cached_property
-    def _rebuild_eqns(self) -> Sequence[Any]:
-        vjp = self._vjp
-        pure = [eqn for eqn in vjp.eqns if not eqn.effects]
-        return needed(pure, vjp.residuals, {*vjp.saved, *vjp.invars[0], *vjp.invars[2], *vjp.base})
+    def _rebuilding(self) -> Sequence[Any]:
+        return rebuilding(self._vjp)
 
     def _environment(self, *given: Arrays) -> Env:
         pairs = zip(self._vjp.invars, given, strict=True)
@@ -202,6 +200,12 @@ class Block:
             gradients.extend(zip(used, ct_constants, strict=True))
             ct_xs = [b if a is None else a + b for a, b in zip(ct_xs, ct_features_xs, strict=True)]
         return [zeros_like(x) if ct is None else ct for x, ct in zip(x_f, ct_xs, strict=True)], gradients
+
+
+def rebuilding(vjp: StepVjp) -> Sequence[Any]:
+    """The equations that make the residuals of what is saved, constants and x."""
+    pure = [eqn for eqn in vjp.eqns if not eqn.effects]
+    return needed(pure, vjp.residuals, {*vjp.saved, *vjp.invars[0], *vjp.invars[2], *vjp.base})
 
 
 def _cotangents(ct: Any, stacked: Env, pull: Pull) -> Any:

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from bptt_jax._lower.block import rebuilding
 from bptt_jax._lower.jaxprs import bytes_of, variables
 from bptt_jax._lower.roofline import block_steps
 from bptt_jax._lower.split import split
@@ -23,14 +24,20 @@ class BlockSizes:
     Attributes:
       saved_bytes: what a step's backward needs, for each step.
       working_bytes: what is held for each step of the block that is worked on, beside that.
+      stacked_bytes: of these, the cotangents that leave the loop.
+      advance_bytes: what is held for each step of a block that is only advanced.
       left_bytes: of saved_bytes, the operands of the products at the end of a block.
+      reread_bytes: of left_bytes, what the loop over a block's steps reads as well.
       product_bytes: the results of these products.
       fixed_bytes: what is held however long the blocks are.
     """
 
     saved_bytes: int
     working_bytes: int
+    stacked_bytes: int
+    advance_bytes: int
     left_bytes: int
+    reread_bytes: int
     product_bytes: int
     fixed_bytes: int
 
@@ -46,10 +53,12 @@ def block_sizes(step: FlatStep, style: Style) -> BlockSizes:
     vjp = step_vjp(parts)
     x, y = parts.x, parts.jaxpr.outvars[parts.n_carry :]
     forward = bytes_of(parts.features) + bytes_of(x) + bytes_of(y)
-    backward = bytes_of(vjp.pull.stacked) + bytes_of(x) + bytes_of(floats(x)) + bytes_of(floats(y))
+    stacked = bytes_of(vjp.pull.stacked)
+    backward = stacked + bytes_of(x) + bytes_of(floats(x)) + bytes_of(floats(y))
     derived = parts.constants[parts.n_operands :]
     sums = 0 if parts.moves_only else bytes_of(floats(derived))
-    left = bytes_of(v for v in set(vjp.lefts) if v in vjp.saved)
+    lefts = {v for v in vjp.lefts if v in vjp.saved}
+    left = bytes_of(lefts)
     tapped = variables(parts.constants[tap.const] for tap in vjp.taps)
     products = bytes_of(variables([*tapped, *parts.feature_constants]))
     alternating = _alternating(vjp) if style.in_turn else {}
@@ -59,10 +68,20 @@ def block_sizes(step: FlatStep, style: Style) -> BlockSizes:
     return BlockSizes(
         saved_bytes=bytes_of(vjp.saved),
         working_bytes=max(forward, backward),
+        stacked_bytes=stacked,
+        advance_bytes=forward,
         left_bytes=left,
+        reread_bytes=bytes_of(lefts & _read_in_loop(vjp)),
         product_bytes=products,
         fixed_bytes=bytes_of(derived) + sums,
     )
+
+
+def _read_in_loop(vjp: StepVjp) -> set[Any]:
+    """What a step's backward reads of what is saved."""
+    read = {v for eqn in vjp.pull.eqns for v in variables(eqn.invars)}
+    residuals = [v for v, inside in zip(vjp.residuals, vjp.pull.residuals, strict=True) if inside in read]
+    return {*variables(residuals), *variables(v for eqn in rebuilding(vjp) for v in eqn.invars)}
 
 
 def _alternating(vjp: StepVjp) -> dict[Any, int]:

@@ -142,9 +142,8 @@ def _families(profile: StepProfile, length: int, budget_bytes: int) -> Iterator[
         unit = n * inner.products  # steps of a child of the outermost loop
         exact = np.where(length % unit == 0, length // unit, 0)
         loops = (inner.counts > 0).sum(1)  # beside the outermost one
-        slices_bytes = rest_bytes(Steps(0), n, profile)
-        cut, *of_one_block = rests.counts(length, unit, slices_bytes)
-        cut[0] = min(cut[0], _least_count(profile, length, n, rests.free_bytes, slices_bytes))
+        cut, *of_one_block = rests.counts(length, n, unit)
+        cut[0] = min(cut[0], _least_count(profile, length, n, rests.free_bytes))
         for counts in (exact, cut, *of_one_block):
             has_rest = counts * unit < length
             taken = (counts + inner.carries) * carry + loops * profile.loop_bytes
@@ -205,65 +204,65 @@ class _Rests:
     """What a rest that is kept may take of a budget, whatever the nest before it.
 
     Attributes:
+      profile: of a step.
       free_bytes: for carries and the rest.
-      carry_bytes, residual_bytes: of a step.
       cut_bytes: for the residuals of a rest that is cut into blocks.
-      left_bytes: for carries beside a rest of one block, by its steps.
+      of_one_block: lengths of rests that are one block.
     """
 
+    profile: StepProfile
     free_bytes: int
-    carry_bytes: int
-    residual_bytes: int
     cut_bytes: int
-    left_bytes: dict[int, int]
+    of_one_block: tuple[int, ...]
 
-    def counts(self, length: int, unit: Ints, slices_bytes: int) -> Iterator[Ints]:
+    def counts(self, length: int, n: int, unit: Ints) -> Iterator[Ints]:
         """The least k1 whose rest fits: rests that are cut into blocks, and such of one block of at most so many steps.
 
-        The rest shrinks by `unit` steps for each child, and each child takes a carry. Beside a rest of one block there
-        are the slices of the nest.
+        The rest shrinks by `unit` steps for each child, and each child takes a carry.
         """
-        shrink = np.maximum(unit * self.residual_bytes - self.carry_bytes, 1)
-        yield np.maximum(-(-(length * self.residual_bytes - self.cut_bytes) // shrink), 2)
-        for steps, left_bytes in self.left_bytes.items():
+        carry, residual = max(self.profile.carry_bytes, 1), self.profile.residual_bytes
+        shrink = np.maximum(unit * residual - carry, 1)
+        yield np.maximum(-(-(length * residual - self.cut_bytes) // shrink), 2)
+        peaks = _rest_peaks(self.profile, self.profile.block_steps, n)
+        for steps in self.of_one_block:
             least = np.maximum(-(-(length - steps) // unit), 2)
-            yield np.where(least * self.carry_bytes <= left_bytes - slices_bytes, least, length + 1)
+            yield np.where(least * carry + peaks[steps] <= self.free_bytes, least, length + 1)
 
 
 def _rests(profile: StepProfile, length: int, budget_bytes: int) -> _Rests:
     carry, longest = max(profile.carry_bytes, 1), profile.block_steps
     free = budget_bytes - chain_sums_bytes(profile)
-
-    def left(rest: Plan) -> int:
-        return free - cost(rest, profile).peak_bytes - rest_bytes(rest, 0, profile)
-
     lengths = {max(longest * i // 4, 1) for i in range(1, 5)} if length <= _SHORT_SCAN else ()
-    of_one_block = {steps: left(Steps(steps)) for steps in lengths}
-    return _Rests(free, carry, profile.residual_bytes, left(Steps(longest)) - carry, of_one_block)
+    return _Rests(profile, free, free - int(_rest_peaks(profile, longest, 0)[longest]) - carry, tuple(lengths))
 
 
-def _least_count(profile: StepProfile, length: int, n: int, free_bytes: int, slices_bytes: int) -> int:
+def _least_count(profile: StepProfile, length: int, n: int, free_bytes: int) -> int:
     """The least k for which (k*[n] + rest) should fit, the rest being at most a few blocks, cut as they will be.
 
     Where a rest is a few blocks their length matters: 50 steps are two blocks of 25, beside which there is room for
-    more than beside one of 48. Beside a rest of one block there are the slices of the loop.
+    more than beside one of 48.
     """
-    peaks = _rest_peaks(profile, min(length, _FEW_BLOCKS * profile.block_steps, _MOST_REST))
+    peaks = _rest_peaks(profile, min(length, _FEW_BLOCKS * profile.block_steps, _MOST_REST), n)
     counts = np.arange(max(-(-(length - len(peaks) + 1) // n), 2), length // n + 1)
-    rests = length - counts * n
-    beside = np.where(rests <= profile.block_steps, slices_bytes, 0)
-    beside += profile.loop_bytes if n > profile.block_steps else 0  # the child is a loop of blocks itself
-    fits = counts * profile.carry_bytes + peaks[rests] + beside <= free_bytes
+    beside = profile.loop_bytes if n > profile.block_steps else 0  # the child is a loop of blocks itself
+    fits = counts * profile.carry_bytes + peaks[length - counts * n] + beside <= free_bytes
     return int(counts[fits].min(initial=length + 1))
 
 
+def _rest_peaks(profile: StepProfile, most: int, n: int) -> Ints:
+    """Bytes of rests of 0, 1, ... steps that are kept, up to so many, beside loops over n steps."""
+    peaks, longest = _kept_peaks(profile, most), profile.block_steps
+    fixed = [profile.fixed_bytes + rest_bytes(steps, min(n, longest), profile) for steps in range(len(peaks))]
+    in_one = np.arange(len(peaks)) <= longest
+    placed: Ints = np.where(in_one, np.maximum(peaks, fixed), peaks)
+    return placed
+
+
 @functools.lru_cache(maxsize=64)
-def _rest_peaks(profile: StepProfile, most: int) -> Ints:
-    """Bytes of rests of 0, 1, ... steps that are kept, up to so many."""
+def _kept_peaks(profile: StepProfile, most: int) -> Ints:
     rests = [in_blocks(Steps(n), profile.block_steps) for n in range(most + 1)]
     loops = [0 if isinstance(rest, Steps) else profile.loop_bytes for rest in rests]
-    sizes = [cost(rest, profile).peak_bytes + rest_bytes(rest, 0, profile) for rest in rests]
-    peaks: Ints = np.array(sizes) + np.array(loops)
+    peaks: Ints = np.array([cost(rest, profile).peak_bytes for rest in rests]) + np.array(loops)
     return peaks
 
 

@@ -208,9 +208,7 @@ def longest_leaf(plan: Plan) -> int:
 
 def child_bytes(n: int, profile: StepProfile) -> int:
     """Bytes that a loop takes beside its children, each of n steps: its slices and its sum of parameter gradients."""
-    # XLA inlines a child of one step, which then has no sum of its own: it is the one that there is in any case, if
-    # that is not in place already, as fixed_bytes tells.
-    sums = 1 if n > 1 or profile.fixed_bytes < 0 else 0
+    sums = 1 if n > 1 else 0  # XLA inlines a child of one step, which then has no sum of its own
     return n * slice_bytes(profile) + sums * profile.param_bytes
 
 
@@ -240,7 +238,15 @@ def rest_bytes(n: int, leaf: int, profile: StepProfile) -> int:
     if n == 0:
         return 0
     by_step = profile.residual_bytes + profile.stacked_bytes + profile.x_bytes + 2 * profile.y_bytes
-    return n * by_step + leaf * profile.advance_bytes
+    return n * by_step + leaf * profile.advance_bytes + _sums_bytes(profile)
+
+
+def _sums_bytes(profile: StepProfile) -> int:
+    """Of the shortest block that was measured, what its steps do not take: sums of gradients, and products."""
+    if not profile.block_peaks:
+        return 0
+    n, peak = profile.block_peaks[0]
+    return max(peak - n * (profile.residual_bytes + profile.block_bytes), 0)
 
 
 def slice_bytes(profile: Sizes) -> int:

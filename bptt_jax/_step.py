@@ -38,13 +38,29 @@ class FlatStep:
 
     @property
     def n_operands(self) -> int:
-        return len(self.jaxpr.jaxpr.invars) - sum(self.moving) - self.n_x
+        return len(self.jaxpr.jaxpr.invars) - self.n_carry - self.n_x
+
+    @property
+    def n_carry(self) -> int:
+        return sum(self.moving)
+
+    @property
+    def x(self) -> Arrays:
+        """Types of the leaves of x."""
+        found: Arrays = self.jaxpr.in_avals[self.n_operands + self.n_carry :]
+        return found
+
+    @property
+    def y(self) -> Arrays:
+        """Types of the leaves of y."""
+        found: Arrays = self.jaxpr.out_avals[self.n_carry :]
+        return found
 
     def __call__(self, operands: Arrays, carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
         outs = core.jaxpr_as_fun(self.jaxpr)(*operands, *carry, *x)
         # A literal among the results is a Python number.
         outs = [out if isinstance(out, jax.Array) else jnp.asarray(out) for out in outs]
-        return outs[: sum(self.moving)], outs[sum(self.moving) :]
+        return outs[: self.n_carry], outs[self.n_carry :]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,8 +63,7 @@ class StepProfile:
       x_bytes: one step's slice of `xs`.
       y_bytes: one step's output `y`.
       param_bytes: the closed-over floating arrays, each of which has a gradient.
-      fixed_bytes: what a backward pass needs whatever its length and plan. In a nest that is beside a sum of the
-        parameters' gradients, and negative, down to -param_bytes, where XLA was measured to need less than that.
+      fixed_bytes: what a backward pass needs whatever its length and plan.
       times: relative times, for planners only: bytes and counts of evaluations do not depend on them.
       block_bytes: what a block holds for each of its steps while it is worked on, beside their residuals.
       stacked_bytes: of block_bytes, the cotangents that leave the loop over a block's steps.
@@ -112,17 +111,13 @@ class StepProfile:
         for field in dataclasses.fields(self):
             if field.name in ("times", "plain", "block_peaks", "margin"):
                 continue
-            count = _as_count(getattr(self, field.name), self._least(field.name), f"StepProfile.{field.name}")
+            least = 1 if field.name == "block_steps" else 0
+            count = _as_count(getattr(self, field.name), least, f"StepProfile.{field.name}")
             object.__setattr__(self, field.name, count)
 
         if isinstance(self.margin, bool) or not isinstance(self.margin, (int, float)) or not 0 <= self.margin < 1:
             raise ValueError(f"StepProfile.margin must be a number in [0, 1), got {self.margin!r}.")
         object.__setattr__(self, "block_peaks", _as_peaks(self.block_peaks))
-
-    def _least(self, field: str) -> int:
-        if field == "fixed_bytes" and self.plain is None:
-            return -self.param_bytes
-        return 1 if field == "block_steps" else 0
 
     def with_margin(self, peak_bytes: int) -> int:
         """A predicted peak with its margin."""

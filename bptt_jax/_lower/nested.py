@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax import lax
@@ -21,6 +22,7 @@ from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, length
 from bptt_jax._step import Arrays, FlatStep
 
 Run = Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
+Axes = tuple[int, ...]
 
 
 def lower(plan: Plan, step: FlatStep, *, reverse: bool = False, unroll: int | bool = 1) -> Run:
@@ -32,7 +34,49 @@ def lower(plan: Plan, step: FlatStep, *, reverse: bool = False, unroll: int | bo
       reverse: whether the steps go through xs and ys from the end, as in `jax.lax.scan`.
       unroll: steps per iteration of the loops over `Steps`, as in `jax.lax.scan`.
     """
-    lower_child = functools.partial(lower, step=step, reverse=reverse, unroll=unroll)
+    if isinstance(plan, Steps):
+        return _steps(plan.n, step, reverse, unroll)
+    xs_units, ys_units = unit_axes(step)
+    run = _lower(plan, _squeezed(step, xs_units, ys_units), reverse, unroll)
+
+    def unsqueezed(operands: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
+        carry, ys = run(operands, carry, _without(xs, xs_units, of_time=1))
+        return carry, _with(ys, ys_units, of_time=1)
+
+    return unsqueezed
+
+
+def unit_axes(step: FlatStep) -> tuple[list[Axes], list[Axes]]:
+    """Axes of length 1 of each leaf of x and of y that nothing divides: the loops of a nest run without them.
+
+    XLA takes arrays with such axes in another layout, and copies for it: whole xs, ys and their cotangents, if it were
+    for the loops; as it is, ys and the cotangents of xs, where they leave the nest (CPU, JAX 0.10).
+    """
+
+    def units(aval: Any) -> Axes:
+        return tuple(i for i, size in enumerate(aval.shape) if size == 1 and aval.sharding.spec[i] is None)
+
+    return list(map(units, step.x)), list(map(units, step.y))
+
+
+def _without(leaves: Arrays, axes: Sequence[Axes], of_time: int = 0) -> Arrays:
+    return [lax.squeeze(leaf, [i + of_time for i in units]) for leaf, units in zip(leaves, axes, strict=True)]
+
+
+def _with(leaves: Arrays, axes: Sequence[Axes], of_time: int = 0) -> Arrays:
+    return [lax.expand_dims(leaf, [i + of_time for i in units]) for leaf, units in zip(leaves, axes, strict=True)]
+
+
+def _squeezed(step: Run, xs_units: Sequence[Axes], ys_units: Sequence[Axes]) -> Run:
+    def run(operands: Arrays, carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
+        carry, y = step(operands, carry, _with(x, xs_units))
+        return carry, _without(y, ys_units)
+
+    return run
+
+
+def _lower(plan: Plan, step: Run, reverse: bool, unroll: int | bool) -> Run:
+    lower_child = functools.partial(_lower, step=step, reverse=reverse, unroll=unroll)
     match plan:
         case Steps(n):
             return _steps(n, step, reverse, unroll)
@@ -54,7 +98,7 @@ def lower(plan: Plan, step: FlatStep, *, reverse: bool = False, unroll: int | bo
     raise TypeError(f"not a plan node: {plan!r}")
 
 
-def _steps(n: int, step: FlatStep, reverse: bool, unroll: int | bool) -> Run:
+def _steps(n: int, step: Run, reverse: bool, unroll: int | bool) -> Run:
     def run(operands: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
         def body(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
             return step(operands, carry, x)

@@ -138,7 +138,7 @@ def split(step: FlatStep, joined: bool) -> SplitStep:
 
 
 def _split(closed: Any, step: FlatStep) -> SplitStep:
-    n_operands, n_carry = step.n_operands, sum(step.moving)
+    n_operands, n_carry = step.n_operands, step.n_carry
     jaxpr = closed.jaxpr
     base = bind(jaxpr.constvars, closed.consts)
     operands, x = jaxpr.invars[:n_operands], jaxpr.invars[n_operands + n_carry :]

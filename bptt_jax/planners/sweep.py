@@ -6,7 +6,7 @@ Such a plan compiles to at most three bodies, which matters more to the sweep th
 its backward. With M the steps of a nest, h a carry and s a step's residuals, it takes
 
     evaluations   T + Σ M·(1 + Σ_{i≥2} (1 − 1/k_i))
-    bytes         max( Σ k_i·h + block(n),  k1·h + Σ k'_i·h + block(n),  (k1 + k'1)·h + r·s + block's own )  + fixed
+    bytes         max( Σ k_i·h + block(n),  k1·h + Σ k'_i·h + block(n),  (k1 + k'1)·h + rest(r, n) )  + fixed
 
 since the sweep never advances the last child of what it revisits. For every n and k2, k3, … of a grid the least k1 is
 taken whose rest fits, and the most; what that leaves is a rest of steps that are kept, or a second nest over blocks as
@@ -252,9 +252,13 @@ def _least_count(profile: StepProfile, length: int, n: int, free_bytes: int) -> 
 def _rest_peaks(profile: StepProfile, most: int, n: int) -> Ints:
     """Bytes of rests of 0, 1, ... steps that are kept, up to so many, beside loops over n steps."""
     peaks, longest = _kept_peaks(profile, most), profile.block_steps
-    fixed = [profile.fixed_bytes + rest_bytes(steps, min(n, longest), profile) for steps in range(len(peaks))]
-    in_one = np.arange(len(peaks)) <= longest
-    placed: Ints = np.where(in_one, np.maximum(peaks, fixed), peaks)
+    placed = _placed_bytes(profile, min(most, longest), min(n, longest))
+    return np.concatenate([np.maximum(peaks[: len(placed)], placed), peaks[len(placed) :]])
+
+
+@functools.lru_cache(maxsize=4096)
+def _placed_bytes(profile: StepProfile, most: int, leaf: int) -> Ints:
+    placed: Ints = profile.fixed_bytes + np.array([rest_bytes(steps, leaf, profile) for steps in range(most + 1)])
     return placed
 
 

@@ -40,7 +40,8 @@ def make_cases(dtype: Any) -> list[Case]:
         return jnp.tanh(carry @ params["w"] + x), None
 
     def outputs(params, carry, x):
-        carry = jnp.tanh(carry @ params["w"] + x["a"] * x["b"][None, None])
+        """Leaves of x and y with axes of length 1."""
+        carry = jnp.tanh(carry @ params["w"] + x["a"] * x["b"][None])
         return carry, {"y": jnp.sin(carry), "half": (carry[0], x["b"])}
 
     def mixed(params, carry, x):
@@ -79,7 +80,7 @@ def make_cases(dtype: Any) -> list[Case]:
             outputs,
             {"w": w},
             b,
-            lambda n: {"a": normal(3, n, 2, 3, dtype=dtype), "b": normal(4, n, dtype=dtype)},
+            lambda n: {"a": normal(3, n, 2, 3, dtype=dtype), "b": normal(4, n, 1, dtype=dtype)},
         ),
         Case("mixed", mixed, {"w": w}, mixed_init, lambda n: (normal(6, n, 2, 3, dtype=dtype), jnp.arange(n) % 3)),
         Case("no_inputs", no_inputs, {"w": w, "b": b}, (b, 0), lambda n: None),

@@ -153,6 +153,22 @@ def test_a_kept_rest_of_several_blocks_with_wide_products_is_within_the_budget(b
     assert report.measured_bytes <= report.predicted_bytes <= report.budget_bytes
 
 
+@pytest.mark.parametrize("factor", [1, 1.5])
+def test_arrays_with_axes_of_length_1_are_within_the_budget(factor):
+    """XLA copies some of them whole, which took several times such budgets."""
+    weights = [jnp.ones(shape, jnp.float32) for shape in ((32, 32), (256, 32))]
+
+    def step(carry, x):
+        carry = jnp.tanh(carry @ weights[0] + x @ weights[1])
+        return carry, carry[:, :1]
+
+    init, xs = jnp.zeros((1, 32), jnp.float32), jnp.ones((2000, 1, 256), jnp.float32)
+    with pytest.raises(BudgetError) as info:
+        bptt_jax.explain(step, init, xs, budget=1, differentiation="any")
+    report = bptt_jax.explain(step, init, xs, budget=int(factor * info.value.smallest_bytes), differentiation="any")
+    assert report.measured_bytes <= report.predicted_bytes <= report.budget_bytes
+
+
 @pytest.mark.parametrize(("differentiation", "margin"), [("reverse", 0.05), ("any", 0.08)])
 def test_without_calibration_nothing_is_compiled_and_the_margin_is_larger(monkeypatch, differentiation, margin):
     monkeypatch.setattr(_calibrate, "temporaries_of_vjp", None)

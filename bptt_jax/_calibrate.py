@@ -105,19 +105,8 @@ def profile(step: Step, init: Any, x: Any, *, differentiation: str = "reverse", 
 
 def estimate(traced: TracedScan, lowering: Lowering, style: Style) -> Calibration:
     """The profile from shapes alone, with a margin of 5 % for the sweep and 8 % for the nest."""
-    profile = _measured(traced, lowering, style)
-    return Calibration(dataclasses.replace(profile, margin=STATIC_MARGIN[lowering]))
-
-
-def _measured(traced: TracedScan, lowering: Lowering, style: Style) -> StepProfile:
-    """The sizes of a step, and for a nest what is copied of ys and of the cotangents of xs."""
     profile = measure(traced, lowering, style)
-    if lowering == "sweep":
-        return profile
-    step, copied = traced.step, 0
-    for leaves, axes in zip((step.x, step.y), nested.unit_axes(step), strict=True):
-        copied += nbytes([leaf for leaf, units in zip(leaves, axes, strict=True) if units])
-    return dataclasses.replace(profile, copied_bytes=copied)
+    return Calibration(dataclasses.replace(profile, margin=STATIC_MARGIN[lowering]))
 
 
 def calibrated(traced: TracedScan, lowering: Lowering, style: Style, target: Any = None) -> Calibration:
@@ -153,7 +142,7 @@ _known: dict[Any, Calibration] = {}
 
 
 def _compiled(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -> Calibration:
-    profile = _measured(traced, lowering, style)
+    profile = measure(traced, lowering, style)
     start = time.perf_counter()
 
     def peak_of(n: int) -> int:

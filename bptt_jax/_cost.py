@@ -233,7 +233,8 @@ def rest_bytes(n: int, leaf: int, profile: StepProfile) -> int:
     """Bytes that n steps take in the sweep while they are worked on as the last block, beside loops over `leaf` steps.
 
     It records and reads at fixed places, for which XLA makes room before the first loop runs and until the block is
-    done: residuals, cotangents, x, ys and their cotangents. And a block of the loops is advanced meanwhile.
+    done: residuals, cotangents, x, ys and their cotangents. And a block of the loops is advanced meanwhile, beside the
+    sums of gradients.
     """
     if n == 0:
         return 0

@@ -19,7 +19,7 @@ from jax import lax
 
 from bptt_jax._lower.block_sizes import block_sizes
 from bptt_jax._lower.jaxprs import explicit_sharding, type_bytes
-from bptt_jax._lower.nested import lower
+from bptt_jax._lower.nested import lower, with_unit_axes
 from bptt_jax._lower.style import FASTEST, Style
 from bptt_jax._lower.sweep import can_sweep
 from bptt_jax._plan import Steps
@@ -111,6 +111,7 @@ def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> Ste
         y_bytes=(long_ys - short_ys) // (_LONG - _SHORT),
         param_bytes=nbytes(params),
         fixed_bytes=fixed_bytes,
+        copied_bytes=nbytes(with_unit_axes(step)),
         loop_bytes=3 * (_LOOP_BYTES + _BY_ARRAY * stepwise + _BY_PARAM * len(params)) // 2,
     )
 

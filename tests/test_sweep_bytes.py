@@ -130,6 +130,11 @@ def lstm(params, carry, x):
     return (h, c), h
 
 
+def embedding(params, h, x):
+    h = jnp.tanh(h @ params["w"] + params["table"][x])
+    return h, h @ params["table"].T
+
+
 AT_A_FIXED_PLACE = {
     "outputs wider than the carry": (
         outputs_wider_than_the_carry,
@@ -146,11 +151,13 @@ AT_A_FIXED_PLACE = {
     ),
     "lstm": (lstm, {"h": f32(64, 256), "x": f32(32, 256)}, (f32(8, 64), f32(8, 64)), f32(8, 32)),
 }
+# The gradients of its table are summed step by step.
+WITH_SUMS = embedding, {"w": f32(32, 32), "table": f32(300, 32)}, f32(4, 32), jax.ShapeDtypeStruct((4,), jnp.int32)
 
 
-def measured_of_predicted(name, plan):
+def measured_of_predicted(cell, plan):
     """What XLA reports for a plan, relative to what its calibrated profile predicts."""
-    step, params, init, x = AT_A_FIXED_PLACE[name]
+    step, params, init, x = cell
     found = []
 
     def at(params, init, x):
@@ -158,12 +165,12 @@ def measured_of_predicted(name, plan):
 
     jax.eval_shape(at, params, init, x)
     run = runner(step, plan=plan)
-    xs = f32(bptt_jax.plans.length(plan), *x.shape)
+    xs = jax.ShapeDtypeStruct((bptt_jax.plans.length(plan), *x.shape), x.dtype)
     cotangents = jax.eval_shape(run, params, init, xs)
     compiled = jax.jit(pullback(run)).lower(params, init, xs, cotangents).compile()
     measured = compiled.memory_analysis().temp_size_in_bytes
     predicted = bptt_jax.cost(plan, found[0]).peak_bytes
-    print(f"{name}, {bptt_jax.plans.notation(plan)}: {measured:,} of {predicted:,}")
+    print(f"{step.__name__}, {bptt_jax.plans.notation(plan)}: {measured:,} of {predicted:,}")
     return measured / predicted
 
 
@@ -171,10 +178,15 @@ def measured_of_predicted(name, plan):
 @pytest.mark.parametrize("name", AT_A_FIXED_PLACE)
 def test_a_last_block_takes_what_is_predicted(name, k, n, last):
     """XLA makes room for it before the loop runs: it was up to 30 % above a prediction that did not know that."""
-    assert 0.85 <= measured_of_predicted(name, Chain((Repeat(k, Remat(Steps(n))), Steps(last)))) <= 1
+    assert 0.85 <= measured_of_predicted(AT_A_FIXED_PLACE[name], Chain((Repeat(k, Remat(Steps(n))), Steps(last)))) <= 1
+
+
+@pytest.mark.parametrize(("k", "n", "last"), [(19, 5, 5), (7, 13, 9)])
+def test_sums_of_gradients_are_there_beside_a_last_block(k, n, last):
+    assert 0.7 <= measured_of_predicted(WITH_SUMS, Chain((Repeat(k, Remat(Steps(n))), Steps(last)))) <= 1
 
 
 @pytest.mark.parametrize("name", AT_A_FIXED_PLACE)
 def test_blocks_in_a_row_take_what_is_predicted(name):
     """Operands of products are there twice, if and only if the loop over a block's steps reads them as well."""
-    assert 0.85 <= measured_of_predicted(name, Repeat(2, Steps(48))) <= 1
+    assert 0.85 <= measured_of_predicted(AT_A_FIXED_PLACE[name], Repeat(2, Steps(48))) <= 1

@@ -33,6 +33,7 @@ class Block:
     def __init__(self, step: FlatStep, style: Style, reverse: bool, unroll: int | bool):
         self.parts: SplitStep = split(step, style.joined)
         self._vjp: StepVjp = step_vjp(self.parts)
+        self._rebuilding = rebuilding(self._vjp)
         self._in_turn = style.in_turn
         self.partial_axes: Axes = partial_axes(self.parts, self._vjp)
         self._scan = functools.partial(lax.scan, reverse=reverse, unroll=unroll)
@@ -154,10 +155,6 @@ class Block:
             places = [i for i, leaf in enumerate(held) if is_float(leaf)]
             gradients |= {i: gradients[i] + ct for i, ct in zip(places, moved, strict=True)}
         return gradients
-
-    @functools.cached_property
-    def _rebuilding(self) -> Sequence[Any]:
-        return rebuilding(self._vjp)
 
     def _environment(self, *given: Arrays) -> Env:
         pairs = zip(self._vjp.invars, given, strict=True)

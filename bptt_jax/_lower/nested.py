@@ -34,9 +34,9 @@ def lower(plan: Plan, step: FlatStep, *, reverse: bool = False, unroll: int | bo
       reverse: whether the steps go through xs and ys from the end, as in `jax.lax.scan`.
       unroll: steps per iteration of the loops over `Steps`, as in `jax.lax.scan`.
     """
-    if isinstance(plan, Steps):
+    if isinstance(plan, Steps):  # `jax.lax.scan` itself
         return _steps(plan.n, step, reverse, unroll)
-    xs_units, ys_units = unit_axes(step)
+    xs_units, ys_units = _unit_axes(step.x), _unit_axes(step.y)
     run = _lower(plan, _squeezed(step, xs_units, ys_units), reverse, unroll)
 
     def unsqueezed(operands: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
@@ -46,17 +46,21 @@ def lower(plan: Plan, step: FlatStep, *, reverse: bool = False, unroll: int | bo
     return unsqueezed
 
 
-def unit_axes(step: FlatStep) -> tuple[list[Axes], list[Axes]]:
-    """Axes of length 1 of each leaf of x and of y that nothing divides: the loops of a nest run without them.
+def with_unit_axes(step: FlatStep) -> list[Any]:
+    """The types of the leaves of x and y of which XLA copies the whole: cotangents of xs, and ys.
 
-    XLA takes arrays with such axes in another layout, and copies for it: whole xs, ys and their cotangents, if it were
-    for the loops; as it is, ys and the cotangents of xs, where they leave the nest (CPU, JAX 0.10).
+    It takes arrays with axes of length 1 in another layout. The loops of a nest run without such axes; in loops xs and
+    the cotangents of ys were copied as well. Where results leave the nest there is no way around (CPU, JAX 0.10).
     """
+    leaves = [*step.x, *step.y]
+    return [leaf for leaf, units in zip(leaves, _unit_axes(leaves), strict=True) if units]
 
-    def units(aval: Any) -> Axes:
-        return tuple(i for i, size in enumerate(aval.shape) if size == 1 and aval.sharding.spec[i] is None)
 
-    return list(map(units, step.x)), list(map(units, step.y))
+def _unit_axes(leaves: Arrays) -> list[Axes]:
+    """Of each leaf the axes of length 1 that nothing divides."""
+    return [
+        tuple(i for i, size in enumerate(leaf.shape) if size == 1 and leaf.sharding.spec[i] is None) for leaf in leaves
+    ]
 
 
 def _without(leaves: Arrays, axes: Sequence[Axes], of_time: int = 0) -> Arrays:

@@ -223,6 +223,8 @@ class _Rests:
         carry, residual = max(self.profile.carry_bytes, 1), self.profile.residual_bytes
         shrink = np.maximum(unit * residual - carry, 1)
         yield np.maximum(-(-(length * residual - self.cut_bytes) // shrink), 2)
+        if not self.of_one_block:
+            return
         peaks = _rest_peaks(self.profile, self.profile.block_steps, n)
         for steps in self.of_one_block:
             least = np.maximum(-(-(length - steps) // unit), 2)
@@ -258,12 +260,14 @@ def _rest_peaks(profile: StepProfile, most: int, n: int) -> Ints:
 
 @functools.lru_cache(maxsize=4096)
 def _placed_bytes(profile: StepProfile, most: int, leaf: int) -> Ints:
+    """Bytes of 0, 1, ... steps as a last block."""
     placed: Ints = profile.fixed_bytes + np.array([rest_bytes(steps, leaf, profile) for steps in range(most + 1)])
     return placed
 
 
 @functools.lru_cache(maxsize=64)
 def _kept_peaks(profile: StepProfile, most: int) -> Ints:
+    """Bytes of 0, 1, ... steps that are kept, anywhere."""
     rests = [in_blocks(Steps(n), profile.block_steps) for n in range(most + 1)]
     loops = [0 if isinstance(rest, Steps) else profile.loop_bytes for rest in rests]
     peaks: Ints = np.array([cost(rest, profile).peak_bytes for rest in rests]) + np.array(loops)

@@ -1,15 +1,13 @@
 """What makes tests compile quickly leaves the bytes of programs as they are."""
 
-import json
 import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 
 import bptt_jax
 from tests.audit import KINDS
+from tests.quick_to_compile import as_users_do
 
 
 def measured():
@@ -36,10 +34,5 @@ def temporaries(problem, plan, differentiation):
 
 
 def test_bytes_are_those_of_programs_compiled_as_users_do():
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    program = "import json; from tests.test_quick_to_compile import measured; print(json.dumps(measured()))"
-    users = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300, check=True
-    )
     assert "xla_backend_optimization_level" in os.environ["XLA_FLAGS"]
-    assert json.loads(users.stdout.splitlines()[-1]) == measured()
+    assert as_users_do(__name__, "measured") == measured()

@@ -34,8 +34,8 @@ def lower(plan: Plan, step: FlatStep, *, reverse: bool = False, unroll: int | bo
       reverse: whether the steps go through xs and ys from the end, as in `jax.lax.scan`.
       unroll: steps per iteration of the loops over `Steps`, as in `jax.lax.scan`.
     """
-    if isinstance(plan, Steps):  # `jax.lax.scan` itself
-        return _steps(plan.n, step, reverse, unroll)
+    if isinstance(plan, Steps) or (isinstance(plan, Repeat) and length(plan.child) == 1):
+        return _lower(plan, step, reverse, unroll)  # loops over single steps, which XLA takes as they are
     xs_units, ys_units = _unit_axes(step.x), _unit_axes(step.y)
     run = _lower(plan, _squeezed(step, xs_units, ys_units), reverse, unroll)
 

@@ -29,7 +29,7 @@ def audited(case: Case, budgets: int) -> list[Audited]:
 
 
 def prepare() -> None:
-    compile_quickly()
+    compile_quickly(other_emitters=False)
     jax.config.update("jax_enable_x64", True)
 
 

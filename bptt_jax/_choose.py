@@ -15,6 +15,7 @@ from bptt_jax._calibrate import Calibration, calibrated, estimate, lower
 from bptt_jax._cost import cost
 from bptt_jax._free_bytes import free_bytes
 from bptt_jax._lower.block_sizes import styles
+from bptt_jax._lower.jaxprs import is_float
 from bptt_jax._lower.nested import Run
 from bptt_jax._lower.roofline import planning_for, platform
 from bptt_jax._lower.style import FASTEST, Style
@@ -121,8 +122,7 @@ def choose(traced: TracedScan, options: Options) -> Choice:
         unplanned = Choice(plan or Steps(traced.length), lowering, FASTEST, estimated, budget)
         if plan is not None or budget is None or traced.length == 0:
             return unplanned
-        # On a TPU, what an array takes is not what its shape says.
-        if platform() != "tpu" and _fits(unplanned):
+        if not _converted(traced) and _fits(unplanned):
             return unplanned
         start, calibrating = time.perf_counter(), 0.0
         errors: list[BudgetError] = []
@@ -138,6 +138,12 @@ def choose(traced: TracedScan, options: Options) -> Choice:
             seconds = time.perf_counter() - start - calibrating
             return Choice(plan, tried, style, _already(calibration), budget, seconds)
     raise min(errors, key=lambda error: error.smallest_bytes)
+
+
+def _converted(traced: TracedScan) -> bool:
+    """Whether arrays take what their types do not say: on a TPU, and on CPU weights of 16 bits, copied as float32."""
+    small = any(is_float(leaf) and leaf.dtype.itemsize == 2 for leaf in traced.operands)
+    return platform() == "tpu" or (platform() == "cpu" and small)
 
 
 def _fits(choice: Choice) -> bool:

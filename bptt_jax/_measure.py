@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from bptt_jax._lower.block_sizes import block_sizes
-from bptt_jax._lower.jaxprs import explicit_sharding, type_bytes
+from bptt_jax._lower.jaxprs import explicit_sharding, narrowing_bytes, type_bytes, widened
 from bptt_jax._lower.nested import lower, with_unit_axes
+from bptt_jax._lower.roofline import platform
 from bptt_jax._lower.style import FASTEST, Style
 from bptt_jax._lower.sweep import can_sweep
 from bptt_jax._plan import Steps
@@ -70,6 +71,7 @@ def _of_sweep(step: FlatStep, plain: StepProfile, style: Style) -> StepProfile:
         y_bytes=plain.y_bytes,
         param_bytes=plain.param_bytes,
         fixed_bytes=sizes.fixed_bytes + 10 * plain.carry_bytes + _COUNTERS_BYTES,
+        copied_bytes=nbytes(_widened(step)),
         block_bytes=sizes.working_bytes,
         stacked_bytes=sizes.stacked_bytes,
         advance_bytes=sizes.advance_bytes,
@@ -85,7 +87,8 @@ def _of_sweep(step: FlatStep, plain: StepProfile, style: Style) -> StepProfile:
 
 def _measure_plain(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> StepProfile:
     known = _profiles.setdefault(step, {})
-    key = tuple((leaf.shape, leaf.dtype, str(explicit_sharding(leaf))) for leaf in (*operands, *carry))
+    key: tuple[Any, ...] = (platform(),)
+    key += tuple((leaf.shape, leaf.dtype, str(explicit_sharding(leaf))) for leaf in (*operands, *carry))
     key += tuple((leaf.shape[1:], leaf.dtype, str(explicit_sharding(leaf))) for leaf in xs)
     if key not in known:
         known[key] = _measure(step, operands, carry, xs)
@@ -95,7 +98,7 @@ def _measure_plain(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) 
 def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> StepProfile:
     def block(n: int) -> tuple[int, int]:
         kept, ys = jax.eval_shape(functools.partial(_residuals, step, n), operands, carry, _of_length(n, xs))
-        return nbytes(kept), nbytes(ys)
+        return nbytes(kept) + narrowing_bytes(kept), nbytes(ys)
 
     (short, short_ys), (long, long_ys) = block(_SHORT), block(_LONG)
     params = [leaf for leaf in operands if jnp.issubdtype(leaf.dtype, jnp.inexact)]
@@ -105,15 +108,20 @@ def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> Ste
     working_bytes = residual_bytes + 2 * nbytes(carry) + _COUNTERS_BYTES
     fixed_bytes = max(short - _SHORT * residual_bytes, 0) + working_bytes
     return StepProfile(
-        carry_bytes=nbytes(carry),
+        carry_bytes=nbytes(carry) + narrowing_bytes(carry),
         residual_bytes=residual_bytes,
         x_bytes=sum(type_bytes(leaf) // max(leaf.shape[0], 1) for leaf in xs),
         y_bytes=(long_ys - short_ys) // (_LONG - _SHORT),
         param_bytes=nbytes(params),
         fixed_bytes=fixed_bytes,
-        copied_bytes=nbytes(with_unit_axes(step)),
+        copied_bytes=nbytes([*_widened(step), *with_unit_axes(step)]),
         loop_bytes=3 * (_LOOP_BYTES + _BY_ARRAY * stepwise + _BY_PARAM * len(params)) // 2,
     )
+
+
+def _widened(step: FlatStep) -> Arrays:
+    """The leaves of x and y of which XLA keeps the whole in another type."""
+    return [leaf for leaf in (*step.x, *step.y) if widened(leaf)]
 
 
 def _of_length(n: int, xs: Arrays) -> Arrays:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bptt_jax
-from bptt_jax import Remat, Repeat, Steps, _calibrate, _choose, _free_bytes, make_plan
+from bptt_jax import Remat, Repeat, Steps, _calibrate, _choose, make_plan
 from bptt_jax._time import time_of
 from bptt_jax.errors import BudgetError
 from tests import audit
@@ -19,7 +19,7 @@ from tests.audit import KINDS, LITTLE, Case
 from tests.quick_to_compile import as_users_do
 from tests.slow import one_in
 
-# 2 budgets each, and 7 programs below: 35.
+# 2 budgets each, and 11 programs below.
 CASES = [Case(kind, 997, "reverse", "all", True) for kind in KINDS]
 CASES += [
     Case("lstm", 100, "reverse", "weights", False),
@@ -28,6 +28,7 @@ CASES += [
     Case("stacked", 100, "any", "all", True),
     Case("convlstm", 1000, "any", "weights", True),
     Case("waves", 997, "any", "all", False),
+    Case("bfloat16", 100, "any", "all", True),
 ]
 
 
@@ -46,6 +47,17 @@ def test_what_xla_reports_is_within_what_was_asked(case):
         finding = audit.examine(case, problem, asked)
         print(finding)
         assert finding.measured <= finding.predicted <= asked
+
+
+@pytest.mark.parametrize("differentiation", ["reverse", "any"])
+@pytest.mark.parametrize(("kind", "dtype"), [("waves", jnp.bfloat16), ("lstm", jnp.float16)])
+def test_what_keeps_everything_in_16_bits_is_within_what_was_asked(kind, dtype, differentiation):
+    case = Case(kind, 100, differentiation)
+    problem = case.problem().of_type(dtype)
+    everything = audit.decide(case, problem, None).predicted_bytes
+    finding = audit.examine(case, problem, everything)
+    print(finding)
+    assert finding.measured <= finding.predicted <= everything
 
 
 @pytest.mark.parametrize(("kind", "length"), [("gru", 997), ("stacked", 1000)])
@@ -212,6 +224,12 @@ def test_the_calibrated_profile_plans_as_scan_does():
     assert profile == report.profile
 
 
+def test_a_small_budget_names_the_copies_that_no_plan_prevents():
+    init, xs = jnp.ones(256, jnp.bfloat16), jnp.ones((1000, 256), jnp.bfloat16)
+    with pytest.raises(BudgetError, match=r"that XLA makes of all xs or ys\. The largest share is copies"):
+        bptt_jax.explain(lambda carry, x: (jnp.tanh(carry + x), None), init, xs, budget=999)
+
+
 def test_a_small_budget_names_what_dominates_it():
     weights = jnp.ones((256, 256))
     with pytest.raises(BudgetError) as info:
@@ -225,51 +243,6 @@ def test_a_small_budget_names_what_dominates_it():
     assert "carries (2,048 bytes each)" in str(error)
     assert "The largest share is the part that does not grow with the length." in str(error)
     assert "The budget is below the part that does not grow with the length" in str(error)
-
-
-class Device:
-    platform = "gpu"
-
-    def __init__(self, stats):
-        self.memory_stats = lambda: stats
-
-
-def test_auto_is_what_the_device_has_free_without_a_reserve():
-    stats = {"bytes_limit": 80 << 30, "bytes_in_use": 16 << 30}
-    assert _free_bytes.free_bytes(Device(stats)) == 48 << 30
-    for silent in ({}, None):
-        with pytest.raises(ValueError, match=r'budget="auto" needs to know the free memory of .* pass bytes, or "5%"'):
-            _free_bytes.free_bytes(Device(silent))
-
-
-def test_auto_takes_the_least_of_all_processes(monkeypatch):
-    from jax.experimental import multihost_utils
-
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(multihost_utils, "process_allgather", lambda own: np.array([own, 4 << 30]))
-    assert _free_bytes.free_bytes(Device({"bytes_limit": 80 << 30})) == 3 << 30
-
-
-def test_auto_on_cpu_heeds_the_container(monkeypatch, tmp_path):
-    system = _free_bytes.free_bytes()
-    assert 0 < system < 1 << 50
-    (tmp_path / "memory.max").write_text(f"{1 << 30}\n")
-    (tmp_path / "memory.current").write_text(f"{1 << 29}\n")
-    available = _free_bytes._available_to_container(tmp_path)
-    assert available == 1 << 29
-    (tmp_path / "memory.max").write_text("max\n")
-    assert _free_bytes._available_to_container(tmp_path) is None
-    monkeypatch.setattr(_free_bytes, "_available_to_container", lambda: 1 << 29)
-    assert _free_bytes.free_bytes() == 3 << 27
-
-
-def test_auto_as_a_budget(monkeypatch):
-    monkeypatch.setattr(_free_bytes, "_available_to_cpu", lambda: 1 << 20)
-    report = bptt_jax.explain(step, *ARGUMENTS, budget="auto")
-    assert report.budget_bytes == 3 << 18
-    assert report.measured_bytes <= report.budget_bytes
-    with pytest.raises(ValueError, match=re.escape('budget="auto" is for what knows a device')):
-        make_plan(report.profile, 300, "auto")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bptt_jax._lower.block import rebuilding
-from bptt_jax._lower.jaxprs import bytes_of, variables
+from bptt_jax._lower.jaxprs import bytes_of, narrowing_bytes, variables
 from bptt_jax._lower.roofline import block_steps
 from bptt_jax._lower.split import split
 from bptt_jax._lower.step_vjp import StepVjp, floats, step_vjp
@@ -66,7 +66,7 @@ def block_sizes(step: FlatStep, style: Style) -> BlockSizes:
         products -= bytes_of(alternating) - max(bytes_of([weight]) for weight in alternating)
         left += max(alternating.values()) // 2  # a copy of the half that is worked on
     return BlockSizes(
-        saved_bytes=bytes_of(vjp.saved),
+        saved_bytes=bytes_of(vjp.saved) + narrowing_bytes(atom.aval for atom in vjp.saved),
         working_bytes=max(forward, backward),
         stacked_bytes=stacked,
         advance_bytes=forward,

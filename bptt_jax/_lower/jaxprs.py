@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.extend.core import primitives
 
+from bptt_jax._lower.roofline import platform
+
 Env = dict[Any, Any]
 
 _JAX_FOLDER = os.path.dirname(jax.__file__)
@@ -215,7 +217,17 @@ def type_bytes(leaf: Any) -> int:
         leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, leaf.dtype))
         return int(leaf.size * leaf.dtype.itemsize)
     shape = shape if sharding is None else sharding.shard_shape(shape)
-    return int(math.prod(shape) * leaf.dtype.itemsize)
+    return int(math.prod(shape) * (4 if widened(leaf) else leaf.dtype.itemsize))
+
+
+def widened(leaf: Any) -> bool:
+    """Whether XLA keeps an array in a program's loops as float32: of bfloat16, on CPU."""
+    return platform() == "cpu" and leaf.dtype == jnp.bfloat16
+
+
+def narrowing_bytes(leaves: Iterable[Any]) -> int:
+    """Of types that one loop leaves to another: XLA rounds what it has widened there, one array at a time."""
+    return max((type_bytes(leaf) // 2 for leaf in leaves if widened(leaf)), default=0)
 
 
 def explicit_sharding(leaf: Any) -> jax.sharding.NamedSharding | None:

@@ -102,15 +102,17 @@ class _Descent:
                         yield k, inner_steps, steps - k * inner_steps
 
 
-def shares(profile: StepProfile, smallest: int) -> dict[str, int]:
+def shares(profile: StepProfile, length: int, smallest: int) -> dict[str, int]:
     """What the smallest budget consists of."""
     if profile.block_peaks:
         steps, peak = profile.block_peaks[0]
         fixed = profile.fixed_bytes + max(peak - steps * (profile.residual_bytes + profile.block_bytes), 0)
     else:
         fixed = profile.fixed_bytes + profile.product_bytes + (profile.param_bytes if profile.plain is None else 0)
-    fixed = min(profile.with_margin(fixed), smallest)
-    step = min(profile.residual_bytes + profile.block_bytes, smallest - fixed)
-    carries = smallest - fixed - step
+    copies = profile.with_margin(length * profile.copied_bytes)
+    fixed = min(profile.with_margin(fixed), smallest - copies)
+    step = min(profile.residual_bytes + profile.block_bytes, smallest - copies - fixed)
     of_carries = f"carries ({profile.carry_bytes:,} bytes each) and copies"
-    return {FIXED_PART: fixed, "what one step keeps for its backward": step, of_carries: carries}
+    made_of = {FIXED_PART: fixed, "what one step keeps for its backward": step}
+    made_of[of_carries] = smallest - copies - fixed - step
+    return made_of | ({"copies that XLA makes of all xs or ys": copies} if copies else {})

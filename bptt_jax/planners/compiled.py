@@ -73,7 +73,7 @@ def make_plan(profile: StepProfile, length: int, budget: int | str | None = None
     plan = found(exact, length, profile.within_margin(budget_bytes) - copies)
     if plan is None:
         smallest = profile.with_margin(smallest_bytes(exact, length) + copies)
-        raise BudgetError(length, budget, budget_bytes, smallest, shares(profile, smallest))
+        raise BudgetError(length, budget, budget_bytes, smallest, shares(profile, length, smallest))
     return plan
 
 

@@ -37,6 +37,11 @@ class Problem:
     def without_outputs(self) -> Problem:
         return dataclasses.replace(self, step=lambda *given: (self.step(*given)[0], None))
 
+    def of_type(self, dtype: Any) -> Problem:
+        """With all arrays of this type."""
+        params, init, x = jax.tree.map(lambda leaf: _shape(*leaf.shape, dtype=dtype), (self.params, self.init, self.x))
+        return Problem(self.step, params, init, x)
+
     def xs(self, length: int) -> Any:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape), leaf.dtype), self.x)
 
@@ -124,6 +129,7 @@ KINDS: dict[str, Callable[[], Problem]] = {
     "narrow": lambda: _cell(nn.GRUCell(16), 32, 1),
     "wide": _wide,
     "tiny": _tiny,
+    "bfloat16": lambda: _cell(nn.LSTMCell(64), 8, 32).of_type(jnp.bfloat16),
 }
 
 

@@ -67,8 +67,8 @@ def _of_sweep(step: FlatStep, plain: StepProfile, style: Style) -> StepProfile:
     return StepProfile(
         carry_bytes=plain.carry_bytes,
         residual_bytes=sizes.saved_bytes,
-        x_bytes=plain.x_bytes,
-        y_bytes=plain.y_bytes,
+        x_bytes=nbytes(step.x),
+        y_bytes=nbytes(step.y),
         param_bytes=plain.param_bytes,
         fixed_bytes=sizes.fixed_bytes + 10 * plain.carry_bytes + _COUNTERS_BYTES,
         copied_bytes=nbytes(_widened(step)),
@@ -96,11 +96,11 @@ def _measure_plain(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) 
 
 
 def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> StepProfile:
-    def block(n: int) -> tuple[int, int]:
-        kept, ys = jax.eval_shape(functools.partial(_residuals, step, n), operands, carry, _of_length(n, xs))
-        return nbytes(kept) + narrowing_bytes(kept), nbytes(ys)
+    def block(n: int) -> int:
+        kept = jax.eval_shape(functools.partial(_residuals, step, n), operands, carry, _of_length(n, xs))
+        return nbytes(kept) + narrowing_bytes(kept)
 
-    (short, short_ys), (long, long_ys) = block(_SHORT), block(_LONG)
+    short, long = block(_SHORT), block(_LONG)
     params = [leaf for leaf in operands if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     stepwise = len(step.jaxpr.jaxpr.outvars) + len(xs)
     residual_bytes = max((long - short) // (_LONG - _SHORT), 0)
@@ -110,8 +110,8 @@ def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> Ste
     return StepProfile(
         carry_bytes=nbytes(carry) + narrowing_bytes(carry),
         residual_bytes=residual_bytes,
-        x_bytes=sum(type_bytes(leaf) // max(leaf.shape[0], 1) for leaf in xs),
-        y_bytes=(long_ys - short_ys) // (_LONG - _SHORT),
+        x_bytes=_narrow_bytes(step.x),
+        y_bytes=_narrow_bytes(step.y),
         param_bytes=nbytes(params),
         fixed_bytes=fixed_bytes,
         copied_bytes=nbytes([*_widened(step), *with_unit_axes(step)]),
@@ -124,6 +124,11 @@ def _widened(step: FlatStep) -> Arrays:
     return [leaf for leaf in (*step.x, *step.y) if widened(leaf)]
 
 
+def _narrow_bytes(leaves: Arrays) -> int:
+    """As the leaves are handed in: where XLA widens them, it slices what it has copied."""
+    return sum(type_bytes(leaf) // (2 if widened(leaf) else 1) for leaf in leaves)
+
+
 def _of_length(n: int, xs: Arrays) -> Arrays:
     """The types of n steps' inputs. By slicing where there is something to slice: sharding comes along."""
     return [
@@ -134,11 +139,11 @@ def _of_length(n: int, xs: Arrays) -> Arrays:
     ]
 
 
-def _residuals(step: FlatStep, n: int, operands: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
-    """What the vjp of n steps keeps beyond its arguments, and the n outputs."""
-    (_, ys), vjp = jax.vjp(lower(Steps(n), step), operands, carry, xs)
+def _residuals(step: FlatStep, n: int, operands: Arrays, carry: Arrays, xs: Arrays) -> Arrays:
+    """What the vjp of n steps keeps beyond its arguments."""
+    _, vjp = jax.vjp(lower(Steps(n), step), operands, carry, xs)
     arguments = {id(leaf) for leaf in (*operands, *carry, *xs)}
-    return [leaf for leaf in jax.tree.leaves(vjp) if id(leaf) not in arguments], ys
+    return [leaf for leaf in jax.tree.leaves(vjp) if id(leaf) not in arguments]
 
 
 def nbytes(leaves: Arrays) -> int:

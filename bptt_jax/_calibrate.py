@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from bptt_jax._cost import cost
 from bptt_jax._lower import nested, sweep
 from bptt_jax._lower.block_sizes import styles
-from bptt_jax._lower.jaxprs import explicit_sharding
+from bptt_jax._lower.jaxprs import explicit_sharding, is_of_16_bits
 from bptt_jax._lower.nested import Run
 from bptt_jax._lower.roofline import platform
 from bptt_jax._lower.style import FASTEST, Style
@@ -47,6 +47,7 @@ _REMEMBERED = 1024
 # Of a TPU's HBM, what programs of any size were seen to take that do not fit on the chip, and what keeps plans shallow:
 # in nests of six loops XLA copied xs whole, in smaller ones it did not (v5e).
 _TPU_FIXED_BYTES, _TPU_LOOP_BYTES = 2 << 20, 1 << 19
+_PARTS, _PARTS_BYTES = 16, 7 << 20  # of a product, at most; and what fills the multiprocessors of an H100
 _VERSIONS = tuple(importlib.metadata.version(name) for name in ("jax", "jaxlib"))
 
 
@@ -159,7 +160,10 @@ def _compiled(traced: TracedScan, lowering: Lowering, style: Style, target: Any)
         # What JAX raises for a step that cannot be compiled by itself, outside of the mesh that it is in, and for a
         # backend that reports no memory. `explain` says that the sizes are estimated then.
         return estimate(traced, lowering, style)
-    corrected = _with_peaks(profile, peaks) if lowering == "sweep" else _with_fixed(profile, peaks)
+    if lowering == "sweep":
+        corrected = _with_peaks(profile, peaks, in_16_bits=any(map(is_of_16_bits, traced.operands)))
+    else:
+        corrected = _with_fixed(profile, peaks)
     return Calibration(corrected, len(peaks), time.perf_counter() - start)
 
 
@@ -189,7 +193,7 @@ def _turning(profile: StepProfile, peaks: dict[int, int]) -> list[int]:
     return [middle] if middle < longest else []
 
 
-def _with_peaks(profile: StepProfile, peaks: dict[int, int]) -> StepProfile:
+def _with_peaks(profile: StepProfile, peaks: dict[int, int], in_16_bits: bool) -> StepProfile:
     highest, ascending = 0, []
     for n, size in sorted(peaks.items()):
         highest = max(highest, size - 2 * profile.carry_bytes)
@@ -199,9 +203,24 @@ def _with_peaks(profile: StepProfile, peaks: dict[int, int]) -> StepProfile:
         # Whether a product is computed in parts, whose results are added up, depends on its shape by no simple rule.
         spare, margin = spare + 3 * profile.product_bytes // 2, ACCELERATOR_MARGIN
         loop_bytes *= 3  # fitted to the smallest budgets of steps of a few hundred bytes, for an H100
+        if in_16_bits:
+            ascending = _with_parts(ascending, 2 * profile.product_bytes)
     return dataclasses.replace(
         profile, block_peaks=tuple(ascending), fixed_bytes=spare, loop_bytes=loop_bytes, margin=margin
     )
+
+
+def _with_parts(peaks: list[tuple[int, int]], in_float32: int) -> list[tuple[int, int]]:
+    """Peaks with room for products of 16 bits, which are computed in more parts than others, each kept in float32.
+
+    A block may take more than a longer one, but between two that are measured as short as the first ones none does.
+    """
+    *short, (longest, most) = peaks
+    n, peak = short[-1] if short else peaks[-1]
+    if longest <= n + 1:
+        return peaks
+    parts = min(_PARTS * in_float32, _PARTS_BYTES + in_float32)
+    return [*short, (n + 1, peak + (most - peak) // (longest - n) + parts), (longest, most + parts)]
 
 
 def _padded(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -> tuple[StepProfile, int]:

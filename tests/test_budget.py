@@ -145,6 +145,20 @@ def test_a_block_is_measured_where_two_lines_meet(products, middle):
     assert steeper == {0: [], 700: [4], 20_000: [16]}[products]
 
 
+@pytest.mark.parametrize(
+    ("peaks", "product_bytes", "with_parts"),
+    [
+        ([(2, 10), (4, 20), (48, 460)], 100, [(2, 10), (4, 20), (5, 1630), (48, 2060)]),
+        ([(2, 10), (48, 470)], 1 << 30, [(2, 10), (3, 20 + (7 << 20) + (1 << 30)), (48, 470 + (7 << 20) + (1 << 30))]),
+        ([(2, 10), (3, 470)], 100, [(2, 10), (3, 470)]),
+        ([(2, 10)], 100, [(2, 10)]),
+    ],
+)
+def test_on_accelerators_blocks_have_room_for_parts_of_products_of_16_bits(peaks, product_bytes, with_parts):
+    """16 parts, or what fills the chip; but not in blocks as short as those that were measured."""
+    assert _calibrate._with_parts(peaks, product_bytes) == with_parts
+
+
 @pytest.mark.parametrize("options", [{}, {"plan": Repeat(3, Remat(Steps(100)))}])
 def test_with_a_plan_or_without_a_budget_nothing_is_measured(monkeypatch, options):
     monkeypatch.setattr(_choose, "estimate", None)

@@ -205,6 +205,11 @@ def is_float(atom: Any) -> bool:
     return bool(jax.numpy.issubdtype(dtype, jax.numpy.inexact))
 
 
+def is_of_16_bits(leaf: Any) -> bool:
+    """Whether an array or a type is of bfloat16 or float16."""
+    return is_float(leaf) and leaf.dtype.itemsize == 2
+
+
 def bytes_of(atoms: Iterable[Any]) -> int:
     """Bytes of the values of variables; a PRNG key counts as its data."""
     return sum(type_bytes(atom.aval) for atom in atoms)

@@ -42,7 +42,7 @@ _SHORTEST, _LONGEST = 8, 48  # blocks; longer ones gained nothing at any size
 
 @contextlib.contextmanager
 def planning_for(name: str | None) -> Iterator[None]:
-    """What is decided within is decided for a platform that may not be here; None for the one that it is for already."""
+    """What is decided within is decided for a platform that may not be here; None changes nothing."""
     before = _planned_for.set(name or _planned_for.get())
     try:
         yield

@@ -243,7 +243,7 @@ def _padded(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -
     ys = traced.step.jaxpr.out_avals[len(traced.carry) :]
     slices = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in traced.xs]
     copied = 2 * sum(size for leaf in (*slices, *ys) if (size := _tiled_bytes(leaf)) > 2 * nbytes([leaf]))
-    larger |= {"copied_bytes": copied, "loop_bytes": profile.loop_bytes + _TPU_LOOP_BYTES}
+    larger |= {"copied_bytes": copied, "nest_copied_bytes": 0, "loop_bytes": profile.loop_bytes + _TPU_LOOP_BYTES}
     return dataclasses.replace(profile, margin=ACCELERATOR_MARGIN, **larger), 2
 
 

@@ -43,7 +43,18 @@ import itertools
 from collections.abc import Sequence
 from typing import Protocol
 
-from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, _require_plan, fold, in_blocks, length
+from bptt_jax._plan import (
+    Chain,
+    Plan,
+    Remat,
+    Repeat,
+    Steps,
+    _require_plan,
+    fold,
+    in_blocks,
+    length,
+    runs_single_steps,
+)
 from bptt_jax._step_profile import StepProfile
 from bptt_jax._time import evaluations
 
@@ -104,7 +115,8 @@ def cost(plan: Plan, profile: StepProfile) -> PlanCost:
         plan = in_blocks(plan, profile.block_steps)
     total = fold(plan, lambda node, children: _node_cost(node, children, profile))
     always_bytes = profile.fixed_bytes + (profile.param_bytes if profile.lowering == "nested" else 0)
-    always_bytes += length(plan) * profile.copied_bytes
+    copied_bytes = profile.copied_bytes + (0 if runs_single_steps(plan) else profile.nest_copied_bytes)
+    always_bytes += length(plan) * copied_bytes
     peak_bytes = total.peak + always_bytes + max(total.loops - 1, 0) * profile.loop_bytes
     if profile.lowering == "sweep" and total.leaves > _FEW_BODIES:
         peak_bytes += peak_bytes // 8

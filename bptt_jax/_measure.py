@@ -114,7 +114,8 @@ def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> Ste
         y_bytes=_narrow_bytes(step.y),
         param_bytes=nbytes(params),
         fixed_bytes=fixed_bytes,
-        copied_bytes=nbytes([*_widened(step), *with_unit_axes(step)]),
+        copied_bytes=nbytes(_widened(step)),
+        nest_copied_bytes=nbytes(with_unit_axes(step)),
         loop_bytes=3 * (_LOOP_BYTES + _BY_ARRAY * stepwise + _BY_PARAM * len(params)) // 2,
     )
 

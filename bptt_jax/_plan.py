@@ -175,6 +175,15 @@ def length(plan: Plan) -> int:
     return plan._length
 
 
+def runs_single_steps(plan: Plan) -> bool:
+    """Whether a plan is `Steps` or one loop over single steps, so that nothing in it has an axis of several steps.
+
+    >>> runs_single_steps(Repeat(4, Remat(Steps(1)))), runs_single_steps(Repeat(4, Remat(Steps(2))))
+    (True, False)
+    """
+    return isinstance(plan, Steps) or (isinstance(plan, Repeat) and length(plan.child) == 1)
+
+
 def fold(plan: Plan, visit: Callable[[Plan, Sequence[T]], T]) -> T:
     """`visit(node, results of its children)` from the leaves up, once for each distinct node object.
 

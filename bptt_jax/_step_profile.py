@@ -78,6 +78,7 @@ class StepProfile:
       loop_bytes: what each loop of a plan but one takes beside its children, whatever these are: counters, and tables
         of the arrays that it hands on.
       copied_bytes: what is there for each step of the scan from first to last, whatever the plan: copies of xs and ys.
+      nest_copied_bytes: the same, but for `Steps` and a loop over single steps: copies of arrays with axes of length 1.
       margin: what is added to a predicted peak, relative to it.
       plain: the profile of `jax.lax.scan` for the same step, where the other numbers are those of the sweep. None: they
         are those of `jax.lax.scan` and of the nest that is made of it.
@@ -100,6 +101,7 @@ class StepProfile:
     block_peaks: tuple[tuple[int, int], ...] = ()
     loop_bytes: int = 0
     copied_bytes: int = 0
+    nest_copied_bytes: int = 0
     margin: float = 0.0
     plain: StepProfile | None = None
 
@@ -142,7 +144,7 @@ class StepProfile:
         """
         if self.plain is not None:
             return self.plain.store_all_bytes(length)
-        return length * self.residual_bytes + self.param_bytes + self.fixed_bytes
+        return length * (self.residual_bytes + self.copied_bytes) + self.param_bytes + self.fixed_bytes
 
 
 def _as_peaks(peaks: object) -> tuple[tuple[int, int], ...]:

@@ -203,6 +203,39 @@ def with_axes_of_length_1():
     return found
 
 
+def test_loops_over_single_steps_are_not_charged_the_copies_of_a_nest():
+    weight = jnp.ones((512, 4), jnp.float32)
+    init, xs = jnp.zeros((1, 4), jnp.float32), jnp.zeros((1000, 1, 512), jnp.float32)
+    explain = functools.partial(
+        bptt_jax.explain, lambda c, x: (jnp.tanh(c + x @ weight), None), init, xs, differentiation="any"
+    )
+    with pytest.raises(BudgetError) as info:
+        explain(budget=1)
+    smallest = info.value.smallest_bytes
+    assert smallest < 40_000  # where the nest copies two megabytes
+    with pytest.raises(BudgetError):
+        explain(budget=smallest - 1)
+    for budget, plan in ((smallest, Repeat(1000, Remat(Steps(1)))), (50_000, Steps(1000))):
+        report = explain(budget=budget)
+        assert report.plan == plan
+        assert report.measured_bytes <= report.predicted_bytes <= budget
+
+
+@pytest.mark.parametrize("differentiation", ["reverse", "any"])
+def test_float8_is_within_the_budget(differentiation):
+    narrow, wide = jnp.float8_e4m3fn, jnp.float32
+
+    def step(carry, x):
+        return jnp.tanh(carry.astype(wide) + x.astype(wide)).astype(narrow), None
+
+    arguments = step, jnp.zeros((8, 64), narrow), jnp.zeros((300, 8, 64), narrow)
+    with pytest.raises(BudgetError) as info:
+        bptt_jax.explain(*arguments, budget=1, differentiation=differentiation)
+    for budget in (info.value.smallest_bytes, "100%"):
+        report = bptt_jax.explain(*arguments, budget=budget, differentiation=differentiation)
+        assert report.measured_bytes <= report.predicted_bytes <= report.budget_bytes
+
+
 def test_arrays_with_axes_of_length_1_are_within_the_budget():
     """XLA copies some of them whole, which took several times such budgets."""
     for measured, predicted, asked in as_users_do(__name__, "with_axes_of_length_1"):

@@ -226,8 +226,8 @@ def type_bytes(leaf: Any) -> int:
 
 
 def widened(leaf: Any) -> bool:
-    """Whether XLA keeps an array in a program's loops as float32: of bfloat16, on CPU."""
-    return platform() == "cpu" and leaf.dtype == jnp.bfloat16
+    """Whether XLA keeps an array in a program's loops as float32: of bfloat16 or float8, on CPU."""
+    return platform() == "cpu" and (leaf.dtype == jnp.bfloat16 or (is_float(leaf) and leaf.dtype.itemsize == 1))
 
 
 def narrowing_bytes(leaves: Iterable[Any]) -> int:

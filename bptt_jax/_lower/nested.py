@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, length
+from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, length, runs_single_steps
 from bptt_jax._step import Arrays, FlatStep
 
 Run = Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
@@ -34,8 +34,8 @@ def lower(plan: Plan, step: FlatStep, *, reverse: bool = False, unroll: int | bo
       reverse: whether the steps go through xs and ys from the end, as in `jax.lax.scan`.
       unroll: steps per iteration of the loops over `Steps`, as in `jax.lax.scan`.
     """
-    if isinstance(plan, Steps) or (isinstance(plan, Repeat) and length(plan.child) == 1):
-        return _lower(plan, step, reverse, unroll)  # loops over single steps, which XLA takes as they are
+    if runs_single_steps(plan):  # XLA takes their xs and ys as they are
+        return _lower(plan, step, reverse, unroll)
     xs_units, ys_units = _unit_axes(step.x), _unit_axes(step.y)
     run = _lower(plan, _squeezed(step, xs_units, ys_units), reverse, unroll)
 

@@ -102,14 +102,14 @@ class _Descent:
                         yield k, inner_steps, steps - k * inner_steps
 
 
-def shares(profile: StepProfile, length: int, smallest: int) -> dict[str, int]:
-    """What the smallest budget consists of."""
+def shares(profile: StepProfile, copies: int, smallest: int) -> dict[str, int]:
+    """What the smallest budget consists of; `copies` are the bytes of copies of xs and ys, without margin."""
     if profile.block_peaks:
         steps, peak = profile.block_peaks[0]
         fixed = profile.fixed_bytes + max(peak - steps * (profile.residual_bytes + profile.block_bytes), 0)
     else:
         fixed = profile.fixed_bytes + profile.product_bytes + (profile.param_bytes if profile.plain is None else 0)
-    copies = profile.with_margin(length * profile.copied_bytes)
+    copies = profile.with_margin(copies)
     fixed = min(profile.with_margin(fixed), smallest - copies)
     step = min(profile.residual_bytes + profile.block_bytes, smallest - copies - fixed)
     of_carries = f"carries ({profile.carry_bytes:,} bytes each) and copies"

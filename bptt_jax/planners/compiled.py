@@ -23,7 +23,7 @@ from collections.abc import Iterator
 
 from bptt_jax._budget import budget_to_bytes
 from bptt_jax._cost import cost, slice_bytes
-from bptt_jax._plan import Plan, Steps, _as_count
+from bptt_jax._plan import Plan, Remat, Repeat, Steps, _as_count
 from bptt_jax._step_profile import StepProfile
 from bptt_jax._time import predicted_time
 from bptt_jax.errors import BudgetError
@@ -69,12 +69,29 @@ def make_plan(profile: StepProfile, length: int, budget: int | str | None = None
         return everything
     found = sweep.fastest if profile.lowering == "sweep" else _fastest
     # Planners search without the margin and what is there in any case, in what these leave of the budget.
-    exact, copies = dataclasses.replace(profile, margin=0.0, copied_bytes=0), length * profile.copied_bytes
+    exact = dataclasses.replace(profile, margin=0.0, copied_bytes=0, nest_copied_bytes=0)
+    copies = length * (profile.copied_bytes + profile.nest_copied_bytes)
     plan = found(exact, length, profile.within_margin(budget_bytes) - copies)
+    if profile.nest_copied_bytes and length > 1:
+        plan = _or_single_steps(plan, profile, length, budget_bytes)
     if plan is None:
         smallest = profile.with_margin(smallest_bytes(exact, length) + copies)
-        raise BudgetError(length, budget, budget_bytes, smallest, shares(profile, length, smallest))
+        if profile.nest_copied_bytes and length > 1 and _single_steps(length, profile).peak_bytes < smallest:
+            smallest, copies = _single_steps(length, profile).peak_bytes, length * profile.copied_bytes
+        raise BudgetError(length, budget, budget_bytes, smallest, shares(profile, copies, smallest))
     return plan
+
+
+def _single_steps(length: int, profile: StepProfile) -> _Timed:
+    return _timed(Repeat(length, Remat(Steps(1))), profile)
+
+
+def _or_single_steps(plan: Plan | None, profile: StepProfile, length: int, budget_bytes: int) -> Plan | None:
+    """A plan, or the loop over single steps where that fits and is faster: it makes no copies of a nest."""
+    single = _single_steps(length, profile)
+    if single.peak_bytes > budget_bytes or (plan is not None and _timed(plan, profile).time <= single.time):
+        return plan
+    return single.plan
 
 
 def smallest_bytes(profile: StepProfile, length: int) -> int:

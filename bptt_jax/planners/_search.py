@@ -132,18 +132,22 @@ class Search:
         if rest_steps:
             units -= self._params if in_chain else self._parts(steps, rest_steps)
         units -= -(-k * self._lattice.fine // self._lattice.coarse)
-        inner = self.find(split.inner_steps, units - self._params - self._slices(split.inner_steps), split.inner_leaves)
+        inner_units = units - self._params - self._slices(split.inner_steps)
+        inner = self.find(split.inner_steps, inner_units, split.inner_leaves)
         if inner is None:
             return None
-        loop = Repeat(k, Remat(inner.plan))
-        advances = k * (split.inner_steps + inner.advances)
         if not rest_steps:
-            return Found(advances, inner.leaves, loop)
+            return Found(k * (split.inner_steps + inner.advances), inner.leaves, Repeat(k, Remat(inner.plan)))
         rest = self.find(rest_steps, units, leaves - inner.leaves, in_chain=True) if leaves > inner.leaves else None
         if rest is None:
             return None
         after = rest.plan.children if isinstance(rest.plan, Chain) else (rest.plan,)
-        return Found(advances + rest.advances, inner.leaves + rest.leaves, Chain((loop, *after)))
+        if len(after) > 1:  # one sum of gradients is counted already, those of the others are known only now
+            inner = self.find(split.inner_steps, inner_units - (len(after) - 1) * self._params, split.inner_leaves)
+            if inner is None:
+                return None
+        advances = k * (split.inner_steps + inner.advances) + rest.advances
+        return Found(advances, inner.leaves + rest.leaves, Chain((Repeat(k, Remat(inner.plan)), *after)))
 
     def _splits(self, steps: int, units: int, leaves: int, in_chain: bool) -> list[_Split]:
         """The most promising splits, best first."""

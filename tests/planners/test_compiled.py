@@ -177,12 +177,8 @@ def test_the_full_budget_keeps_everything(steps):
 
 @hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(profiles(), st.integers(2, 600), st.integers(1, 127), st.sampled_from([(1, 2), (1, 1), (4, 1)]))
-@hypothesis.example(StepProfile(237, 100, param_bytes=100), 216, 31, (1, 2))
+@hypothesis.example(StepProfile(237, 100, param_bytes=100), 216, 31, (1, 2))  # a chain of three
 def test_the_search_charges_at_least_what_cost_does(profile, steps, units, scale):
-    """But for sums of gradients: a chain's first child is searched before it is known how many come after it.
-
-    Plans that turn out too large are not taken (`_fastest`).
-    """
     profile = compiled.dataclasses.replace(profile, loop_bytes=0)
     lattice = next(iter(compiled._octaves(profile, 10**9)), None)
     if lattice is None:
@@ -195,8 +191,7 @@ def test_the_search_charges_at_least_what_cost_does(profile, steps, units, scale
     of_cost = cost(found.plan, profile)
     assert of_cost.forward_steps - steps == found.advances
     assert of_cost.program_size == found.leaves <= 8
-    sums_bytes = max(found.leaves - 2, 0) * profile.param_bytes
-    assert of_cost.peak_bytes - profile.param_bytes - profile.fixed_bytes <= lattice.bytes(units) + sums_bytes
+    assert of_cost.peak_bytes - profile.param_bytes - profile.fixed_bytes <= lattice.bytes(units)
     assert search.least_advances(steps, units, 8) <= found.advances
 
 

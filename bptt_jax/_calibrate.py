@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from bptt_jax._cost import cost
 from bptt_jax._lower import nested, sweep
 from bptt_jax._lower.block_sizes import styles
-from bptt_jax._lower.jaxprs import explicit_sharding, is_of_16_bits
+from bptt_jax._lower.jaxprs import explicit_sharding, uses_16_bits
 from bptt_jax._lower.nested import Run
 from bptt_jax._lower.roofline import platform
 from bptt_jax._lower.style import FASTEST, Style
@@ -161,7 +161,7 @@ def _compiled(traced: TracedScan, lowering: Lowering, style: Style, target: Any)
         # backend that reports no memory. `explain` says that the sizes are estimated then.
         return estimate(traced, lowering, style)
     if lowering == "sweep":
-        corrected = _with_peaks(profile, peaks, in_16_bits=any(map(is_of_16_bits, traced.operands)))
+        corrected = _with_peaks(profile, peaks, in_16_bits=uses_16_bits(traced.step.jaxpr.jaxpr))
     else:
         corrected = _with_fixed(profile, peaks)
     return Calibration(corrected, len(peaks), time.perf_counter() - start)
@@ -201,10 +201,11 @@ def _with_peaks(profile: StepProfile, peaks: dict[int, int], in_16_bits: bool) -
     spare, margin, loop_bytes = _SPARE_CARRIES["sweep"] * profile.carry_bytes, MARGIN["sweep"], profile.loop_bytes
     if platform() != "cpu":
         # Whether a product is computed in parts, whose results are added up, depends on its shape by no simple rule.
-        spare, margin = spare + 3 * profile.product_bytes // 2, ACCELERATOR_MARGIN
+        in_float32 = profile.product_bytes * (2 if in_16_bits else 1)
+        spare, margin = spare + 3 * in_float32 // 2, ACCELERATOR_MARGIN
         loop_bytes *= 3  # fitted to the smallest budgets of steps of a few hundred bytes, for an H100
         if in_16_bits:
-            ascending = _with_parts(ascending, 2 * profile.product_bytes)
+            ascending = _with_parts(ascending, in_float32)
     return dataclasses.replace(
         profile, block_peaks=tuple(ascending), fixed_bytes=spare, loop_bytes=loop_bytes, margin=margin
     )
@@ -213,14 +214,12 @@ def _with_peaks(profile: StepProfile, peaks: dict[int, int], in_16_bits: bool) -
 def _with_parts(peaks: list[tuple[int, int]], in_float32: int) -> list[tuple[int, int]]:
     """Peaks with room for products of 16 bits, which are computed in more parts than others, each kept in float32.
 
-    A block may take more than a longer one, but between two that are measured as short as the first ones none does.
+    How many parts, depends on the length of a block, and a block may take more than a longer one. That the parts grow
+    with the block is all that is relied on: the shortest has none that were not measured.
     """
-    *short, (longest, most) = peaks
-    n, peak = short[-1] if short else peaks[-1]
-    if longest <= n + 1:
-        return peaks
+    shortest, *longer = peaks
     parts = min(_PARTS * in_float32, _PARTS_BYTES + in_float32)
-    return [*short, (n + 1, peak + (most - peak) // (longest - n) + parts), (longest, most + parts)]
+    return [shortest, *((n, peak + parts) for n, peak in longer)]
 
 
 def _padded(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -> tuple[StepProfile, int]:
@@ -240,9 +239,8 @@ def _padded(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -
     factor += factor > 1  # what is worked on may be padded more than what is kept
     larger = {name: factor * getattr(profile, name) for name in sizes}
     larger["fixed_bytes"] += _TPU_FIXED_BYTES
-    ys = traced.step.jaxpr.out_avals[len(traced.carry) :]
-    slices = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in traced.xs]
-    copied = 2 * sum(size for leaf in (*slices, *ys) if (size := _tiled_bytes(leaf)) > 2 * nbytes([leaf]))
+    leaves = (*traced.step.x, *traced.step.y)
+    copied = 2 * sum(size for leaf in leaves if (size := _tiled_bytes(leaf)) > 2 * nbytes([leaf]))
     larger |= {"copied_bytes": copied, "nest_copied_bytes": 0, "loop_bytes": profile.loop_bytes + _TPU_LOOP_BYTES}
     return dataclasses.replace(profile, margin=ACCELERATOR_MARGIN, **larger), 2
 

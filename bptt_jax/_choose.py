@@ -15,7 +15,7 @@ from bptt_jax._calibrate import Calibration, calibrated, estimate, lower
 from bptt_jax._cost import cost
 from bptt_jax._free_bytes import free_bytes
 from bptt_jax._lower.block_sizes import styles
-from bptt_jax._lower.jaxprs import is_of_16_bits
+from bptt_jax._lower.jaxprs import uses_16_bits
 from bptt_jax._lower.nested import Run
 from bptt_jax._lower.roofline import planning_for, platform
 from bptt_jax._lower.style import FASTEST, Style
@@ -141,8 +141,8 @@ def choose(traced: TracedScan, options: Options) -> Choice:
 
 
 def _converted(traced: TracedScan) -> bool:
-    """Whether arrays take what their types do not say: on a TPU, and where products are of 16 bits, in float32."""
-    return platform() == "tpu" or any(map(is_of_16_bits, traced.operands))
+    """Whether arrays take what their types do not say: on a TPU, and where a step computes in 16 bits, in float32."""
+    return platform() == "tpu" or uses_16_bits(traced.step.jaxpr.jaxpr)
 
 
 def _fits(choice: Choice) -> bool:

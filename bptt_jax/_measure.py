@@ -96,17 +96,18 @@ def _measure_plain(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) 
 
 
 def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> StepProfile:
-    def block(n: int) -> int:
-        kept = jax.eval_shape(functools.partial(_residuals, step, n), operands, carry, _of_length(n, xs))
-        return nbytes(kept) + narrowing_bytes(kept)
+    def kept(n: int) -> Arrays:
+        return jax.eval_shape(functools.partial(_residuals, step, n), operands, carry, _of_length(n, xs))
 
-    short, long = block(_SHORT), block(_LONG)
+    short, long = kept(_SHORT), kept(_LONG)
     params = [leaf for leaf in operands if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     stepwise = len(step.jaxpr.jaxpr.outvars) + len(xs)
-    residual_bytes = max((long - short) // (_LONG - _SHORT), 0)
+    by_length = [leaf for leaf, other in zip(short, long, strict=True) if leaf.shape != other.shape]
+    residual_bytes = (nbytes(by_length) + narrowing_bytes(by_length)) // _SHORT
     # The backward of one step works on cotangents of its residuals and of both its carries, whatever is kept.
     working_bytes = residual_bytes + 2 * nbytes(carry) + _COUNTERS_BYTES
-    fixed_bytes = max(short - _SHORT * residual_bytes, 0) + working_bytes
+    once = [leaf for leaf, other in zip(short, long, strict=True) if leaf.shape == other.shape]
+    fixed_bytes = nbytes(once) + narrowing_bytes(once) + working_bytes
     return StepProfile(
         carry_bytes=nbytes(carry) + narrowing_bytes(carry),
         residual_bytes=residual_bytes,

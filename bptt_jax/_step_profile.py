@@ -73,8 +73,8 @@ class StepProfile:
       product_bytes: the results of these products, before they are added to the gradients.
       block_steps: the length of the longest block; longer `Steps` are run as several.
       block_peaks: lengths of blocks, ascending, with the bytes that XLA reports for a loop over such blocks without
-        their carries. They take the place of block_bytes, left_bytes and product_bytes; in between they are
-        interpolated, since bytes are convex in the length, a maximum over moments. Empty: not measured.
+        their carries, on accelerators with room for what other blocks take. They take the place of block_bytes,
+        left_bytes and product_bytes, and are interpolated. Empty: not measured.
       loop_bytes: what each loop of a plan but one takes beside its children, whatever these are: counters, and tables
         of the arrays that it hands on.
       copied_bytes: what is there for each step of the scan from first to last, whatever the plan: copies of xs and ys.

@@ -44,7 +44,8 @@ class BudgetError(ValueError):
     Attributes:
       budget_bytes: what was asked, in bytes.
       smallest_bytes: the smallest budget, in bytes, for which a plan exists.
-      shares: what the smallest budget is made of, from names to bytes; they need not add up to it.
+      shares: what the smallest budget is made of, from names to bytes, which add up to it; empty
+        where the planner does not tell.
 
     >>> from bptt_jax import StepProfile, make_plan
     >>> try:

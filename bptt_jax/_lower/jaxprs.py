@@ -205,9 +205,13 @@ def is_float(atom: Any) -> bool:
     return bool(jax.numpy.issubdtype(dtype, jax.numpy.inexact))
 
 
-def is_of_16_bits(leaf: Any) -> bool:
-    """Whether an array or a type is of bfloat16 or float16."""
-    return is_float(leaf) and leaf.dtype.itemsize == 2
+def uses_16_bits(jaxpr: Any) -> bool:
+    """Whether an equation of a jaxpr, at any depth, takes or gives bfloat16 or float16."""
+    return any(
+        any(is_float(v) and v.aval.dtype.itemsize == 2 for v in (*eqn.invars, *eqn.outvars))
+        or any(map(uses_16_bits, inner_jaxprs(eqn)))
+        for eqn in jaxpr.eqns
+    )
 
 
 def bytes_of(atoms: Iterable[Any]) -> int:

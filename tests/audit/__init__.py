@@ -119,6 +119,17 @@ def _wide() -> Problem:
     return Problem(step, weights, _shape(16, 32), _shape(16, 32))
 
 
+def _mixed() -> Problem:
+    """A GRU that computes in bfloat16, with weights, carry and inputs in float32."""
+    cell = _cell(nn.GRUCell(64, dtype=jnp.bfloat16), 8, 32)
+
+    def step(params: Any, carry: Any, x: Any) -> Any:
+        after, y = cell.step(params, carry, x)
+        return after.astype(carry.dtype), y
+
+    return dataclasses.replace(cell, step=step)
+
+
 KINDS: dict[str, Callable[[], Problem]] = {
     "lstm": lambda: _cell(nn.LSTMCell(128), 16, 128),
     "gru": lambda: _cell(nn.GRUCell(96), 8, 64),
@@ -130,6 +141,7 @@ KINDS: dict[str, Callable[[], Problem]] = {
     "wide": _wide,
     "tiny": _tiny,
     "bfloat16": lambda: _cell(nn.LSTMCell(64), 8, 32).of_type(jnp.bfloat16),
+    "mixed": _mixed,
 }
 
 

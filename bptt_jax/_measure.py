@@ -97,7 +97,8 @@ def _measure_plain(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) 
 
 def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> StepProfile:
     def kept(n: int) -> Arrays:
-        return jax.eval_shape(functools.partial(_residuals, step, n), operands, carry, _of_length(n, xs))
+        types: Arrays = jax.eval_shape(functools.partial(_residuals, step, n), operands, carry, _of_length(n, xs))
+        return types
 
     short, long = kept(_SHORT), kept(_LONG)
     params = [leaf for leaf in operands if jnp.issubdtype(leaf.dtype, jnp.inexact)]

@@ -104,10 +104,10 @@ def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> Ste
     params = [leaf for leaf in operands if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     stepwise = len(step.jaxpr.jaxpr.outvars) + len(xs)
     by_length = [leaf for leaf, other in zip(short, long, strict=True) if leaf.shape != other.shape]
+    once = [leaf for leaf, other in zip(short, long, strict=True) if leaf.shape == other.shape]
     residual_bytes = (nbytes(by_length) + narrowing_bytes(by_length)) // _SHORT
     # The backward of one step works on cotangents of its residuals and of both its carries, whatever is kept.
     working_bytes = residual_bytes + 2 * nbytes(carry) + _COUNTERS_BYTES
-    once = [leaf for leaf, other in zip(short, long, strict=True) if leaf.shape == other.shape]
     fixed_bytes = nbytes(once) + narrowing_bytes(once) + working_bytes
     return StepProfile(
         carry_bytes=nbytes(carry) + narrowing_bytes(carry),

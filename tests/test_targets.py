@@ -41,3 +41,23 @@ def test_what_xla_reports_is_within_what_was_asked(target, kind, length, share):
     print(f"{kind}, {length} steps on {device}: asked {budget}, measured {report.measured_bytes}, {report.plan}")
     assert report.effort.programs > 0
     assert report.measured_bytes <= report.predicted_bytes <= budget
+
+
+@pytest.mark.parametrize("narrow", [jnp.float32, jnp.bfloat16])
+def test_short_blocks_in_deep_loops_are_within_the_smallest_budget(narrow):
+    """For an H100, whose parts of a step's products outweigh such a block where the batch is large."""
+    try:
+        device = targets.h100()
+    except targets.TargetMissingError as error:
+        pytest.skip(str(error))
+    weight = jnp.zeros((128, 128), jnp.float32)
+
+    def step(carry, x):
+        carry = jnp.tanh(carry.astype(narrow) @ weight.astype(narrow) + x.astype(narrow) @ weight.astype(narrow))
+        return carry.astype(jnp.float32), None
+
+    arguments = step, jnp.zeros((128, 128), jnp.float32), jnp.zeros((300, 128, 128), jnp.float32)
+    with pytest.raises(BudgetError) as info:
+        bptt_jax.explain(*arguments, budget=1, target=device)
+    report = bptt_jax.explain(*arguments, budget=info.value.smallest_bytes, target=device)
+    assert report.measured_bytes <= report.predicted_bytes <= report.budget_bytes

@@ -18,7 +18,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from bptt_jax._lower.block_sizes import block_sizes
-from bptt_jax._lower.jaxprs import explicit_sharding, narrowing_bytes, type_bytes, widened
+from bptt_jax._lower.jaxprs import (
+    explicit_sharding,
+    inline,
+    is_float,
+    narrowing_bytes,
+    needed,
+    type_bytes,
+    variables,
+    widened,
+)
 from bptt_jax._lower.nested import lower, with_unit_axes
 from bptt_jax._lower.roofline import platform
 from bptt_jax._lower.style import FASTEST, Style
@@ -116,7 +125,7 @@ def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> Ste
         y_bytes=_narrow_bytes(step.y),
         param_bytes=nbytes(params),
         fixed_bytes=fixed_bytes,
-        copied_bytes=nbytes(_widened(step)),
+        copied_bytes=nbytes(_widened(step)) + nbytes(_shared(step)),
         nest_copied_bytes=nbytes(with_unit_axes(step)),
         loop_bytes=3 * (_LOOP_BYTES + _BY_ARRAY * stepwise + _BY_PARAM * len(params)) // 2,
     )
@@ -125,6 +134,28 @@ def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> Ste
 def _widened(step: FlatStep) -> Arrays:
     """The leaves of x and y of which XLA keeps the whole in another type."""
     return [leaf for leaf in (*step.x, *step.y) if widened(leaf)]
+
+
+def _shared(step: FlatStep) -> Arrays:
+    """The types that both x and y have, of which XLA makes zeros for two loops in an array of its own.
+
+    Results are written into them. Where the backward loop waits for carries of the forward one, one of the two is
+    written into that array itself (CPU, JAX 0.10).
+    """
+    in_x = {(leaf.shape, leaf.dtype) for leaf in step.x if is_float(leaf)}
+    found = {(leaf.shape, leaf.dtype): leaf for leaf in step.y if (leaf.shape, leaf.dtype) in in_x}
+    return list(found.values()) if found and not _backward_reads_carry(step) else []
+
+
+def _backward_reads_carry(step: FlatStep) -> bool:
+    def residuals(*leaves: Any) -> Arrays:
+        operands, carry = leaves[: step.n_operands], leaves[step.n_operands :]
+        _, vjp = jax.vjp(step, operands, carry[: step.n_carry], carry[step.n_carry :])
+        return jax.tree.leaves(vjp)
+
+    flat = inline(jax.make_jaxpr(residuals)(*step.jaxpr.in_avals)).jaxpr
+    read = {v for eqn in needed(flat.eqns, flat.outvars) for v in variables(eqn.invars)} | {*variables(flat.outvars)}
+    return any(v in read for v in flat.invars[step.n_operands :][: step.n_carry])
 
 
 def _narrow_bytes(leaves: Arrays) -> int:

@@ -196,6 +196,40 @@ def test_bfloat16_inside_a_step_is_counted_where_xla_rounds_it():
     assert report.measured_bytes <= report.predicted_bytes
 
 
+@pytest.mark.parametrize("share", [1, 1.5])
+def test_gradients_and_outputs_of_one_type_are_within_the_budget_where_loops_do_not_wait(share):
+    """Of steps that are linear in the carry the backward loop needs nothing of the forward one."""
+    weight = jnp.ones((16, 16), jnp.float32)
+
+    def linear(carry, x):
+        carry = 0.5 * carry + jnp.tanh(x @ weight)
+        return carry, carry
+
+    arguments = linear, jnp.zeros((4, 16), jnp.float32), jnp.zeros((600, 4, 16), jnp.float32)
+    with pytest.raises(BudgetError) as info:
+        bptt_jax.explain(*arguments, budget=1, differentiation="any")
+    budget = int(share * info.value.smallest_bytes)
+    report = bptt_jax.explain(*arguments, budget=budget, differentiation="any")
+    assert report.measured_bytes <= report.predicted_bytes <= budget
+
+
+@pytest.mark.parametrize("share", [1, 1.2, 1.5])
+def test_steps_of_a_few_bytes_are_within_the_budget(share):
+    """Each array takes whole lines of 64 bytes."""
+    weights, table = jnp.ones((2, 7, 7), jnp.float32), jnp.ones((11, 7), jnp.float32)
+
+    def small(carry, x):
+        inner = jax.lax.scan(lambda a, _: (jnp.sin(a), None), carry @ weights[0] + table[x] @ weights[1], length=3)[0]
+        return jnp.tanh(inner), (inner[:, :1], jnp.concatenate([inner, inner], -1))
+
+    arguments = small, jnp.zeros((1, 7), jnp.float32), jnp.zeros((257, 1), jnp.int32)
+    with pytest.raises(BudgetError) as info:
+        bptt_jax.explain(*arguments, budget=1)
+    budget = int(share * info.value.smallest_bytes)
+    report = bptt_jax.explain(*arguments, budget=budget)
+    assert report.measured_bytes <= report.predicted_bytes <= budget
+
+
 def test_arrays_with_axes_of_length_1_are_within_the_budget():
     """XLA copies some of them whole, which took several times such budgets."""
     for measured, predicted, asked in as_users_do(__name__, "with_axes_of_length_1"):

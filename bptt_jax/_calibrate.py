@@ -169,7 +169,7 @@ def _compiled(traced: TracedScan, lowering: Lowering, style: Style, target: Any)
 
 
 def _aligned(profile: StepProfile, step: FlatStep) -> StepProfile:
-    """With room for arrays, and their cotangents, that do not fill a line of memory in all blocks as in those measured."""
+    """With room for arrays, and cotangents, that do not fill a line of memory in all blocks as in those measured."""
     line = 64 if platform() == "cpu" else 256
     lines = 2 * sum(type_bytes(leaf) % line > 0 for leaf in (*step.jaxpr.in_avals, *step.jaxpr.out_avals))
     return dataclasses.replace(profile, fixed_bytes=profile.fixed_bytes + line * lines)

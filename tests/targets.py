@@ -11,9 +11,11 @@ python -m pip install --no-deps jax-cuda13-plugin==0.10.2 jax-cuda13-pjrt==0.10.
 import functools
 import importlib.util
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import pytest
 from jax.experimental import topologies
 
 # The public figures of an H100 SXM, as XLA's GpuTargetConfigProto in text form.
@@ -47,6 +49,14 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 class TargetMissingError(RuntimeError):
     """The plugins that compile for a device are not installed."""
+
+
+def or_skip(target: Callable[[], Any]) -> Any:
+    """What `target` returns, or the end of the test, with the reason, where its plugins are not installed."""
+    try:
+        return target()
+    except TargetMissingError as error:
+        pytest.skip(str(error))
 
 
 @functools.cache

@@ -24,10 +24,7 @@ def strict_jax():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", [targets.h100, targets.v5e], ids=lambda target: target.__name__)
 def test_what_xla_reports_is_within_what_was_asked(target, kind, length, share):
-    try:
-        device = target()
-    except targets.TargetMissingError as error:
-        pytest.skip(str(error))
+    device = targets.or_skip(target)
     problem = KINDS[kind]()
     params, init = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)), (problem.params, problem.init)
@@ -46,10 +43,7 @@ def test_what_xla_reports_is_within_what_was_asked(target, kind, length, share):
 @pytest.mark.parametrize("narrow", [jnp.float32, jnp.bfloat16])
 def test_short_blocks_in_deep_loops_are_within_the_smallest_budget(narrow):
     """For an H100, whose parts of a step's products outweigh such a block where the batch is large."""
-    try:
-        device = targets.h100()
-    except targets.TargetMissingError as error:
-        pytest.skip(str(error))
+    device = targets.or_skip(targets.h100)
     weight = jnp.zeros((128, 128), jnp.float32)
 
     def step(carry, x):

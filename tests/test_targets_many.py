@@ -79,10 +79,7 @@ CASES = (("explicit", "batch"), ("shard_map", "batch"), ("automatic", "batch"), 
 
 @pytest.mark.parametrize(("mode", "layout"), [*CASES, ("automatic", "hidden")])
 def test_on_256_chips(request, mode, layout):
-    try:
-        ours, theirs = (compiled(mode, layout, is_ours) for is_ours in (True, False))
-    except targets.TargetMissingError as error:
-        pytest.skip(str(error))
+    ours, theirs = targets.or_skip(lambda: [compiled(mode, layout, is_ours) for is_ours in (True, False)])
     sizes = [program.memory_analysis().temp_size_in_bytes for program in (ours, theirs)]
     found, expected = (collectives(program.as_text()) for program in (ours, theirs))
     print(f"{mode}, {layout}: {sizes[0]:,} bytes of a chip, flax.linen.RNN {sizes[1]:,}")

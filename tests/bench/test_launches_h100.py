@@ -12,7 +12,7 @@ from jax import lax
 from bptt_jax._bench.cells import CELLS
 from bptt_jax._bench.peers import Scan, gradient, ours
 from tests.launches import launches
-from tests.targets import TargetMissingError, h100
+from tests.targets import h100, or_skip
 
 LENGTH = 1000
 MIB = 2**20
@@ -26,10 +26,7 @@ def strict_jax():
 @functools.cache
 def measured(scan: Scan) -> tuple[int, int]:
     """The launches and temporary bytes of the gradient of a plain LSTM (16, 256) on an H100."""
-    try:
-        sharding = jax.sharding.SingleDeviceSharding(h100())
-    except TargetMissingError as error:
-        pytest.skip(str(error))
+    sharding = jax.sharding.SingleDeviceSharding(or_skip(h100))
     problem = CELLS["lstm"](16, 256)
     arguments = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -29,7 +29,7 @@ from bptt_jax._lower.jaxprs import explicit_sharding, type_bytes, uses_16_bits
 from bptt_jax._lower.nested import Run
 from bptt_jax._lower.roofline import platform
 from bptt_jax._lower.style import FASTEST, Style
-from bptt_jax._measure import check_differentiation, lowering_of, measure, nbytes
+from bptt_jax._measure import check_differentiation, lowering_of, measure, nbytes, told_apart_by
 from bptt_jax._plan import Plan, Remat, Repeat, Steps
 from bptt_jax._plan import length as length_of
 from bptt_jax._step import FlatStep, Step, TracedScan, trace
@@ -120,7 +120,7 @@ def calibrated(traced: TracedScan, lowering: Lowering, style: Style, target: Any
       target: the device to compile for; None for the default backend.
     """
     key = (
-        str(traced.step.jaxpr),
+        told_apart_by(traced.step),
         tuple(str(explicit_sharding(leaf)) for leaf in (*traced.operands, *traced.carry, *traced.xs)),
         traced.step.moving,
         traced.step.n_x,
@@ -257,7 +257,7 @@ def _padded(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -
     for plan, kept in ((Steps(_MANY), profile.residual_bytes), (Repeat(_MANY, Remat(Steps(1))), profile.carry_bytes)):
         size = temporaries_of_vjp(lower(plan, traced.step, lowering, style), traced, _MANY, target)
         factor = max(factor, -(-size // max(_MANY * kept, 1)))
-    by_step = ("block_bytes", "stacked_bytes", "advance_bytes", "left_bytes", "reread_bytes")
+    by_step = ("block_bytes", "stacked_bytes", "advance_bytes", "left_bytes", "reread_bytes", "reread_ct_bytes")
     sizes = ("carry_bytes", "residual_bytes", "x_bytes", "y_bytes", "fixed_bytes", *by_step)
     factor += factor > 1  # what is worked on may be padded more than what is kept
     larger = {name: factor * getattr(profile, name) for name in sizes}

@@ -142,10 +142,7 @@ def _node_cost(node: Plan, children: Sequence[_NodeCost], profile: StepProfile) 
             if profile.lowering == "nested":
                 beside = child_bytes(length(child), profile)
             else:
-                # Blocks in a row: a copy of what one keeps, from which its loop reads, and another of the operands of
-                # the products at its end, where the loop reads these as well.
-                again = child.n * profile.reread_bytes if isinstance(child, Steps) else 0
-                beside = 0 if isinstance(child, Remat) or k == 1 else c.kept + again
+                beside = 0 if isinstance(child, Remat) or k == 1 else c.kept + _again_bytes(child, profile)
             peak = (k - 1) * c.kept + c.peak + beside
             return _NodeCost(k * c.kept, peak, c.leaves, c.loops + 1)
         case Chain((_,)):
@@ -153,6 +150,17 @@ def _node_cost(node: Plan, children: Sequence[_NodeCost], profile: StepProfile) 
         case Chain():
             return _chain_cost(node, children, profile)
     raise TypeError(f"not a plan node: {node!r}")
+
+
+def _again_bytes(child: Plan, profile: StepProfile) -> int:
+    """Of blocks in a row, beside a copy of what one keeps, which its loop reads: what products at its end read as well.
+
+    Cotangents of ys, which no block keeps, are there once more while the products run, which leave room for them in
+    long blocks: there the loop takes more.
+    """
+    if not isinstance(child, Steps):
+        return 0
+    return child.n * profile.reread_bytes + min(child.n * profile.reread_ct_bytes, profile.product_bytes)
 
 
 # How much of a block's residuals the products at its end find still in place: fitted to XLA (CPU), which frees them

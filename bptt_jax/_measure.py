@@ -16,10 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend import core
 
 from bptt_jax._lower.block_sizes import block_sizes
 from bptt_jax._lower.jaxprs import (
     explicit_sharding,
+    has_own_gradient,
     inline,
     is_float,
     narrowing_bytes,
@@ -30,6 +32,7 @@ from bptt_jax._lower.jaxprs import (
 )
 from bptt_jax._lower.nested import lower, with_unit_axes
 from bptt_jax._lower.roofline import platform
+from bptt_jax._lower.step_vjp import floats, with_floats
 from bptt_jax._lower.style import FASTEST, Style
 from bptt_jax._lower.sweep import can_sweep
 from bptt_jax._plan import Steps
@@ -86,6 +89,7 @@ def _of_sweep(step: FlatStep, plain: StepProfile, style: Style) -> StepProfile:
         advance_bytes=sizes.advance_bytes,
         left_bytes=sizes.left_bytes,
         reread_bytes=sizes.reread_bytes,
+        reread_ct_bytes=sizes.reread_ct_bytes,
         product_bytes=sizes.product_bytes,
         block_steps=sizes.most_steps,
         loop_bytes=2 * plain.loop_bytes // 3,
@@ -156,6 +160,29 @@ def _backward_reads_carry(step: FlatStep) -> bool:
     flat = inline(jax.make_jaxpr(residuals)(*step.jaxpr.in_avals)).jaxpr
     read = {v for eqn in needed(flat.eqns, flat.outvars) for v in variables(eqn.invars)} | {*variables(flat.outvars)}
     return any(v in read for v in flat.invars[step.n_operands :][: step.n_carry])
+
+
+def told_apart_by(step: FlatStep) -> Any:
+    """Equal for steps that are compiled to equal programs.
+
+    Rules of the user's own are printed by their names, and closures have the same one; so the equations of their
+    gradient are added.
+    """
+    text = str(step.jaxpr)
+    if not has_own_gradient(step.jaxpr.jaxpr):
+        return text
+
+    def gradient(*leaves: Any) -> Any:
+        def run(given: Arrays) -> Arrays:
+            return floats(core.jaxpr_as_fun(step.jaxpr)(*with_floats(leaves, given)))
+
+        outs, vjp = jax.vjp(run, floats(leaves))
+        return vjp(outs)
+
+    try:
+        return text, str(jax.make_jaxpr(gradient)(*step.jaxpr.in_avals))
+    except (TypeError, ValueError, NotImplementedError):  # there is no reverse-mode derivative
+        return step
 
 
 def _narrow_bytes(leaves: Arrays) -> int:

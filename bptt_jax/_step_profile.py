@@ -70,6 +70,8 @@ class StepProfile:
       advance_bytes: what a block holds for each of its steps while they are only advanced.
       left_bytes: of residual_bytes, what a block holds until its end, for the products over all of its steps.
       reread_bytes: of left_bytes, what the steps' backward reads as well: of blocks in a row it is there once more.
+      reread_ct_bytes: cotangents of ys that these products read, and the steps' backward as well: likewise, as long as
+        the products outweigh them.
       product_bytes: the results of these products, before they are added to the gradients.
       block_steps: the length of the longest block; longer `Steps` are run as several.
       block_peaks: lengths of blocks, ascending, with the bytes that XLA reports for a loop over such blocks without
@@ -96,6 +98,7 @@ class StepProfile:
     advance_bytes: int = 0
     left_bytes: int = 0
     reread_bytes: int = 0
+    reread_ct_bytes: int = 0
     product_bytes: int = 0
     block_steps: int = 1
     block_peaks: tuple[tuple[int, int], ...] = ()
@@ -140,7 +143,7 @@ class StepProfile:
     def store_all_bytes(self, length: int) -> int:
         """Temporary bytes of `jax.lax.scan`'s own vjp over (params, init, xs): every step's residuals are kept.
 
-        Without `plain` it equals `cost(Steps(length), self).peak_bytes`, since that plan is `jax.lax.scan`.
+        Without `plain` and margin it equals `cost(Steps(length), self).peak_bytes`, as that plan is `jax.lax.scan`.
         """
         if self.plain is not None:
             return self.plain.store_all_bytes(length)

@@ -27,7 +27,6 @@ CASES += [
     (Case("stacked", 100, "any", "all", True), SMALLEST),
     (Case("convlstm", 1000, "any", "weights", True), MIDDLE),
     (Case("waves", 997, "any", "all", False), SMALLEST),
-    (Case("bfloat16", 100, "any", "all", True), MIDDLE),
     (Case("mixed", 100, "any", "all", True), MIDDLE),
 ]
 
@@ -54,7 +53,6 @@ def test_what_xla_reports_is_within_what_was_asked(case, share):
     [
         ("waves", jnp.bfloat16, "reverse"),
         ("waves", jnp.bfloat16, "any"),
-        ("lstm", jnp.float16, "reverse"),
         ("lstm", jnp.float16, "any"),
     ],
 )
@@ -194,6 +192,35 @@ def test_bfloat16_inside_a_step_is_counted_where_xla_rounds_it():
     arguments = step, jnp.zeros((16, 64), jnp.float32), jnp.zeros((300, 16, 64), jnp.float32)
     report = bptt_jax.explain(*arguments, plan=Steps(300), differentiation="any")
     assert report.measured_bytes <= report.predicted_bytes
+
+
+@pytest.mark.parametrize("budget", [1_270_000, 2_000_000, 2_126_534, 2_200_000, 2_450_000])
+def test_outputs_wider_than_the_carry_are_within_the_budget(budget):
+    """Of kept blocks in a row, the products at the end read cotangents of the outputs as the loops do."""
+    weights = jnp.ones((64, 1024), jnp.float32)
+
+    def step(carry, x):
+        carry = jnp.tanh(carry + x)
+        return carry, carry @ weights
+
+    report = bptt_jax.explain(
+        step, jnp.zeros((8, 64), jnp.float32), jnp.zeros((100, 8, 64), jnp.float32), budget=budget
+    )
+    assert report.measured_bytes <= report.predicted_bytes <= budget
+
+
+@pytest.mark.parametrize("budget", [4_300_000, 5_000_000, 5_300_000, 6_000_000])
+def test_what_just_fits_by_the_estimate_is_measured(budget):
+    """A weight that is used in both directions takes more than its sizes say."""
+    weight = jnp.ones((512, 512), jnp.float32)
+
+    def step(carry, x):
+        carry = jnp.tanh(carry @ weight + x @ weight.T)
+        return carry, carry
+
+    arguments = step, jnp.zeros((2, 512), jnp.float32), jnp.zeros((150, 2, 512), jnp.float32)
+    report = bptt_jax.explain(*arguments, budget=budget, differentiation="any")
+    assert report.measured_bytes <= report.predicted_bytes <= budget
 
 
 @pytest.mark.parametrize("share", [1, 1.5])

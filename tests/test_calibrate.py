@@ -71,6 +71,38 @@ def test_on_accelerators_blocks_have_room_for_parts_of_products_of_16_bits(produ
     assert _calibrate._with_parts(peaks, product_bytes) == with_parts
 
 
+def with_rule(kept):
+    """A step whose rule keeps so many arrays; JAX prints all of them alike."""
+
+    @jax.custom_vjp
+    def function(carry):
+        return jnp.tanh(carry)
+
+    def forward(carry):
+        return jnp.tanh(carry), [jnp.sin(carry * i) for i in range(kept)]
+
+    function.defvjp(forward, lambda saved, ct: (ct * sum(saved),))
+    return lambda carry, x: (function(carry) + x, None)
+
+
+def test_steps_with_other_rules_are_measured_apart(monkeypatch):
+    monkeypatch.setattr(_calibrate, "_known", {})
+    arguments = jnp.ones((8, 64), jnp.float32), jnp.ones((300, 8, 64), jnp.float32)
+    few, many, again = (bptt_jax.explain(with_rule(kept), *arguments, budget=600_000) for kept in (1, 20, 1))
+    assert many.measured_bytes <= many.predicted_bytes <= 600_000
+    assert many.plan != few.plan == again.plan
+    assert few.effort.programs == many.effort.programs == len(_calibrate._known) - 1 == 1
+
+
+def test_gradients_are_charged_an_array_of_their_own_only_where_loops_do_not_wait():
+    def copied_bytes(step):
+        return bptt_jax.profile(step, *2 * [jnp.ones(64, jnp.float32)], differentiation="any").copied_bytes
+
+    assert copied_bytes(lambda carry, x: (0.5 * carry + x, x)) == 256
+    assert copied_bytes(lambda carry, x: (jnp.tanh(carry + x), x)) == 0
+    assert copied_bytes(lambda carry, x: (0.5 * carry + x, x[:32])) == 0
+
+
 @pytest.mark.parametrize(("differentiation", "margin"), [("reverse", 0.05), ("any", 0.08)])
 def test_without_calibration_nothing_is_compiled_and_the_margin_is_larger(monkeypatch, differentiation, margin):
     monkeypatch.setattr(_calibrate, "temporaries_of_vjp", None)

@@ -1,5 +1,6 @@
 """The pure layer: plans, costs, pictures, budgets, and the planner."""
 
+import dataclasses
 import math
 
 import pytest
@@ -44,6 +45,8 @@ def test_plans_are_graphs_and_may_be_deep():
 def test_cost_by_hand():
     profile = StepProfile(carry_bytes=10, residual_bytes=100, x_bytes=1, y_bytes=2, param_bytes=1000, fixed_bytes=5)
     assert cost(Steps(7), profile).peak_bytes == 7 * 100 + 1000 + 5 == profile.store_all_bytes(7)
+    copying = dataclasses.replace(profile, copied_bytes=10, nest_copied_bytes=1)
+    assert cost(Steps(7), copying).peak_bytes == 7 * 110 + 1000 + 5 == copying.store_all_bytes(7)
     loop = cost(Repeat(4, Remat(Steps(5))), profile)
     slices = 5 * (2 * 1 + 2) + 1000
     assert loop.peak_bytes == 4 * 10 + 5 * 100 + slices + 1000 + 5

@@ -28,6 +28,7 @@ class BlockSizes:
       advance_bytes: what is held for each step of a block that is only advanced.
       left_bytes: of saved_bytes, the operands of the products at the end of a block.
       reread_bytes: of left_bytes, what the loop over a block's steps reads as well.
+      reread_ct_bytes: the cotangents of ys that both read, the products as they are.
       product_bytes: the results of these products.
       fixed_bytes: what is held however long the blocks are.
     """
@@ -38,6 +39,7 @@ class BlockSizes:
     advance_bytes: int
     left_bytes: int
     reread_bytes: int
+    reread_ct_bytes: int
     product_bytes: int
     fixed_bytes: int
 
@@ -72,6 +74,7 @@ def block_sizes(step: FlatStep, style: Style) -> BlockSizes:
         advance_bytes=forward,
         left_bytes=left,
         reread_bytes=bytes_of(lefts & _read_in_loop(vjp)),
+        reread_ct_bytes=bytes_of({*vjp.pull.ct_y} & {ct for ct in vjp.pull.ct_taps if ct is not None}),
         product_bytes=products,
         fixed_bytes=bytes_of(derived) + sums,
     )

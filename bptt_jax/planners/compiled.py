@@ -69,13 +69,13 @@ def make_plan(profile: StepProfile, length: int, budget: int | str | None = None
         return everything
     found = sweep.fastest if profile.lowering == "sweep" else _fastest
     # Planners search without the margin and what is there in any case, in what these leave of the budget.
-    exact = dataclasses.replace(profile, margin=0.0, copied_bytes=0, nest_copied_bytes=0)
+    bare = dataclasses.replace(profile, margin=0.0, copied_bytes=0, nest_copied_bytes=0)
     copies = length * (profile.copied_bytes + profile.nest_copied_bytes)
-    plan = found(exact, length, profile.within_margin(budget_bytes) - copies)
+    plan = found(bare, length, profile.within_margin(budget_bytes) - copies)
     if profile.nest_copied_bytes and length > 1:
         plan = _or_single_steps(plan, profile, length, budget_bytes)
     if plan is None:
-        smallest = profile.with_margin(smallest_bytes(exact, length) + copies)
+        smallest = profile.with_margin(smallest_bytes(bare, length) + copies)
         if profile.nest_copied_bytes and length > 1 and _single_steps(length, profile).peak_bytes < smallest:
             smallest, copies = _single_steps(length, profile).peak_bytes, length * profile.copied_bytes
         raise BudgetError(length, budget, budget_bytes, smallest, shares(profile, copies, smallest))
@@ -95,7 +95,7 @@ def _or_single_steps(plan: Plan | None, profile: StepProfile, length: int, budge
 
 
 def smallest_bytes(profile: StepProfile, length: int) -> int:
-    """The smallest budget, in bytes, for which `make_plan` finds a plan of `length` steps.
+    """The smallest budget, in bytes, for which `make_plan` finds a plan of `length` steps, without `nest_copied_bytes`.
 
     >>> smallest_bytes(StepProfile(carry_bytes=1, residual_bytes=4), 1000)
     21

@@ -130,6 +130,17 @@ def _mixed() -> Problem:
     return dataclasses.replace(cell, step=step)
 
 
+def _readout() -> Problem:
+    """A GRU with logits in the step, which are wider than the carry."""
+    cell = _cell(nn.GRUCell(32), 8, 32)
+
+    def step(params: Any, carry: Any, x: Any) -> Any:
+        carry, y = cell.step(params[0], carry, x)
+        return carry, y @ params[1]
+
+    return dataclasses.replace(cell, step=step, params=(cell.params, _shape(32, 512)))
+
+
 KINDS: dict[str, Callable[[], Problem]] = {
     "lstm": lambda: _cell(nn.LSTMCell(128), 16, 128),
     "gru": lambda: _cell(nn.GRUCell(96), 8, 64),
@@ -142,6 +153,7 @@ KINDS: dict[str, Callable[[], Problem]] = {
     "tiny": _tiny,
     "bfloat16": lambda: _cell(nn.LSTMCell(64), 8, 32).of_type(jnp.bfloat16),
     "mixed": _mixed,
+    "readout": _readout,
 }
 
 

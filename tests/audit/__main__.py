@@ -1,6 +1,6 @@
 """The audit as a command: a Markdown table by kind of step, every finding as JSON, and a picture.
 
-python -m tests.audit                 # the whole grid, some 4,000 programs: an hour on two cores
+python -m tests.audit                 # the whole grid, some 4,400 programs: an hour on two cores
 python -m tests.audit --kinds lstm --lengths 100 --json audit.json --plot audit.png
 """
 

@@ -129,3 +129,24 @@ def test_a_scalar_added_to_an_array(mix):
     for budget in (None, "60%"):
         found = loss_with(functools.partial(bptt_jax.scan, budget=budget))(w, scalar)
         comparison.assert_same(found, expected, tolerance=1e-12)
+
+
+def test_nothing_is_planned_for_gradients_that_there_are_not():
+    """Of a matrix that the step makes, of a stopped or a rounded weight: nothing is deferred, held or summed."""
+    w, init = normal(0, 64, 64, dtype=jnp.float32), jnp.zeros((32, 64), jnp.float32)
+    xs = jax.ShapeDtypeStruct((500, 32, 64), jnp.float32)
+    matrices = {
+        "made": lambda: 0.5 * jnp.eye(64, dtype=jnp.float32) + jnp.tri(64, dtype=jnp.float32),
+        "stopped": lambda: lax.stop_gradient(w),
+        "rounded": lambda: jnp.round(w),
+    }
+    for name, matrix in matrices.items():
+
+        def step(c, x, matrix=matrix):
+            c = jnp.tanh(c @ matrix() + x + matrix()[:32])
+            return c, c
+
+        report = bptt_jax.explain(step, init, xs, budget="50%")
+        assert report.block.deferred == report.block.in_loop == (), name
+        assert report.profile.product_bytes == 0, name
+        assert report.measured_bytes >= 0.85 * report.budget_bytes, name

@@ -39,8 +39,13 @@ class Block:
         self._scan = functools.partial(lax.scan, reverse=reverse, unroll=unroll)
         self._scan_back = functools.partial(lax.scan, reverse=not reverse, unroll=unroll)
 
+    @property
+    def differentiable(self) -> list[int]:
+        """The positions of what has a gradient among what `hold` returns."""
+        return [i for i, v in enumerate(self.parts.held) if v in self.parts.differentiable]
+
     def hold(self, operands: Arrays) -> Arrays:
-        """What is differentiated by blocks: the operands, or where more is done to them than moving, the constants."""
+        """The values of `SplitStep.held`."""
         return list(operands) if self.parts.moves_only else self.parts.derive(operands)
 
     def constants(self, held: Arrays) -> Arrays:

@@ -58,7 +58,7 @@ def block_sizes(step: FlatStep, style: Style) -> BlockSizes:
     stacked = bytes_of(vjp.pull.stacked)
     backward = stacked + bytes_of(x) + bytes_of(floats(x)) + bytes_of(floats(y))
     derived = parts.constants[parts.n_operands :]
-    sums = 0 if parts.moves_only else bytes_of(floats(derived))
+    sums = 0 if parts.moves_only else bytes_of(parts.differentiable.intersection(derived))
     lefts = {v for v in vjp.lefts if v in vjp.saved}
     left = bytes_of(lefts)
     tapped = variables(parts.constants[tap.const] for tap in vjp.taps)

@@ -37,6 +37,7 @@ CHEAP = frozenset({
     "le", "lt", "max", "min", "mul", "ne", "neg", "not", "or", "reshape", "select_n", "sign", "slice", "split",
     "square", "squeeze", "stop_gradient", "sub", "xor",
 })  # fmt: skip
+NO_GRADIENT = frozenset(["stop_gradient", "floor", "ceil", "round", "sign", "nextafter"])
 # Other bits under vmap than in a loop, for keys of the "rbg" kind.
 _RANDOM = ("random", "rng", "threefry")
 
@@ -136,6 +137,18 @@ def needed(eqns: Sequence[Any], outputs: Iterable[Any], given: Iterable[Any] = (
             kept.append(eqn)
             wanted.update(v for v in variables(eqn.invars) if v not in known)
     return kept[::-1]
+
+
+def with_gradient(eqns: Iterable[Any], inputs: Iterable[Any]) -> frozenset[Any]:
+    """The differentiable ones of the inputs, and of what equations make of them, that a gradient goes back from.
+
+    A matrix that the step makes itself has none, nor has what comes out of a stop_gradient.
+    """
+    found = {v for v in inputs if is_float(v)}
+    for eqn in eqns:
+        if eqn.primitive.name not in NO_GRADIENT and any(v in found for v in variables(eqn.invars)):
+            found.update(v for v in eqn.outvars if is_float(v))
+    return frozenset(found)
 
 
 def has_inner_jaxpr(eqn: Any) -> bool:

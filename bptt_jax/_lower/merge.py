@@ -24,7 +24,7 @@ from jax.extend import core
 from jax.extend.core import primitives
 from jax.sharding import AxisType
 
-from bptt_jax._lower.jaxprs import apply, bind, evaluate, explicit_sharding, is_float, read, variables
+from bptt_jax._lower.jaxprs import NO_GRADIENT, apply, bind, evaluate, explicit_sharding, is_float, read, variables
 from bptt_jax._lower.roofline import merging_pays
 
 
@@ -70,9 +70,6 @@ def invariant_variables(jaxpr: Any, n_operands: int) -> set[Any]:
     return found
 
 
-_NO_GRADIENT = frozenset(["stop_gradient", "floor", "ceil", "round", "sign", "nextafter"])
-
-
 def _differentiable(jaxpr: Any) -> set[Any]:
     """The variables through which a gradient comes back.
 
@@ -81,7 +78,7 @@ def _differentiable(jaxpr: Any) -> set[Any]:
     """
     found = {v for v in variables(jaxpr.outvars) if is_float(v)}
     for eqn in reversed(jaxpr.eqns):
-        if eqn.primitive.name not in _NO_GRADIENT and any(v in found for v in eqn.outvars):
+        if eqn.primitive.name not in NO_GRADIENT and any(v in found for v in eqn.outvars):
             found.update(v for v in variables(eqn.invars) if is_float(v))
     return found
 

@@ -17,7 +17,7 @@ from jax.extend import core
 from jax.extend.core import primitives
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bptt_jax._lower.jaxprs import explicit_sharding, is_float, variables, zeros_like
+from bptt_jax._lower.jaxprs import explicit_sharding, variables, zeros_like
 from bptt_jax._lower.split import SplitStep
 from bptt_jax._lower.step_vjp import StepVjp, floats, with_floats
 from bptt_jax._lower.taps import SUMS
@@ -32,12 +32,12 @@ def partial_axes(parts: SplitStep, vjp: StepVjp) -> Axes:
     uses = _uses(parts, vjp)
     if not any(uses.values()):
         return {}
-    held = parts.constants[: parts.n_operands] if parts.moves_only else parts.constants
+    held = parts.held
     found: Axes = {}
     for group in _groups(parts) if parts.moves_only else [{v} for v in held]:
         axes = {uses[v] for v in group if v in uses}
         if len(axes) == 1 and (only := axes.pop()):
-            waiting = {i: only for i, v in enumerate(held) if v in group and is_float(v)}
+            waiting = {i: only for i, v in enumerate(held) if v in group & parts.differentiable}
             found |= waiting if _can_wait(parts, held, waiting) else {}
     return found
 

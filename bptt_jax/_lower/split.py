@@ -33,6 +33,7 @@ from bptt_jax._lower.jaxprs import (
     needed,
     read,
     variables,
+    with_gradient,
 )
 from bptt_jax._lower.merge import invariant_variables, merge
 from bptt_jax._lower.roofline import hoisting_pays, platform
@@ -49,6 +50,7 @@ class SplitStep:
       base: values of what it closes over.
       n_operands, n_carry: how its inputs divide.
       constants: its operands, and the variables derived from them that the other parts use.
+      differentiable: those of the constants that have a gradient.
       derived_eqns, feature_eqns, loop_eqns: the equations of each part.
       features: the variables that the loop takes from the features' part.
       taps: the products and sums with a constant in the loop.
@@ -59,6 +61,7 @@ class SplitStep:
     n_operands: int
     n_carry: int
     constants: tuple[Any, ...]
+    differentiable: frozenset[Any]
     derived_eqns: tuple[Any, ...]
     feature_eqns: tuple[Any, ...]
     loop_eqns: tuple[Any, ...]
@@ -71,10 +74,15 @@ class SplitStep:
         return all(eqn.primitive.name in MOVES for eqn in self.derived_eqns)
 
     @property
+    def held(self) -> Sequence[Any]:
+        """What is differentiated by blocks: the operands, or where more is done to them than moving, the constants."""
+        return self.constants[: self.n_operands] if self.moves_only else self.constants
+
+    @property
     def feature_constants(self) -> list[Any]:
         """The differentiable constants that features are made with."""
         used = set(variables(v for eqn in self.feature_eqns for v in eqn.invars))
-        return [v for v in self.constants if v in used and is_float(v)]
+        return [v for v in self.constants if v in used & self.differentiable]
 
     @property
     def carry(self) -> Sequence[Any]:
@@ -152,6 +160,7 @@ def _split(closed: Any, step: FlatStep) -> SplitStep:
     known = {*operands, *base}
     crossing, repeated = _crossing(derived_eqns, [v for v in used if v in invariant and v not in known], known)
     constants = [*operands, *crossing]
+    differentiable = with_gradient(derived_eqns, operands).intersection(constants)
     loop_eqns = needed([*repeated, *rest], jaxpr.outvars, {*constants, *base, *made})
     features = [v for v in variables([*(v for e in loop_eqns for v in e.invars), *jaxpr.outvars]) if v in made]
     return SplitStep(
@@ -160,11 +169,12 @@ def _split(closed: Any, step: FlatStep) -> SplitStep:
         n_operands=n_operands,
         n_carry=n_carry,
         constants=tuple(constants),
+        differentiable=differentiable,
         derived_eqns=tuple(needed(derived_eqns, crossing, known)),
         feature_eqns=tuple(needed([*repeated, *feature_eqns], features, {*constants, *base})),
         loop_eqns=tuple(loop_eqns),
         features=tuple(features),
-        taps=tuple(_taps(loop_eqns, constants)),
+        taps=tuple(_taps(loop_eqns, constants, differentiable)),
     )
 
 
@@ -220,13 +230,13 @@ def _pays_as_feature(eqn: Any, invariant: set[Any], x: set[Any]) -> bool:
     return hoisting_pays(bytes_of([weight]), bytes_of(eqn.outvars) + (0 if other in x else bytes_of([other])))
 
 
-def _taps(loop_eqns: Sequence[Any], constants: Sequence[Any]) -> list[Tap]:
+def _taps(loop_eqns: Sequence[Any], constants: Sequence[Any], differentiable: frozenset[Any]) -> list[Tap]:
     position = {v: i for i, v in enumerate(constants)}
     found = []
     for eqn in loop_eqns:
         if eqn.primitive not in PRODUCTS | SUMS or not is_float(eqn.outvars[0]):
             continue
         sides = [i for i, v in enumerate(eqn.invars) if not isinstance(v, core.Literal) and v in position]
-        if len(sides) == 1 and is_float(eqn.invars[sides[0]]):
+        if len(sides) == 1 and eqn.invars[sides[0]] in differentiable:
             found.append(Tap(eqn, sides[0], position[eqn.invars[sides[0]]]))
     return found

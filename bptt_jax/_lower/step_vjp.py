@@ -209,7 +209,7 @@ def _in_loop(parts: SplitStep, taps: Sequence[Tap]) -> list[int]:
     sides = {tap.eqn: tap.side for tap in taps}
     atoms = [v for e in parts.loop_eqns for side, v in enumerate(e.invars) if sides.get(e) != side]
     used = set(variables([*atoms, *parts.jaxpr.outvars]))
-    return [i for i, v in enumerate(parts.constants) if is_float(v) and v in used]
+    return [i for i, v in enumerate(parts.constants) if v in used & parts.differentiable]
 
 
 def _vjp_of_step(

@@ -160,6 +160,19 @@ def only_weights_in_an_inner_loop(params, h, x):
     return h, h
 
 
+@adversary(lambda: {"a": weight(), "b": draw(3, 3, 3, scale=0.5), "i": integers(4, 3, 3, 3)}, conservative=False)
+def without_a_gradient(params, h, x):
+    """Matrices and terms that the step makes, that are stopped, rounded or of integers; in a sum with one that is not.
+
+    Used in products of the carry and of x, beside products of the same operand with weights that have a gradient.
+    """
+    made, stopped = 0.5 * jnp.eye(3) + jnp.tri(3), lax.stop_gradient(jnp.sin(params["a"]))
+    rounded, counted = jnp.round(4 * params["b"]) / 4, params["i"] / 3
+    h = jnp.tanh(h @ made + h @ stopped + h @ params["a"] + h @ (made + params["b"]) + jnp.cos(jnp.arange(3.0)))
+    h = jnp.tanh(h + x @ rounded + x @ stopped + x @ params["a"] + h * counted[0] + rounded[1] + stopped[2])
+    return h, h @ counted + x * made[1]
+
+
 @adversary()
 def constants(w, h, x):
     """Of NumPy, and arrays that are made while the step is traced."""

@@ -5,6 +5,7 @@ It only reads arguments and prints; what it calls is `make_plan`, and `_bench` f
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -44,30 +45,35 @@ Examples:
 """
 
 
+_SIZES = "bytes such as 4096, 32KiB, 190kB or 1.5MiB"
+
+
 def size(text: str) -> int:
     """Bytes: 4096, 32KiB, 1.5MB, 0."""
-    if "%" in text or text == "auto":
-        raise click.BadParameter(f"{text!r} is not a size: use bytes such as 4096, 32KiB, 190kB or 1.5MiB.")
     try:
-        return 0 if re.fullmatch("0+", text) else budget_to_bytes(_number_or_text(text), 0) or 0
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not a size: {error}") from None
+        if re.fullmatch("0+", text):
+            return 0
+        if "%" not in text:
+            return budget_to_bytes(_number_or_text(text), 0) or 0
+    except ValueError:
+        pass
+    raise click.BadParameter(f"{text!r} is not a size: use {_SIZES}.")
 
 
-def budget_of(text: str) -> Budget:
+def budget_of(text: str, others: str = "5% or none") -> Budget:
     """A budget as everywhere: bytes, 64MiB, 5%, none."""
-    if text == "none":
+    if text.lower() == "none":
         return None
     try:
         budget_to_bytes(_number_or_text(text), 1)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a budget here: use {_SIZES}, {others}.") from None
     return _number_or_text(text)
 
 
 def budget_or_auto(text: str) -> Budget:
     """A budget as everywhere: bytes, 64MiB, 5%, auto, none."""
-    return text if text == "auto" else budget_of(text)
+    return text if text == "auto" else budget_of(text, "5%, auto or none")
 
 
 def _number_or_text(text: str) -> int | str:
@@ -83,6 +89,23 @@ def pair(text: str) -> tuple[int, int]:
 
 
 _POSITIVE = click.IntRange(min=1)
+
+
+class _Output(click.Path):
+    """A file to write, refused before anything is computed where there is no folder for it or its suffix is another."""
+
+    def __init__(self, suffix: str = ""):
+        super().__init__(dir_okay=False, writable=True)
+        self._suffix = suffix
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            self.fail(f"there is no directory {folder} to write {path.name} into.", param, ctx)
+        if self._suffix and path.suffix.lower() != self._suffix:
+            self.fail(f"{path.name} does not end in {self._suffix}.", param, ctx)
+        return path
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -103,8 +126,8 @@ def main() -> None:
 @click.option("--x", type=size, metavar="BYTES", default="0", help="Bytes of one step's input.")
 @click.option("--y", type=size, metavar="BYTES", default="0", help="Bytes of one step's output.")
 @click.option("--param", type=size, metavar="BYTES", default="0", help="Bytes of the parameters.")
-@click.option("--svg", "svg_path", type=click.Path(dir_okay=False, path_type=Path), help="Where to draw it as SVG.")
-@click.option("--png", "png_path", type=click.Path(dir_okay=False, path_type=Path), help="Where to draw it as PNG.")
+@click.option("--svg", "svg_path", type=_Output(".svg"), help="Where to draw it as SVG.")
+@click.option("--png", "png_path", type=_Output(".png"), help="Where to draw it as PNG.")
 def plan(
     length: int,
     carry: int,
@@ -178,7 +201,7 @@ def _plan_table(found: Plan, profile: StepProfile, length: int, budget: Budget) 
     multiple=True,
     default=["2%", "5%", "20%", "none"],
     show_default=True,
-    help="For this library; may be given several times.",
+    help="For this library; may be given several times. One that no plan fits gets a row that says so.",
 )
 @click.option(
     "--seconds",
@@ -190,13 +213,13 @@ def _plan_table(found: Plan, profile: StepProfile, length: int, budget: Budget) 
 @click.option(
     "--json",
     "json_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=_Output(),
     help="Where to write all figures, after each cell and size.",
 )
 @click.option(
     "--plot",
     "plot_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=_Output(),
     help="Where to draw bytes against time; of several cells or sizes one file each.",
 )
 @click.option("--markdown", is_flag=True, help="Print Markdown tables.")
@@ -220,8 +243,6 @@ def bench(
     from bptt_jax._bench.comparison import measure
 
     places = [(cell, *size) for cell in cells for size in sizes or [default_size(cell)]]
-    for path in (json_path, plot_path):
-        _check_writable(path)
     _check_picture(plot_path)
     comparisons = []
     # Markdown is not wrapped, and neither is what is read by another program.
@@ -243,12 +264,6 @@ def bench(
                 report.plot(comparisons[-1], several if len(places) > 1 else plot_path)
         except (OSError, ValueError, ImportError) as error:
             raise click.ClickException(f"not written: {error}") from error
-
-
-def _check_writable(path: Path | None) -> None:
-    """Before anything is measured."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no directory {path.absolute().parent} to write {path.name} into.")
 
 
 def _check_picture(path: Path | None) -> None:

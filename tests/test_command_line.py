@@ -51,18 +51,24 @@ def test_plan_draws(tmp_path):
     ("change", "code", "message"),
     [
         ({"--budget": "1KiB"}, 1, r"the smallest that would do is budget=\d+"),
-        ({"--budget": "5 parsecs"}, 2, "has the unknown unit 'parsecs'; the units are %, B, kB"),
-        ({"--budget": "auto"}, 2, "budget=.auto. is for what knows a device"),
+        ({"--budget": "5 parsecs"}, 2, "'5 parsecs' is not a budget here: use bytes such as 4096, .*, 5% or none"),
+        ({"--budget": "auto"}, 2, "'auto' is not a budget here"),
+        ({"--budget": "0"}, 2, "'0' is not a budget here"),
+        ({"--budget": "None", "--length": "-3"}, 2, "-3 is not in the range x>=1"),
         ({"--carry": "5%"}, 2, "'5%' is not a size: use bytes such as 4096, 32KiB"),
+        ({"--carry": "-4"}, 2, r"'-4' is not a size: use bytes such as 4096, 32KiB, 190kB or 1.5MiB\."),
         ({"--residual": "many"}, 2, "'many' is not a size"),
         ({"--length": "0"}, 2, "0 is not in the range x>=1"),
-        ({"--svg": "/no/such/folder/plan.svg"}, 1, "no picture: .*No such file"),
+        ({"--svg": "/no/such/folder/plan.svg"}, 2, "there is no directory /no/such/folder to write plan.svg into"),
+        ({"--svg": "plan.jpg"}, 2, "plan.jpg does not end in .svg"),
+        ({"--png": "plan"}, 2, "plan does not end in .png"),
     ],
 )
 def test_plan_says_what_is_wrong(change, code, message):
     options = dict(zip(PLAN[1::2], PLAN[2::2], strict=True)) | change
     found = run("plan", *(word for pair in options.items() for word in pair))
     assert found.exit_code == code
+    assert "predicted time" not in found.output
     assert re.search(message, " ".join(found.output.split()))
 
 
@@ -105,6 +111,7 @@ def test_bench_measures_every_method(tmp_path):
     ("change", "message"),
     [
         (["--size", "16"], "'16' is not a size: use batch x width, such as 16x256"),
+        (["--budget", "many"], "'many' is not a budget here: use bytes such as 4096, 32KiB, 190kB or 1.5MiB, 5%, auto"),
         (["--cell", "transformer"], "'transformer' is not one of 'lstm'"),
         (["--seconds", "0"], "0.0 is not in the range x>0"),
         (["--plot", "found.doc"], "found.doc is no picture that can be drawn; use one of ."),

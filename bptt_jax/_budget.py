@@ -59,7 +59,7 @@ def _parse(budget: str, store_all_bytes: int) -> int:
     if match is None:
         text = budget.strip()
         meant = f" Did you mean {text}, or '{text}B'?" if text.isdigit() else ""
-        meant = " Did you mean 'auto'?" if text.lower() == "auto" else meant
+        meant = {"auto": " Did you mean 'auto'?", "none": " Did you mean None?"}.get(text.lower(), meant)
         raise ValueError(f"budget={budget!r} is not a budget; use {_FORMS}.{meant}")
     number, unit = fractions.Fraction(match["number"]), match["unit"]
     if unit == "%":

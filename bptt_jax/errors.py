@@ -8,7 +8,7 @@ from __future__ import annotations
 import fractions
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 def format_bytes(count: int) -> str:
@@ -22,6 +22,14 @@ def format_bytes(count: int) -> str:
         return f"{count} B"
     size = count / 1024**power
     return f"{size:.{max(0, 2 - len(str(int(size))) + 1)}f} {'KMGT'[power - 1]}iB"
+
+
+def _bytes(count: int) -> str:
+    return f"{count:,} byte{'s' * (count != 1)}"
+
+
+def _listed(parts: Iterable[tuple[int, str]]) -> str:
+    return "; ".join(f"{_bytes(size)} for {name}" for size, name in parts)
 
 
 def _as_percentage(budget: object, budget_bytes: int, smallest_bytes: int) -> str:
@@ -64,13 +72,13 @@ class BudgetError(ValueError):
         shares: Mapping[str, int] = types.MappingProxyType({}),
     ):
         message = (
-            f"no plan for a scan of length {length} fits budget={budget!r}, which is {budget_bytes:,} bytes; "
+            f"no plan for a scan of length {length} fits budget={budget!r}, which is {_bytes(budget_bytes)}; "
             f"the smallest that would do is budget={smallest_bytes} "
             f"({format_bytes(smallest_bytes)}{_as_percentage(budget, budget_bytes, smallest_bytes)})."
         )
         if shares:
-            parts = "; ".join(f"{size:,} bytes for {name}" for name, size in shares.items())
-            message += f" Of that: {parts}. The largest share is {max(shares, key=shares.__getitem__)}."
+            parts = sorted(((size, name) for name, size in shares.items() if size), key=lambda part: -part[0])
+            message += f" It consists, the largest share first, of {_listed(parts)}."
         if budget_bytes < shares.get(FIXED_PART, 0):
             message += f" The budget is below {FIXED_PART}, which no plan makes smaller."
         super().__init__(message)

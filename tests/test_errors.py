@@ -51,6 +51,7 @@ def gradient(**options):
         ("10M", ValueError, "Did you mean '10MB'?"),
         ("2 gigabytes", ValueError, "Did you mean '2GB'?"),
         ("Auto", ValueError, "Did you mean 'auto'?"),
+        ("none", ValueError, "Did you mean None?"),
         (0.05, TypeError, "Did you mean '5%'?"),
         (1e6, TypeError, "Did you mean 1000000?"),
         ("lots", ValueError, "budget='lots' is not a budget; use bytes as an int"),
@@ -69,7 +70,7 @@ def test_malformed_budgets(run, budget, error, text):
 
 def test_budget_too_small():
     with pytest.raises(
-        BudgetError, match=r"no plan for a scan of length 100 fits budget=1, which is 1 bytes; the"
+        BudgetError, match=r"no plan for a scan of length 100 fits budget=1, which is 1 byte; the"
     ) as info:
         gradient(budget=1)
     error = info.value

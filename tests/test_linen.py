@@ -93,6 +93,10 @@ def test_conv_lstm():
     comparison.assert_same(*results, tolerance=1e-10)
 
 
+def test_a_decorator_without_options():
+    assert bptt_jax.linen.rnn(nn.GRUCell) is bptt_jax.linen.rnn()(nn.GRUCell)
+
+
 def test_parameter_trees():
     inputs = jnp.ones((2, 30, 5), jnp.float32)
     lstm = bptt_jax.linen.rnn(budget="80%")(nn.LSTMCell)

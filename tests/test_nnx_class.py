@@ -67,6 +67,10 @@ def test_class_that_no_name_leads_to_is_pickled():
     assert layer.rngs is None
 
 
+def test_a_decorator_without_options():
+    assert bptt_jax.nnx.rnn(nnx.GRUCell) is bptt_jax.nnx.rnn()(nnx.GRUCell)
+
+
 def test_errors_say_what_would_work():
     cell, xs = nnx.GRUCell(5, 4, rngs=nnx.Rngs(0), **DOUBLE), inputs()
     make = bptt_jax.nnx.RNN
@@ -77,7 +81,7 @@ def test_errors_say_what_would_work():
     ):
         make(nnx.Linear(5, 4, rngs=nnx.Rngs(0)))
     with pytest.raises(TypeError, match=r"got an instance of GRUCell; for a cell there is RNN\(cell, \.\.\.\)"):
-        bptt_jax.nnx.rnn()(cell)
+        bptt_jax.nnx.rnn(cell)
     with pytest.raises(TypeError, match=r"got the class dict, which is no flax\.nnx module"):
         bptt_jax.nnx.rnn()(dict)
     with pytest.raises(TypeError, match="rngs can be True or False, got Rngs"):

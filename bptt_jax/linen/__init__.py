@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -77,6 +77,8 @@ class RNN(Recurrent):
 
 
 def rnn(
+    cell_class: Any = None,
+    /,
     *,
     budget: Budget = None,
     plan: Plan | None = None,
@@ -91,7 +93,7 @@ def rnn(
     variable_carry: Any = False,
     split_rngs: Mapping[Any, bool] = FrozenDict({"params": False}),
     calibrate: bool = True,
-) -> Callable[[type[nn.Module]], Any]:
+) -> Any:
     """Decorator: from a Linen cell class to the class of a recurrent layer with a budget.
 
     The layer takes the cell's constructor arguments, and inputs (*batch, time, *features) instead of one step's. Its
@@ -99,6 +101,7 @@ def rnn(
     reachable as `Layer.cell_class`.
 
     Args:
+      cell_class: the cell class, where the decorator is written without options.
       budget, plan, differentiation, calibrate: as in `bptt_jax.scan`.
       unroll, time_major, return_carry, reverse, keep_order, variable_axes, variable_broadcast, variable_carry,
         split_rngs: as in `flax.linen.RNN`, which says what can be overridden in the call.
@@ -127,7 +130,7 @@ def rnn(
         check_cell(cell_class, "what rnn(...) decorates", nn.Module)
         return layer_class(Recurrent, cell_class, options, isinstance(unroll, bool))
 
-    return decorate
+    return decorate if cell_class is None else decorate(cell_class)
 
 
 def explain(

@@ -7,7 +7,7 @@ so trained weights move both ways.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -74,6 +74,8 @@ class RNN(Recurrent):
 
 
 def rnn(
+    cell_class: Any = None,
+    /,
     *,
     budget: Budget = None,
     plan: Plan | None = None,
@@ -87,7 +89,7 @@ def rnn(
     broadcast_rngs: Any = None,
     rngs: bool = True,
     calibrate: bool = True,
-) -> Callable[[type[nnx.Module]], Any]:
+) -> Any:
     """Decorator: from an NNX cell class to the class of a recurrent layer with a budget.
 
     The layer takes the cell's constructor arguments, and inputs (*batch, time, *features) instead of one step's. Its
@@ -95,6 +97,7 @@ def rnn(
     as `Layer.cell_class`.
 
     Args:
+      cell_class: the cell class, where the decorator is written without options.
       budget, plan, differentiation, calibrate: as in `bptt_jax.scan`.
       unroll, time_major, return_carry, reverse, keep_order, state_axes, broadcast_rngs: as in `flax.nnx.RNN`, which
         says what can be overridden in the call.
@@ -125,7 +128,7 @@ def rnn(
         check_cell(cell_class, "what rnn(...) decorates", nnx.Module)
         return layer_class(Recurrent, cell_class, options, rngs, isinstance(unroll, bool))
 
-    return decorate
+    return decorate if cell_class is None else decorate(cell_class)
 
 
 def explain(layer: nnx.Module, xs: Any, *, target: Any = None, rngs: nnx.Rngs | None = None, **call: Any) -> Report:

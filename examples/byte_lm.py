@@ -143,7 +143,10 @@ def compare(ours: Any, theirs: Any, state: Any, batch: np.ndarray, options: Any,
     ratio = statistics.median(b / a for a, b in zip(times["flax"], times["bptt_jax"], strict=True))
     bytes_ = [program.memory_analysis().temp_size_in_bytes for program in (theirs, ours)]
 
-    table = Table(title=f"One training step: {options.length} bytes x {options.batch}, LSTM of {options.width}")
+    table = Table(
+        title=f"One training step: {options.length} bytes x {options.batch}, LSTM of {options.width}",
+        caption="The budget is for the LSTM; both also hold the logits of all bytes, and their gradients.",
+    )
     table.add_column("")
     table.add_column("temporaries", justify="right")
     table.add_column("time per step", justify="right")

@@ -45,6 +45,7 @@ def test_readme_code_runs_and_prints_what_it_shows(lax_modes, capsys, tmp_path, 
             exec(compile(text, "README.md", "exec"), namespace)
         else:
             assert without_measurement(capsys.readouterr().out) == without_measurement(text)
+    assert namespace["accuracy"] > 0.85  # "some 90 % right"
     assert (tmp_path / "plan.png").exists()
 
 

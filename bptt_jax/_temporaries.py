@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
-from bptt_jax._lower.jaxprs import explicit_sharding, varying_axes
+from bptt_jax._lower.jaxprs import explicit_sharding, vary, varying_axes
 from bptt_jax._lower.nested import Run
 from bptt_jax._lower.roofline import platform
 from bptt_jax._step import TracedScan
@@ -101,8 +101,7 @@ def _compiled_in_mesh(program: Run, arguments: Any, axes: list[frozenset[Any]], 
 def _vary(leaf: Any, names: frozenset[Any]) -> Any:
     if leaf.dtype == jax.dtypes.float0:  # no array, so it has no axes
         return leaf
-    missing = names - varying_axes(leaf)
-    return jax.lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf
+    return vary(leaf, names)
 
 
 def _shape(leaf: Any, shape: tuple[int, ...], target: Any = None, is_cotangent: bool = False) -> jax.ShapeDtypeStruct:

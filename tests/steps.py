@@ -32,56 +32,58 @@ def normal(seed: int, *shape: int, dtype: Any = None) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape, dtype)
 
 
-def make_cases(dtype: Any) -> list[Case]:
-    """The table, for one float dtype."""
-    w, b = 0.4 * normal(0, 3, 3, dtype=dtype), normal(1, 2, 3, dtype=dtype)
+def bare(params, carry, x):
+    return jnp.tanh(carry @ params["w"] + x), None
 
-    def bare(params, carry, x):
-        return jnp.tanh(carry @ params["w"] + x), None
 
-    def outputs(params, carry, x):
-        """Leaves of x and y with axes of length 1."""
-        carry = jnp.tanh(carry @ params["w"] + x["a"] * x["b"][None])
-        return carry, {"y": jnp.sin(carry), "half": (carry[0], x["b"])}
+def outputs(params, carry, x):
+    """Leaves of x and y with axes of length 1."""
+    carry = jnp.tanh(carry @ params["w"] + x["a"] * x["b"][None])
+    return carry, {"y": jnp.sin(carry), "half": (carry[0], x["b"])}
 
-    def mixed(params, carry, x):
-        """Float, integer, bool, PRNG key, a read-only float, and an empty leaf."""
-        key, draw = jax.random.split(carry["key"])
-        noise = jax.random.normal(draw, (2, 3), dtype)
-        h = jnp.tanh(carry["h"] @ params["w"] + carry["memory"] + x[0] + 0.1 * noise)
-        h = jnp.where(carry["even"] & (x[1] > 0), h, -h)
-        new = {
-            "h": h,
-            "count": carry["count"] + x[1],
-            "even": ~carry["even"],
-            "key": key,
-            "memory": carry["memory"],
-            "empty": carry["empty"],
-        }
-        return new, (h * 2, carry["count"])
 
-    def no_inputs(params, carry, x):
-        assert x is None
-        a, n = carry
-        return (jnp.sin(a @ params["w"]) + params["b"], n + 1), a[:, 0]
+def mixed(params, carry, x):
+    """Float, integer, bool, PRNG key, a read-only float, and an empty leaf."""
+    key, draw = jax.random.split(carry["key"])
+    noise = jax.random.normal(draw, (2, 3), carry["h"].dtype)
+    h = jnp.tanh(carry["h"] @ params["w"] + carry["memory"] + x[0] + 0.1 * noise)
+    h = jnp.where(carry["even"] & (x[1] > 0), h, -h)
+    new = {
+        "h": h,
+        "count": carry["count"] + x[1],
+        "even": ~carry["even"],
+        "key": key,
+        "memory": carry["memory"],
+        "empty": carry["empty"],
+    }
+    return new, (h * 2, carry["count"])
 
-    mixed_init = {
+
+def no_inputs(params, carry, x):
+    assert x is None
+    a, n = carry
+    return (jnp.sin(a @ params["w"]) + params["b"], n + 1), a[:, 0]
+
+
+def case_named(name: str, dtype: Any) -> Case:
+    """The case of one of the steps above, for a float dtype."""
+
+    def draw(seed: int, *shape: int) -> jax.Array:
+        return normal(seed, *shape, dtype=dtype)
+
+    w, b = 0.4 * draw(0, 3, 3), draw(1, 2, 3)
+    if name == "bare":
+        return Case(name, bare, {"w": w}, b, lambda n: draw(2, n, 2, 3))
+    if name == "outputs":
+        return Case(name, outputs, {"w": w}, b, lambda n: {"a": draw(3, n, 2, 3), "b": draw(4, n, 1)})
+    if name == "no_inputs":
+        return Case(name, no_inputs, {"w": w, "b": b}, (b, 0), lambda n: None)
+    init = {
         "h": b,
         "count": jnp.array(0),
         "even": jnp.array(True),
         "key": jax.random.key(7),
-        "memory": 0.3 * normal(5, 2, 3, dtype=dtype),
+        "memory": 0.3 * draw(5, 2, 3),
         "empty": jnp.zeros((0, 4), dtype),
     }
-    return [
-        Case("bare", bare, {"w": w}, b, lambda n: normal(2, n, 2, 3, dtype=dtype)),
-        Case(
-            "outputs",
-            outputs,
-            {"w": w},
-            b,
-            lambda n: {"a": normal(3, n, 2, 3, dtype=dtype), "b": normal(4, n, 1, dtype=dtype)},
-        ),
-        Case("mixed", mixed, {"w": w}, mixed_init, lambda n: (normal(6, n, 2, 3, dtype=dtype), jnp.arange(n) % 3)),
-        Case("no_inputs", no_inputs, {"w": w, "b": b}, (b, 0), lambda n: None),
-    ]
+    return Case("mixed", mixed, {"w": w}, init, lambda n: (draw(6, n, 2, 3), jnp.arange(n) % 3))

@@ -192,9 +192,14 @@ def inner_jaxprs(eqn: Any) -> list[Any]:
 
 def zeros_like(leaf: Any) -> Any:
     """Zeros of the type of `leaf`, varying over the same axes of a mesh as it does in a `shard_map`."""
-    zeros = jax.numpy.zeros_like(leaf)
-    missing = varying_axes(leaf) - varying_axes(zeros)
-    return jax.lax.pcast(zeros, tuple(missing), to="varying") if missing else zeros
+    return vary(jax.numpy.zeros_like(leaf), varying_axes(leaf))
+
+
+def vary(leaf: Any, axes: frozenset[Any]) -> Any:
+    """`leaf`, varying over these axes of a mesh as well, in a `shard_map`."""
+    missing = axes - varying_axes(leaf)
+    # Sorted, for sets have another order in each process, and programs are to be the same.
+    return jax.lax.pcast(leaf, tuple(sorted(missing, key=str)), to="varying") if missing else leaf
 
 
 def varies(variable: Any) -> bool:

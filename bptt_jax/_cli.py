@@ -5,8 +5,6 @@ It only reads arguments and prints; what it calls is `make_plan`, and `_bench` f
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bptt_jax._arguments import Output, budget_of, budget_or_auto, pair, seconds_of, size
 from bptt_jax._bench.cells import CELLS, default_size
 from bptt_jax._budget import budget_to_bytes
 from bptt_jax._choose import Budget
@@ -45,67 +44,7 @@ Examples:
 """
 
 
-_SIZES = "bytes such as 4096, 32KiB, 190kB or 1.5MiB"
-
-
-def size(text: str) -> int:
-    """Bytes: 4096, 32KiB, 1.5MB, 0."""
-    try:
-        if re.fullmatch("0+", text):
-            return 0
-        if "%" not in text:
-            return budget_to_bytes(_number_or_text(text), 0) or 0
-    except ValueError:
-        pass
-    raise click.BadParameter(f"{text!r} is not a size: use {_SIZES}.")
-
-
-def budget_of(text: str, others: str = "5% or none") -> Budget:
-    """A budget as everywhere: bytes, 64MiB, 5%, none."""
-    if text.lower() == "none":
-        return None
-    try:
-        budget_to_bytes(_number_or_text(text), 1)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a budget here: use {_SIZES}, {others}.") from None
-    return _number_or_text(text)
-
-
-def budget_or_auto(text: str) -> Budget:
-    """A budget as everywhere: bytes, 64MiB, 5%, auto, none."""
-    return text if text == "auto" else budget_of(text, "5%, auto or none")
-
-
-def _number_or_text(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
-
-
-def pair(text: str) -> tuple[int, int]:
-    """Batch and width: 16x256."""
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if found is None:
-        raise click.BadParameter(f"{text!r} is not a size: use batch x width, such as 16x256.")
-    return int(found[1]), int(found[2])
-
-
 _POSITIVE = click.IntRange(min=1)
-
-
-class _Output(click.Path):
-    """A file to write, refused before anything is computed where there is no folder for it or its suffix is another."""
-
-    def __init__(self, suffix: str = ""):
-        super().__init__(dir_okay=False, writable=True)
-        self._suffix = suffix
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = Path(os.fsdecode(super().convert(value, param, ctx)))
-        folder = path.absolute().parent
-        if not folder.is_dir():
-            self.fail(f"there is no directory {folder} to write {path.name} into.", param, ctx)
-        if self._suffix and path.suffix.lower() != self._suffix:
-            self.fail(f"{path.name} does not end in {self._suffix}.", param, ctx)
-        return path
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -126,8 +65,8 @@ def main() -> None:
 @click.option("--x", type=size, metavar="BYTES", default="0", help="Bytes of one step's input.")
 @click.option("--y", type=size, metavar="BYTES", default="0", help="Bytes of one step's output.")
 @click.option("--param", type=size, metavar="BYTES", default="0", help="Bytes of the parameters.")
-@click.option("--svg", "svg_path", type=_Output(".svg"), help="Where to draw it as SVG.")
-@click.option("--png", "png_path", type=_Output(".png"), help="Where to draw it as PNG.")
+@click.option("--svg", "svg_path", type=Output(".svg"), help="Where to draw it as SVG.")
+@click.option("--png", "png_path", type=Output(".png"), help="Where to draw it as PNG.")
 def plan(
     length: int,
     carry: int,
@@ -141,7 +80,8 @@ def plan(
 ) -> None:
     """What to keep and what to compute again, for numbers that you give.
 
-    Prints the plan for a nest of checkpoints, what it costs, and its timeline. Exits with 1 if no plan fits.
+    Prints the plan for a nest of checkpoints, what it costs, and its timeline. Exits with 1 if no plan fits. A scan in
+    reverse mode, the default, runs otherwise, in less: ask bptt_jax.explain about a step of your own.
     """
     profile = StepProfile(carry, residual, x_bytes=x, y_bytes=y, param_bytes=param)
     try:
@@ -205,21 +145,22 @@ def _plan_table(found: Plan, profile: StepProfile, length: int, budget: Budget) 
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    default=5.0,
+    type=seconds_of,
+    metavar="SECONDS",
+    default="5",
     show_default=True,
     help="To time each method for, about; at least 5 rounds.",
 )
 @click.option(
     "--json",
     "json_path",
-    type=_Output(),
+    type=Output(),
     help="Where to write all figures, after each cell and size.",
 )
 @click.option(
     "--plot",
     "plot_path",
-    type=_Output(),
+    type=Output(),
     help="Where to draw bytes against time; of several cells or sizes one file each.",
 )
 @click.option("--markdown", is_flag=True, help="Print Markdown tables.")
@@ -273,8 +214,9 @@ def _check_picture(path: Path | None) -> None:
         except ImportError as error:
             raise click.ClickException("--plot needs matplotlib; install bptt_jax[cli].") from error
         known = Figure().canvas.get_supported_filetypes()
-        if path.suffix[1:] not in known:
-            raise click.BadParameter(f"{path.name} is no picture that can be drawn; use one of .{', .'.join(known)}.")
+        if path.suffix[1:].lower() not in known:
+            text = f"{path.name} is no picture that can be drawn; use one of .{', .'.join(known)}."
+            raise click.BadParameter(text, param_hint="'--plot'")
 
 
 def _with_progress(measure: Any, place: tuple[str, int, int], *arguments: Any) -> Any:

@@ -138,7 +138,8 @@ def _peers(length: int) -> dict[str, Scan]:
 
 def _with_budget(budget: Budget, problem: Problem, xs: jax.Array) -> tuple[Program, Row]:
     """This library. It is explained first, which calibrates, so that compiling can be timed without."""
-    method = f"bptt_jax, {'no budget' if budget is None else budget}"
+    asked = "no budget" if budget is None else budget if isinstance(budget, str) else f"{budget:,} bytes"
+    method = f"bptt_jax, {asked}"
     try:
         report = explain(lambda carry, x: problem.step(problem.params, carry, x), problem.init, xs, budget=budget)
     except BudgetError as error:

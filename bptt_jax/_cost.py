@@ -32,8 +32,7 @@ there are `profile.loop_bytes`, of either lowering, and `profile.margin` comes o
 XLA starts the recomputation of bare `Remat` siblings early, so a `Chain` that is not in normal form (loops over
 rematerialised children, then one last child that is not rematerialised) is charged the sum of its children's peaks.
 
-Source of the recursions: Gruslys et al. (2016), eq. 1 to 4, with a tree in place of a table. Time is linear in the
-distinct nodes of the plan.
+Recursions: Gruslys et al. (2016), eq. 1 to 4, with a tree in place of a table. Time is linear in the distinct nodes.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from bptt_jax._plan import (
     Chain,
@@ -53,6 +52,7 @@ from bptt_jax._plan import (
     fold,
     in_blocks,
     length,
+    longest_leaf,
     runs_single_steps,
 )
 from bptt_jax._step_profile import StepProfile
@@ -100,24 +100,33 @@ class _NodeCost:
     loops: int = 0
 
 
+def _require_profile(profile: Any) -> None:
+    if not isinstance(profile, StepProfile):
+        raise TypeError(f"the profile must be a StepProfile, as bptt_jax.profile measures one, got {profile!r}.")
+
+
 def cost(plan: Plan, profile: StepProfile) -> PlanCost:
     """The cost of running `plan` on a step of this profile.
+
+    Args:
+      plan: a plan of any length.
+      profile: sizes of one step in bytes, measured by `bptt_jax.profile` or given by hand.
 
     >>> profile = StepProfile(carry_bytes=2, residual_bytes=12)
     >>> cost(Repeat(40, Remat(Steps(25))), profile)
     PlanCost(peak_bytes=380, forward_steps=2000, program_size=1)
 
     Raises:
-      TypeError: if `plan` is not a plan.
+      TypeError: if `plan` is not a plan, or `profile` not a `StepProfile`.
     """
     _require_plan(plan, "the plan")
+    _require_profile(profile)
     if profile.lowering == "sweep":
         plan = in_blocks(plan, profile.block_steps)
     total = fold(plan, lambda node, children: _node_cost(node, children, profile))
     always_bytes = profile.fixed_bytes + (profile.param_bytes if profile.lowering == "nested" else 0)
     copied_bytes = profile.copied_bytes + (0 if runs_single_steps(plan) else profile.nest_copied_bytes)
-    always_bytes += length(plan) * copied_bytes
-    peak_bytes = total.peak + always_bytes + max(total.loops - 1, 0) * profile.loop_bytes
+    peak_bytes = total.peak + always_bytes + length(plan) * copied_bytes + max(total.loops - 1, 0) * profile.loop_bytes
     if profile.lowering == "sweep" and total.leaves > _FEW_BODIES:
         peak_bytes += peak_bytes // 8
     peak_bytes = profile.with_margin(peak_bytes)
@@ -215,15 +224,6 @@ def _chain_cost(node: Chain, children: Sequence[_NodeCost], profile: StepProfile
 def _keeps_order(chain: Chain) -> bool:
     """Whether the sweep takes the children of `chain` one after another: none is a bare `Remat`."""
     return not any(isinstance(c, Remat) for c in chain.children)
-
-
-def longest_leaf(plan: Plan) -> int:
-    """Steps of the longest `Steps` in a plan."""
-
-    def longest(node: Plan, children: Sequence[int]) -> int:
-        return node.n if isinstance(node, Steps) else max(children)
-
-    return fold(plan, longest)
 
 
 def child_bytes(n: int, profile: StepProfile) -> int:

@@ -51,8 +51,11 @@ def parse(line: str) -> Plan:
     True
 
     Raises:
+      TypeError: if `line` is not a string.
       ValueError: if the line does not have that form, with the place where it goes wrong.
     """
+    if not isinstance(line, str):
+        raise TypeError(f'parse takes a line such as "(40*[25] + 9)", got {line!r} of type {type(line).__name__}.')
     return _Parser(line).run()
 
 
@@ -102,8 +105,16 @@ class _Parser:
             self._token("".join(match[1].split()), at)
             at = match.end()
         if self._open or self._done is None or self._name:
-            raise self._error(at, "more")
+            raise self._error(at, self._missing())
         return self._done
+
+    def _missing(self) -> str:
+        """What has to come next where the line ends too early."""
+        if self._done is None:
+            return "a part"
+        if not self._open:
+            return "; and a part"
+        return "]" if self._open[-1] == ("[", []) else "+ or )"
 
     def _token(self, token: str, at: int) -> None:
         if token in "+;)]":
@@ -113,6 +124,8 @@ class _Parser:
         elif token in "([":
             self._open.append((token, []))
         elif token.endswith("*"):
+            if int(token[:-1]) == 0:
+                raise self._error(at, "a count of at least 1")
             self._open.append(int(token[:-1]))
         elif token.endswith("="):
             if self._open or self._name:

@@ -57,6 +57,7 @@ def svg(plan: Plan, *, times: StepTimes | None = None, width: int = 720) -> str:
     16
 
     Raises:
+      TypeError: if `plan` is not a plan.
       ValueError: for a plan without steps, or one with too many events to draw.
     """
     lines, areas, end = _shapes(plan, times or StepTimes())
@@ -99,11 +100,17 @@ def plot(plan: Plan, path: str | Path | None = None, *, axes: Any = None, times:
 
     Raises:
       ImportError: without matplotlib.
-      ValueError: for a plan without steps, or one with too many events to draw.
+      TypeError: if `plan` is not a plan.
+      ValueError: for a plan without steps, or one with too many events to draw; for a suffix unknown to matplotlib.
+      OSError: if the file cannot be written.
     """
     # Here, since plans are made where no matplotlib is.
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Polygon
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Polygon
+    except ImportError as error:
+        message = "bptt_jax.plans.plot needs matplotlib; install it with: python -m pip install 'bptt_jax[cli]'"
+        raise ImportError(message) from error
 
     lines, areas, end = _shapes(plan, times or StepTimes())
     if axes is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -79,6 +79,14 @@ def _require_plan(child: Any, what: str) -> None:
         raise TypeError(f"{what} must be a plan (Steps, Repeat, Chain or Remat), got {child!r}.")
 
 
+def _as_tuple(children: Any) -> tuple[Any, ...]:
+    if isinstance(children, Iterable):
+        return tuple(children)
+    kind = type(children).__name__
+    found = f"one {kind}" if isinstance(children, Plan) else f"{children!r} of type {kind}"
+    raise TypeError(f"Chain.children must be a sequence of plans, got {found}; put them into a tuple: Chain((a, b)).")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Steps(Plan):
     """`n` ≥ 0 steps in one loop; keeps the residuals of all of them.
@@ -134,7 +142,7 @@ class Chain(Plan):
     children: tuple[Plan, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "children", tuple(self.children))
+        object.__setattr__(self, "children", _as_tuple(self.children))
         if not self.children:
             raise ValueError("Chain.children must have at least one plan, got none.")
         for child in self.children:
@@ -204,6 +212,19 @@ def fold(plan: Plan, visit: Callable[[Plan, Sequence[T]], T]) -> T:
         if id(node) not in done:
             done[id(node)] = visit(node, [done[id(c)] for c in node._children])
     return done[id(plan)]
+
+
+def longest_leaf(plan: Plan) -> int:
+    """Steps of the longest `Steps` in a plan.
+
+    >>> longest_leaf(Chain((Repeat(40, Remat(Steps(25))), Steps(9))))
+    25
+    """
+
+    def longest(node: Plan, children: Sequence[int]) -> int:
+        return node.n if isinstance(node, Steps) else max(children)
+
+    return fold(plan, longest)
 
 
 def in_blocks(plan: Plan, most_steps: int) -> Plan:

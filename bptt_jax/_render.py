@@ -21,10 +21,14 @@ def render(plan: Plan, *, width: int = 64, rows: int = 24, lowering: Lowering = 
     shown.
 
     Args:
-      plan: a plan of at least one step.
+      plan: the plan; of one without steps there is only the notation.
       width: columns for the steps, at least 1.
       rows: the greatest number of rows of the timeline, at least 2.
       lowering: as for `simulate`.
+
+    Raises:
+      TypeError: if `plan` is not a plan, or `width` or `rows` not an integer.
+      ValueError: if `width` or `rows` is too small, or the lowering is unknown.
 
     >>> from bptt_jax import Remat, Repeat, Steps
     >>> print(render(Repeat(3, Remat(Steps(4)))))

@@ -96,6 +96,10 @@ def simulate(plan: Plan, lowering: Lowering = "nested") -> Iterator[Event]:
       plan: the plan.
       lowering: "nested", or "sweep" as `StepProfile.lowering` says.
 
+    Raises:
+      TypeError: if `plan` is not a plan.
+      ValueError: if the lowering is unknown. Both come when the first event is asked for.
+
     >>> for event in simulate(Repeat(2, Remat(Steps(3)))):
     ...     print(event)
     Save(position=0)

@@ -1,4 +1,4 @@
-"""What one can do with a plan without JAX: the schedule it yields, and pictures of it."""
+"""What one can do with a plan alone: its schedule, and pictures of it. It needs no arrays and no device."""
 
 from bptt_jax._notation import notation, parse
 from bptt_jax._picture import plot, svg

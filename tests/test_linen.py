@@ -154,3 +154,20 @@ def test_explain_of_a_layer():
     evaluated = [e.stop - e.start for e in events if isinstance(e, bptt_jax.plans.Advance | bptt_jax.plans.Record)]
     assert report.forward_steps == sum(evaluated)
     assert report.forward_steps <= 600  # the nest that was planned here before took twice the steps
+
+
+def test_explain_of_a_layer_within_a_model_takes_its_part_of_the_variables():
+    layer = bptt_jax.linen.RNN(nn.GRUCell(8), budget="70%")
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Elman(features=8)(bptt_jax.linen.RNN(nn.GRUCell(8), budget="70%")(x))
+
+    inputs = jax.ShapeDtypeStruct((4, 60, 8), jnp.float32)
+    params = jax.eval_shape(Model().init, jax.random.key(0), inputs)["params"]
+    bptt_jax.linen.explain(layer, {"params": {"cell": params["GRUCell_0"]}}, inputs)
+    bptt_jax.linen.explain(Elman(features=8), {"params": params["Elman_0"]}, inputs)
+    for wrong in ({"params": params["GRUCell_0"]}, {"params": params}, params):
+        with pytest.raises(ValueError, match=r"not those that RNN\.init makes.* take its own part: \{\"params\": "):
+            bptt_jax.linen.explain(layer, wrong, inputs)

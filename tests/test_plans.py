@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -40,6 +41,24 @@ def test_plans_are_graphs_and_may_be_deep():
     profile = StepProfile(carry_bytes=1, residual_bytes=1)
     assert cost(deep, profile).forward_steps == 5001
     assert sum(isinstance(event, Advance | Record) for event in simulate(deep)) == 5001
+
+
+@pytest.mark.parametrize(
+    ("children", "found"), [(Steps(3), "one Steps"), (3, "3 of type int"), (None, "None of type NoneType")]
+)
+def test_children_that_are_no_sequence_are_refused(children, found):
+    message = f"Chain.children must be a sequence of plans, got {found}; put them into a tuple: Chain((a, b))."
+    with pytest.raises(TypeError, match=re.escape(message)):
+        Chain(children)
+    assert Chain([Steps(3)]) == Chain((Steps(3),))
+
+
+def test_what_is_no_profile_is_refused():
+    message = "the profile must be a StepProfile, as bptt_jax.profile measures one, got 7."
+    with pytest.raises(TypeError, match=re.escape(message)):
+        cost(Steps(3), 7)
+    with pytest.raises(TypeError, match=re.escape(message)):
+        make_plan(7, 2, 3)
 
 
 def test_cost_by_hand():

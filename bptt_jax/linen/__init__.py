@@ -15,6 +15,7 @@ import jax
 try:
     import flax.linen as nn
     from flax.core import FrozenDict
+    from flax.errors import ScopeCollectionNotFound, ScopeParamNotFoundError
 except ImportError as error:
     raise ImportError("bptt_jax.linen needs Flax; install it with: python -m pip install 'bptt_jax[flax]'") from error
 
@@ -34,11 +35,20 @@ __all__ = ["RNN", "Stack", "explain", "rnn", "share_budget"]
 class RNN(Recurrent):
     """`flax.linen.RNN` with a budget for the temporary bytes of its backward pass.
 
+    Called with inputs (*batch, time, *features), it returns the cell's outputs (*batch, time, *features), or
+    (last carry, outputs) with `return_carry`; with `time_major` both are (time, *batch, *features).
+
     Attributes:
-      cell: a recurrent cell.
+      cell: a recurrent cell: an instance, such as `nn.LSTMCell(8)` or a `Stack` of several.
       time_major, return_carry, reverse, keep_order, unroll, variable_axes, variable_broadcast, variable_carry,
         split_rngs: as in `flax.linen.RNN`.
       budget, plan, differentiation, calibrate: as in `bptt_jax.scan`.
+
+    Raises:
+      TypeError, ValueError: for a cell that is none, and for malformed options; when called, for a plan of another
+        length.
+      BudgetError: if no plan fits the budget: with "reverse" when a call is differentiated, not before; with "any"
+        at once when the layer is called, by `init` too.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> layer = RNN(nn.LSTMCell(features=8), budget="40%")
@@ -107,7 +117,9 @@ def rnn(
         split_rngs: as in `flax.linen.RNN`, which says what can be overridden in the call.
 
     Raises:
-      TypeError: when applied to a class that is no recurrent cell.
+      TypeError: when applied to what is no class of recurrent cells.
+      TypeError, ValueError: for malformed options.
+      BudgetError: by the layer, as by `RNN`.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> LSTM = rnn(budget="40%")(nn.OptimizedLSTMCell)
@@ -154,6 +166,12 @@ def explain(
       **call: as for calling the layer (`seq_lengths`, `return_carry`, ...), since a carry that is selected, say, is
         one more to keep; arrays may be `jax.ShapeDtypeStruct`s here too.
 
+    Raises:
+      BudgetError: if no plan fits the budget, at once.
+      TypeError: if `layer` is no layer of this module, or for an argument that calling one does not take.
+      ValueError: if `variables` are not those of the layer.
+      TypeError, ValueError: what calling the layer raises, such as for `seq_lengths` of another shape.
+
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> layer, xs = RNN(nn.GRUCell(features=16), budget="50%"), jnp.ones((4, 200, 16))
     >>> report = explain(layer, layer.init(jax.random.key(0), xs), xs)
@@ -171,5 +189,12 @@ def explain(
 
         nn.apply(report, layer, mutable=mutable)(variables, rngs=rngs)
 
-    jax.eval_shape(inspect, variables, xs, arrays)
+    try:
+        jax.eval_shape(inspect, variables, xs, arrays)
+    except (ScopeCollectionNotFound, ScopeParamNotFoundError) as error:
+        raise ValueError(
+            f"the variables are not those that {type(layer).__name__}.init makes: {error} Of a layer within a model "
+            'take its own part: {"params": params["Name_0"]} if there is a "cell" in that, or {"params": {"cell": '
+            'params["Name_0"]}}.'
+        ) from error
     return reports[0]

@@ -33,10 +33,19 @@ __all__ = ["RNN", "Stack", "explain", "rnn", "share_budget"]
 class RNN(Recurrent):
     """`flax.nnx.RNN` with a budget for the temporary bytes of its backward pass.
 
+    Called with inputs (*batch, time, *features), it returns the cell's outputs (*batch, time, *features), or
+    (last carry, outputs) with `return_carry`; with `time_major` both are (time, *batch, *features).
+
     Args:
-      cell: a recurrent cell.
+      cell: a recurrent cell: an instance, such as `nnx.LSTMCell(3, 8, rngs=...)` or a `Stack` of several.
       time_major, return_carry, reverse, keep_order, unroll, state_axes, broadcast_rngs, rngs: as in `flax.nnx.RNN`.
       budget, plan, differentiation, calibrate: as in `bptt_jax.scan`.
+
+    Raises:
+      TypeError, ValueError: for a cell that is none, and for malformed options; when called, for a plan of another
+        length.
+      BudgetError: if no plan fits the budget: with "reverse" when a call is differentiated, not before; with "any"
+        at once when the layer is called.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp
@@ -104,7 +113,9 @@ def rnn(
       rngs: whether layers have keys of their own for the first carries, as `flax.nnx.RNN` has by default.
 
     Raises:
-      TypeError: when applied to a class that is no recurrent cell.
+      TypeError: when applied to what is no class of recurrent cells.
+      TypeError, ValueError: for malformed options.
+      BudgetError: by the layer, as by `RNN`.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp
@@ -141,6 +152,11 @@ def explain(layer: nnx.Module, xs: Any, *, target: Any = None, rngs: nnx.Rngs | 
       rngs: as for calling the layer; nothing is drawn from it.
       **call: as for calling the layer (`seq_lengths`, `return_carry`, ...), since a carry that is selected, say, is
         one more to keep; arrays may be `jax.ShapeDtypeStruct`s here too.
+
+    Raises:
+      BudgetError: if no plan fits the budget, at once.
+      TypeError: if `layer` is no layer of this module, or for an argument that calling one does not take.
+      TypeError, ValueError: what calling the layer raises, such as for `seq_lengths` of another shape.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp

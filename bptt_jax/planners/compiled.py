@@ -22,7 +22,7 @@ import itertools
 from collections.abc import Iterator
 
 from bptt_jax._budget import budget_to_bytes
-from bptt_jax._cost import cost, slice_bytes
+from bptt_jax._cost import _require_profile, cost, slice_bytes
 from bptt_jax._plan import Plan, Remat, Repeat, Steps, _as_count
 from bptt_jax._step_profile import StepProfile
 from bptt_jax._time import predicted_time
@@ -41,7 +41,9 @@ _LEAVES = (2, 4, MOST_LEAVES)
 
 
 def make_plan(profile: StepProfile, length: int, budget: int | str | None = None) -> Plan:
-    """The plan with the least predicted time whose peak fits the budget.
+    """The fastest plan that it finds whose peak fits the budget, of at most 8 copies of the step's loop.
+
+    A search, not an optimum: how much faster another plan may be, the README's "How near the optimum" has measured.
 
     Args:
       profile: sizes and relative times of one step.
@@ -49,11 +51,11 @@ def make_plan(profile: StepProfile, length: int, budget: int | str | None = None
       budget: temporary bytes of the backward pass: an int, a string such as "64MiB", or "5%" of
         `profile.store_all_bytes(length)`. None keeps everything.
 
-    The plan is in the normal form that `bptt_jax.cost` describes and has at most 8 leaves. Results are remembered by
-    profile, length and budget.
+    The plan is in the normal form that `bptt_jax.cost` describes. Results are remembered by profile, length and budget.
 
     Raises:
       BudgetError: if nothing fits; it names the smallest budget that would do.
+      TypeError: if `profile` is not a `StepProfile`.
       TypeError, ValueError: for a malformed budget or a negative length.
 
     >>> profile = StepProfile(carry_bytes=1, residual_bytes=4)
@@ -62,6 +64,7 @@ def make_plan(profile: StepProfile, length: int, budget: int | str | None = None
     >>> make_plan(profile, 1000, "10%")
     Chain(children=(Repeat(k=10, child=Remat(child=Steps(n=91))), Steps(n=90)))
     """
+    _require_profile(profile)
     length = _as_count(length, 0, "length")
     budget_bytes = budget_to_bytes(budget, profile.store_all_bytes(length))
     everything = Steps(length)

@@ -29,6 +29,8 @@ import numpy.typing as npt
 
 from bptt_jax._plan import _as_count
 
+__all__ = ["cost", "lower_bound", "reaches"]
+
 Table = npt.NDArray[np.int64]
 
 _INFINITE = 1 << 60  # evaluations; three of them can be added without overflow
@@ -61,9 +63,15 @@ def cost(length: int, units: int, residual_units: int, *, carry_units: int = 1) 
 def lower_bound(length: int, units: int, residual_units: int, *, carry_units: int = 1) -> int:
     """At most `cost` of the same arguments, at any length: time O(units · evaluations per step).
 
+    Args:
+      length, units, residual_units, carry_units: as for `cost`.
+
     A policy is a tree, and by the recurrences above at most N(r, M) of its leaves can be reached with at most r
     evaluations, where N obeys the same recurrences with + for the children and r−1 for the one that is recomputed. So
     at least T − N(r, M) steps are evaluated more than r times, and those numbers for all r add up to a bound.
+
+    Raises:
+      TypeError, ValueError: for anything but integers in range.
 
     >>> lower_bound(1000, 50, 5), cost(1000, 50, 5)
     (2692, 2705)
@@ -81,16 +89,24 @@ def lower_bound(length: int, units: int, residual_units: int, *, carry_units: in
 def reaches(units: int, residual_units: int, carry_units: int = 1) -> Iterator[int]:
     """N(0, M) = 0, N(1, M), N(2, M), ...: the most steps that a policy can evaluate so many times each.
 
-    Arguments as of `cost`; each takes time O(units).
+    Endless; each number takes time O(units).
+
+    Args:
+      units, residual_units, carry_units: as for `cost`.
+
+    Raises:
+      TypeError, ValueError: for anything but integers in range, when the first number is asked for.
 
     >>> import itertools
     >>> list(itertools.islice(reaches(10, 5), 5))
     [0, 3, 21, 109, 452]
     """
+    units = _as_count(units, 0, "units")
+    s, c = _as_count(residual_units, 1, "residual_units"), _as_count(carry_units, 1, "carry_units")
     before, pinned = [0] * (units + 1), 0
     while True:
         yield pinned
-        before, pinned = _next_reach(before, pinned, units, residual_units, carry_units)
+        before, pinned = _next_reach(before, pinned, units, s, c)
 
 
 def _next_reach(before: list[int], pinned: int, units: int, s: int, c: int) -> tuple[list[int], int]:

@@ -28,12 +28,18 @@ import numpy.typing as npt
 
 from bptt_jax._plan import Chain, Plan, Remat, Steps, _as_count
 
+__all__ = ["hsm_cost", "hsm_plan", "ism_cost", "ism_plan", "msm_cost", "msm_plan"]
+
 Problem = tuple[int, int]  # steps, memory
 Split = tuple[int, int, bool]  # advances before the kept thing, memory of what is right of it, keeps residuals
 
 
 def hsm_cost(length: int, slots: int) -> int:
-    """Evaluations of the step that HSM needs for `length` steps with `slots` ≥ 1 kept carries.
+    """Evaluations of the step that HSM needs.
+
+    Args:
+      length: number of steps, ≥ 0.
+      slots: carries that can be kept at once, the first one included, ≥ 1.
 
     Raises:
       TypeError, ValueError: for anything but integers in range.
@@ -46,7 +52,11 @@ def hsm_cost(length: int, slots: int) -> int:
 
 
 def ism_cost(length: int, slots: int) -> int:
-    """Evaluations of the step that ISM needs for `length` steps with residuals of `slots` ≥ 1 steps.
+    """Evaluations of the step that ISM needs.
+
+    Args:
+      length: number of steps, ≥ 0.
+      slots: steps whose residuals can be held at once, the one being worked on included, ≥ 1.
 
     Raises:
       TypeError, ValueError: for anything but integers in range.
@@ -81,6 +91,12 @@ def msm_cost(length: int, units: int, alpha: int) -> int:
 def hsm_plan(length: int, slots: int) -> Plan:
     """A plan of `hsm_cost(length, slots)` evaluations.
 
+    Args:
+      length, slots: as for `hsm_cost`: numbers of steps and of kept carries.
+
+    Raises:
+      TypeError, ValueError: for anything but integers in range.
+
     >>> from bptt_jax.plans import notation
     >>> notation(hsm_plan(5, 3))
     '([([1] + 1)] + ([1] + ([1] + 1)))'
@@ -92,6 +108,12 @@ def hsm_plan(length: int, slots: int) -> Plan:
 def ism_plan(length: int, slots: int) -> Plan:
     """A plan of `ism_cost(length, slots)` evaluations.
 
+    Args:
+      length, slots: as for `ism_cost`: numbers of steps, and of those whose residuals are held.
+
+    Raises:
+      TypeError, ValueError: for anything but integers in range.
+
     >>> from bptt_jax.plans import notation
     >>> notation(ism_plan(5, 3))
     '([(1 + 1)] + 1 + (1 + 1))'
@@ -102,6 +124,12 @@ def ism_plan(length: int, slots: int) -> Plan:
 
 def msm_plan(length: int, units: int, alpha: int) -> Plan:
     """A plan of `msm_cost(length, units, alpha)` evaluations.
+
+    Args:
+      length, units, alpha: as for `msm_cost`: a number of steps; memory and residuals in units of one carry.
+
+    Raises:
+      TypeError, ValueError: for anything but integers in range.
 
     >>> from bptt_jax.plans import notation
     >>> notation(msm_plan(5, 3, 2))

@@ -105,6 +105,20 @@ def test_the_lower_bound_is_tight(alpha):
         assert (optimum + 2000) / (bound + 2000) <= 1.035
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((-1, 2), ValueError, "units must be at least 0, got -1"),
+        ((3, 0), ValueError, "residual_units must be at least 1, got 0"),
+        ((3, 1, 0), ValueError, "carry_units must be at least 1, got 0"),
+        ((2.5, 1), TypeError, "units must be an integer"),
+    ],
+)
+def test_reaches_of_malformed_numbers_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        next(exact.reaches(*arguments))
+
+
 @pytest.mark.parametrize("function", [exact.cost, exact.lower_bound])
 def test_malformed_numbers_are_named(function):
     with pytest.raises(ValueError, match="residual_units must be at least 1, got 0"):

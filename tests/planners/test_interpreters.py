@@ -63,9 +63,15 @@ def test_a_plan_deeper_than_pythons_stack_is_written_read_and_compared():
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("", "character 0: expected more"),
-        ("3*", "character 2: expected more"),
-        ("(3 + ", "expected more"),
+        ("", "character 0: expected a part"),
+        ("3*", "character 2: expected a part"),
+        ("(3 + ", "expected a part"),
+        ("(4*[3] +", "character 8: expected a part"),
+        ("(3", r"character 2: expected \+ or \)"),
+        ("[3", r"character 2: expected \]"),
+        ("x1=3", "character 4: expected ; and a part"),
+        ("x1=3;", "character 5: expected a part"),
+        ("(2 + 0*3)", "character 4: expected a count of at least 1"),
         ("(3 4)", r"character 2: expected \+, ;, \) or \]"),
         ("[3)", "character 2: expected a bracket"),
         ("3]", "character 1: expected a bracket"),
@@ -78,6 +84,11 @@ def test_a_plan_deeper_than_pythons_stack_is_written_read_and_compared():
 def test_malformed_lines_are_refused_with_the_place(line, expected):
     with pytest.raises(ValueError, match=expected):
         parse(line)
+
+
+def test_what_is_no_line_is_refused():
+    with pytest.raises(TypeError, match=r'parse takes a line such as "\(40\*\[25\] \+ 9\)", got 5 of type int'):
+        parse(5)
 
 
 def test_predicted_times():
@@ -132,6 +143,14 @@ def test_a_matplotlib_picture_is_saved(tmp_path):
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
     labels = {text.get_text() for text in axes.get_legend().get_texts()}
     assert {"first evaluation", "recomputation", "recording", "backward", "kept carry", "kept residuals"} == labels
+
+
+def test_without_matplotlib_the_way_to_get_it_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    message = r"bptt_jax.plans.plot needs matplotlib; install it with: python -m pip install 'bptt_jax\[cli\]'"
+    with pytest.raises(ImportError, match=message):
+        plot(Steps(3))
+    assert svg(Steps(3)).startswith("<svg")
 
 
 def test_what_cannot_be_drawn_is_said():

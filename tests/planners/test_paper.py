@@ -154,6 +154,10 @@ def test_a_chain_as_deep_as_the_scan_survives_the_interpreters():
     assert parse(notation(plan)) == plan
 
 
+def test_costs_and_plans_are_public_and_helpers_are_not():
+    assert paper.__all__ == ["hsm_cost", "hsm_plan", "ism_cost", "ism_plan", "msm_cost", "msm_plan"]
+
+
 @pytest.mark.parametrize("function", [paper.hsm_cost, paper.ism_cost, paper.hsm_plan, paper.ism_plan])
 def test_malformed_numbers_are_named(function):
     with pytest.raises(ValueError, match="slots must be at least 1, got 0"):

@@ -13,7 +13,8 @@ from bptt_jax import Remat, Repeat, Steps, _choose
 from bptt_jax._time import time_of
 from bptt_jax.errors import BudgetError
 from tests import audit
-from tests.audit import KINDS, LITTLE, Case
+from tests.audit import LITTLE, Case
+from tests.audit.kinds import KINDS
 from tests.quick_to_compile import as_users_do
 from tests.slow import one_in
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 import bptt_jax
-from tests.audit import KINDS
+from tests.audit.kinds import KINDS
 from tests.quick_to_compile import as_users_do
 
 

@@ -9,7 +9,7 @@ import pytest
 import bptt_jax
 from bptt_jax.errors import BudgetError
 from tests import targets
-from tests.audit import KINDS
+from tests.audit.kinds import KINDS
 
 SHARES = (None, "10%", "30%", "50%")  # None: the smallest budget
 

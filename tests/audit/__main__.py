@@ -2,6 +2,7 @@
 
 python -m tests.audit                 # the whole grid, some 4,400 programs: an hour on two cores
 python -m tests.audit --kinds lstm --lengths 100 --json audit.json --plot audit.png
+python -m tests.audit --kinds --random 20 --seed 100 --lengths 100 --budgets 5    # steps drawn at random, and no others
 """
 
 import argparse
@@ -16,7 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from tests.audit import BUDGETS, KINDS, LENGTHS, Case
+from tests.audit import BUDGETS, LENGTHS, Case
+from tests.audit.kinds import KINDS, RANDOM
 from tests.audit.parallel import Audited, run
 
 HEAD = """| step | derivatives | programs | over what was asked | measured / asked: median | least | could be faster |
@@ -30,14 +32,20 @@ def row(name: str, differentiation: str, found: Sequence[Audited]) -> str:
     return f"| {name} | {differentiation} | {len(used)} | {over} | {figures} | {wasteful} |"
 
 
+def _is_drawn(one: Audited) -> bool:
+    return one.finding.case.kind.startswith(RANDOM)
+
+
 def plot(found: Sequence[Audited], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for kind in KINDS:
-        ours = [one.finding for one in found if one.finding.case.kind == kind]
-        axes.semilogx([f.asked / 2**20 for f in ours], [f.used for f in ours], ".", alpha=0.6, label=kind)
+    for kind in (*KINDS, RANDOM):
+        ours = [one.finding for one in found if one.finding.case.kind.startswith(kind)]
+        if not ours:
+            continue
+        axes.semilogx([f.asked / 2**20 for f in ours], [f.used for f in ours], ".", alpha=0.6, label=kind.strip("-"))
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set(xlabel="asked, MiB", ylabel="measured by XLA, of what was asked", ylim=(0, 1.1))
     axes.legend(frameon=False, ncols=2, loc="lower left")
@@ -48,7 +56,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--random", type=int, default=0, metavar="N", help="so many steps drawn at random besides")
+    parser.add_argument("--seed", type=int, default=0, help="of the first of them")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
     parser.add_argument("--differentiation", nargs="+", choices=["reverse", "any"], default=["reverse", "any"])
     parser.add_argument("--arguments", nargs="+", choices=["weights", "all"], default=["weights", "all"])
@@ -61,8 +71,9 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
+    drawn = [f"{RANDOM}{seed}" for seed in range(options.seed, options.seed + options.random)]
     grid = itertools.product(
-        options.kinds, options.lengths, options.differentiation, options.arguments, options.outputs
+        [*options.kinds, *drawn], options.lengths, options.differentiation, options.arguments, options.outputs
     )
     cases = [case for given in grid if (case := Case(*given[:4], bool(given[4]))).differentiates]
     found: list[Audited] = []
@@ -73,9 +84,10 @@ def main() -> None:
             if one.finding.used > 1 or one.wasteful:
                 print("OVER" if one.finding.used > 1 else "could be faster", one.finding, file=sys.stderr, flush=True)
     print(HEAD)
-    for differentiation, kind in itertools.product(options.differentiation, options.kinds):
-        case_of = [one for one in found if one.finding.case.kind == kind]
-        print(row(kind, differentiation, [o for o in case_of if o.finding.case.differentiation == differentiation]))
+    for differentiation, kind in itertools.product(options.differentiation, [*options.kinds, *[RANDOM] * bool(drawn)]):
+        case_of = [one for one in found if one.finding.case.kind == kind or (kind == RANDOM and _is_drawn(one))]
+        ours = [o for o in case_of if o.finding.case.differentiation == differentiation]
+        print(row(kind.strip("-"), differentiation, ours))
     for differentiation in options.differentiation:
         print(row("all", differentiation, [o for o in found if o.finding.case.differentiation == differentiation]))
     if options.json:

@@ -6,10 +6,10 @@ from typing import Any
 from bptt_jax import errors, planners, plans
 from bptt_jax._calibrate import profile
 from bptt_jax._cost import PlanCost, cost
-from bptt_jax._explain import explain
+from bptt_jax._explain import Report, explain
 from bptt_jax._plan import Chain, Remat, Repeat, Steps
 from bptt_jax._scan import checkpointed, scan
-from bptt_jax._step_profile import StepProfile
+from bptt_jax._step_profile import StepProfile, StepTimes
 from bptt_jax.planners import make_plan
 
 __all__ = [
@@ -17,7 +17,9 @@ __all__ = [
     "PlanCost",
     "Remat",
     "Repeat",
+    "Report",
     "StepProfile",
+    "StepTimes",
     "Steps",
     "checkpointed",
     "cost",

@@ -50,7 +50,12 @@ class Effort:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a scan under a budget takes. `str(report)` is a table and a timeline.
+    """What a scan under a budget takes, as `explain` finds it. `str(report)` is a table and a timeline.
+
+    >>> import jax.numpy as jnp
+    >>> report = explain(lambda c, x: (jnp.sin(c) * x, None), jnp.ones(64), jnp.ones((100, 64)))
+    >>> report.budget_bytes is None, report.forward_steps, report.overhead
+    (True, 100, 1.0)
 
     Attributes:
       plan: the plan that runs.

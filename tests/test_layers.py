@@ -48,6 +48,7 @@ ROWS = [
     ["_bench.peers"],
     ["_bench.comparison"],
     ["_bench.report"],
+    ["_arguments"],
     ["_cli"],
     ["__main__"],
     [""],

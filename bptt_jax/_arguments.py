@@ -19,7 +19,7 @@ _SIZES = "bytes such as 4096, 32KiB, 190kB or 1.5MiB"
 def size(text: str) -> int:
     """Bytes: 4096, 32KiB, 1.5MB, 0."""
     try:
-        if re.fullmatch("0+", text):
+        if re.fullmatch("0+B?", text):
             return 0
         if "%" not in text:
             return budget_to_bytes(_number_or_text(text), 0) or 0
@@ -41,7 +41,7 @@ def budget_of(text: str, others: str = "5% or none") -> Budget:
 
 def budget_or_auto(text: str) -> Budget:
     """A budget as everywhere: bytes, 64MiB, 5%, auto, none."""
-    return text if text == "auto" else budget_of(text, "5%, auto or none")
+    return "auto" if text.lower() == "auto" else budget_of(text, "5%, auto or none")
 
 
 def _number_or_text(text: str) -> int | str:
@@ -80,5 +80,5 @@ class Output(click.Path):
         if not folder.is_dir():
             self.fail(f"there is no directory {folder} to write {path.name} into.", param, ctx)
         if self._suffix and path.suffix.lower() != self._suffix:
-            self.fail(f"{path.name} does not end in {self._suffix}.", param, ctx)
+            self.fail(f"{path.name!r} is no file name that ends in {self._suffix}.", param, ctx)
         return path

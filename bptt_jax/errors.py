@@ -78,7 +78,8 @@ class BudgetError(ValueError):
         )
         if shares:
             parts = sorted(((size, name) for name, size in shares.items() if size), key=lambda part: -part[0])
-            message += f" It consists, the largest share first, of {_listed(parts)}."
+            order = ", the largest share first," if len(parts) > 1 else ""
+            message += f" It consists{order} of {_listed(parts)}."
         if budget_bytes < shares.get(FIXED_PART, 0):
             message += f" The budget is below {FIXED_PART}, which no plan makes smaller."
         super().__init__(message)

@@ -107,7 +107,8 @@ def bent(v: jax.Array) -> jax.Array:
     return jnp.sin(v)
 
 
-bent.defvjp(lambda v: (jnp.sin(v), (v, jnp.cos(v))), lambda kept, ct: (ct * kept[1] + 0 * kept[0],))
+# Twice what it should be, so that one sees whether it is used.
+bent.defvjp(lambda v: (jnp.sin(v), (v, jnp.cos(v))), lambda kept, ct: (2 * ct * kept[1] + 0 * kept[0],))
 
 
 def own_rule(draw: Draw, width: int, dtype: Any) -> Made:
@@ -126,11 +127,12 @@ OUTPUTS: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
 
 
 def random_step(seed: int, dtype: Any = jnp.float32) -> Case:
-    """The step of a seed, with all its arrays; floats are of `dtype`, in which 16 bits are left out if it has 64."""
+    """The step of a seed, named after its parts; floats are of `dtype`, and of 16 bits inside only if it has 32."""
     draw = np.random.default_rng(seed)
     batch, width = int(draw.choice([1, 2, 8, 32])), int(draw.choice([1, 3, 16, 33, 64, 128]))
     parts = [part for part in PARTS if part is not in_16_bits or dtype != jnp.float64]
-    made = [parts[i](draw, width, dtype) for i in draw.integers(len(parts), size=draw.integers(1, 4))]
+    drawn = [parts[i] for i in draw.integers(len(parts), size=draw.integers(1, 4))]
+    made = [part(draw, width, dtype) for part in drawn]
     output = str(draw.choice(list(OUTPUTS)))
     out = matrix(draw, width, int(draw.choice([1, 10, 4 * width])), dtype)
     is_moving, has_inputs = bool(draw.integers(2)), draw.random() < 0.9
@@ -149,8 +151,9 @@ def random_step(seed: int, dtype: Any = jnp.float32) -> Case:
     init = {"h": state, "memory": 0.1 * state, "key": jax.random.key(seed), "count": jnp.int32(0)}
     init["empty"] = jnp.zeros((0, 3), dtype)
     params = {"parts": [weights for weights, _ in made], "out": out}
-    xs = jax.random.key(seed + 1)
-    return Case(
-        f"random-{seed}", step, params, init, lambda n: 0.5 * jax.random.normal(xs, (n, batch, width), dtype)
-        if has_inputs else None,
-    )  # fmt: skip
+    key, name = jax.random.key(seed + 1), ", ".join(part.__name__ for part in drawn)
+
+    def xs(n: int) -> Any:
+        return 0.5 * jax.random.normal(key, (n, batch, width), dtype) if has_inputs else None
+
+    return Case(name, step, params, init, xs)

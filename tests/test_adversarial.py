@@ -13,7 +13,7 @@ from jax import lax
 
 import bptt_jax
 from bptt_jax import Chain, Remat, Repeat, Steps, _choose
-from bptt_jax._lower import block
+from bptt_jax._lower import block, merge, split, step_vjp
 from bptt_jax._lower.style import Style
 from bptt_jax.errors import BudgetError
 from bptt_jax.plans import length as length_of
@@ -80,6 +80,18 @@ def test_gradients_with_products_in_turn(monkeypatch, name):
     """What tight budgets lead to, here forced; blocks of an even and of an odd number of steps."""
     monkeypatch.setattr(_choose, "FASTEST", Style(joined=False, in_turn=True))
     monkeypatch.setattr(block, "is_large", lambda weight: True)
+    entry = TABLE[name]
+    scans = (lax.scan, functools.partial(bptt_jax.scan, plan=REST))
+    theirs, ours = run_each(*(derivative_call(gradient, entry.case(), 11, scan) for scan in scans))
+    comparison.assert_same(ours, theirs, entry.tolerance)
+
+
+@pytest.mark.parametrize("name", ["without_a_gradient", "shared_left_operand"])
+def test_gradients_with_all_products_by_block(monkeypatch, name):
+    """As sizes would have it on other devices: hoisted, merged and deferred wherever that is possible."""
+    monkeypatch.setattr(split, "hoisting_pays", lambda weight, stacked: True)
+    monkeypatch.setattr(step_vjp, "deferring_pays", lambda weight, stacked: True)
+    monkeypatch.setattr(merge, "merging_pays", lambda flops: True)
     entry = TABLE[name]
     scans = (lax.scan, functools.partial(bptt_jax.scan, plan=REST))
     theirs, ours = run_each(*(derivative_call(gradient, entry.case(), 11, scan) for scan in scans))
@@ -218,4 +230,4 @@ def test_on_four_devices():
     command = [sys.executable, "-m", "tests.adversarial.sharded"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("equal:") == 4
+    assert done.stdout.count("equal:") == 5

@@ -150,3 +150,5 @@ def test_nothing_is_planned_for_gradients_that_there_are_not():
         assert report.block.deferred == report.block.in_loop == (), name
         assert report.profile.product_bytes == 0, name
         assert report.measured_bytes >= 0.85 * report.budget_bytes, name
+        estimated = bptt_jax.explain(step, init, xs, budget="50%", calibrate=False).profile
+        assert estimated.fixed_bytes - estimated.plain.fixed_bytes < 10 * estimated.carry_bytes + w.nbytes, name

@@ -60,8 +60,8 @@ def test_plan_draws(tmp_path):
         ({"--residual": "many"}, 2, "'many' is not a size"),
         ({"--length": "0"}, 2, "0 is not in the range x>=1"),
         ({"--svg": "/no/such/folder/plan.svg"}, 2, "there is no directory /no/such/folder to write plan.svg into"),
-        ({"--svg": "plan.jpg"}, 2, "plan.jpg does not end in .svg"),
-        ({"--png": "plan"}, 2, "plan does not end in .png"),
+        ({"--svg": "plan.jpg"}, 2, "'plan.jpg' is no file name that ends in .svg"),
+        ({"--png": "plan"}, 2, "'plan' is no file name that ends in .png"),
     ],
 )
 def test_plan_says_what_is_wrong(change, code, message):

@@ -168,6 +168,9 @@ def test_explain_of_a_layer_within_a_model_takes_its_part_of_the_variables():
     params = jax.eval_shape(Model().init, jax.random.key(0), inputs)["params"]
     bptt_jax.linen.explain(layer, {"params": {"cell": params["GRUCell_0"]}}, inputs)
     bptt_jax.linen.explain(Elman(features=8), {"params": params["Elman_0"]}, inputs)
-    for wrong in ({"params": params["GRUCell_0"]}, {"params": params}, params):
+    wider = jax.eval_shape(bptt_jax.linen.RNN(nn.GRUCell(9)).init, jax.random.key(0), inputs)
+    with pytest.raises(TypeError, match="variables must be a mapping of collections, as init makes it, got NoneType"):
+        bptt_jax.linen.explain(layer, None, inputs)
+    for wrong in ({"params": params["GRUCell_0"]}, {"params": params}, params, wider):
         with pytest.raises(ValueError, match=r"not those that RNN\.init makes.* take its own part: \{\"params\": "):
             bptt_jax.linen.explain(layer, wrong, inputs)

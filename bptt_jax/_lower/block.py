@@ -40,7 +40,7 @@ class Block:
         self._scan_back = functools.partial(lax.scan, reverse=not reverse, unroll=unroll)
 
     @property
-    def differentiable(self) -> list[int]:
+    def differentiable_positions(self) -> list[int]:
         """The positions of what has a gradient among what `hold` returns."""
         return [i for i, v in enumerate(self.parts.held) if v in self.parts.differentiable]
 

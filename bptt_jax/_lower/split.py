@@ -81,8 +81,8 @@ class SplitStep:
     @property
     def feature_constants(self) -> list[Any]:
         """The differentiable constants that features are made with."""
-        used = set(variables(v for eqn in self.feature_eqns for v in eqn.invars))
-        return [v for v in self.constants if v in used & self.differentiable]
+        used = self.differentiable.intersection(variables(v for eqn in self.feature_eqns for v in eqn.invars))
+        return [v for v in self.constants if v in used]
 
     @property
     def carry(self) -> Sequence[Any]:

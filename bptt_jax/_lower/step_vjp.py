@@ -208,8 +208,8 @@ def _in_loop(parts: SplitStep, taps: Sequence[Tap]) -> list[int]:
     """The positions of the differentiable constants that the loop reads elsewhere than at taps."""
     sides = {tap.eqn: tap.side for tap in taps}
     atoms = [v for e in parts.loop_eqns for side, v in enumerate(e.invars) if sides.get(e) != side]
-    used = set(variables([*atoms, *parts.jaxpr.outvars]))
-    return [i for i, v in enumerate(parts.constants) if v in used & parts.differentiable]
+    used = parts.differentiable.intersection(variables([*atoms, *parts.jaxpr.outvars]))
+    return [i for i, v in enumerate(parts.constants) if v in used]
 
 
 def _vjp_of_step(

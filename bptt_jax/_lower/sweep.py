@@ -88,7 +88,7 @@ class _Rule:
         ct_steps = None if no_ys else _cotangents(ct_ys, self._walk(held, xs).no_ys(carry))
         walk = Backward(self._block, length(self._plan), self._reverse, held, xs, ct_steps)
         zero = _late_zero(ct_last, ct_ys)
-        zeros = {i: _late_zeros(held[i], zero) for i in self._block.differentiable}
+        zeros = {i: _late_zeros(held[i], zero) for i in self._block.differentiable_positions}
         waiting = self._block.partial_axes
         gradients = unreduced(zeros, waiting, [*held, *carry, *xs, *ct_carry, *(ct_steps or [])])
         ct_xs = [_late_zeros(leaf, zero) for leaf in floats(xs)]

@@ -15,7 +15,7 @@ import jax
 try:
     import flax.linen as nn
     from flax.core import FrozenDict
-    from flax.errors import ScopeCollectionNotFound, ScopeParamNotFoundError
+    from flax.errors import ScopeCollectionNotFound, ScopeParamNotFoundError, ScopeParamShapeError
 except ImportError as error:
     raise ImportError("bptt_jax.linen needs Flax; install it with: python -m pip install 'bptt_jax[flax]'") from error
 
@@ -180,6 +180,10 @@ def explain(
     """
     if not isinstance(layer, Recurrent):
         raise TypeError(f"explain needs a layer of bptt_jax.linen (RNN, or made by rnn), got {full_name(layer)}.")
+    if not isinstance(variables, Mapping):
+        raise TypeError(
+            f"variables must be a mapping of collections, as init makes it, got {type(variables).__name__}."
+        )
     arrays, flags = split_call(call, "init_key", "rngs", "mutable")
     reports: list[Report] = []
 
@@ -191,10 +195,10 @@ def explain(
 
     try:
         jax.eval_shape(inspect, variables, xs, arrays)
-    except (ScopeCollectionNotFound, ScopeParamNotFoundError) as error:
+    except (ScopeCollectionNotFound, ScopeParamNotFoundError, ScopeParamShapeError) as error:
         raise ValueError(
-            f"the variables are not those that {type(layer).__name__}.init makes: {error} Of a layer within a model "
-            'take its own part: {"params": params["Name_0"]} if there is a "cell" in that, or {"params": {"cell": '
-            'params["Name_0"]}}.'
+            f"the variables are not those that {type(layer).__name__}.init makes for such xs: {error} Of a layer "
+            'within a model take its own part: {"params": params["Name_0"]} if there is a "cell" in that, or '
+            '{"params": {"cell": params["Name_0"]}}.'
         ) from error
     return reports[0]

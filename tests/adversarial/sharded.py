@@ -2,7 +2,7 @@
 
     XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m tests.adversarial.sharded
 
-The batch is divided among the devices, weights are on each. Prints a line for each plan, and fails loudly.
+The batch is divided among the devices, weights are on each. Prints a line for each step and plan, and fails loudly.
 """
 
 import functools
@@ -35,29 +35,39 @@ def step(params, carry, x):
     return (h, scale), (h, x @ params["v"], jnp.sin(params["c"]))
 
 
+def without_gradients(params, carry, x):
+    """Matrices and terms that the step makes itself, or that are stopped, beside one that is not."""
+    h, scale = carry
+    h = jnp.tanh(h @ (0.5 * jnp.eye(3)) + x @ lax.stop_gradient(params["v"]) + scale * lax.stop_gradient(params["c"]))
+    return (h, scale), (h, x @ jnp.tri(3), params["c"] * 1.0)
+
+
+CASES = [(step, name) for name in PLANS] + [(without_gradients, "remainder")]
+
+
 def arguments():
     params = {name: draw(i, 3, 3, scale=0.5) for i, name in enumerate("abv")} | {"c": draw(3, 3)}
     return params, (draw(4, 8, 3), draw(5, 8, 3)), draw(6, 12, 8, 3)
 
 
-def loss(scan, params, init, xs):
-    carry, (ys, products, invariant) = scan(functools.partial(step, params), init, xs)
+def loss(scan, of, params, init, xs):
+    carry, (ys, products, invariant) = scan(functools.partial(of, params), init, xs)
     of_each_example = jnp.sum(jnp.sin(ys) * jnp.cos(products), axis=(0, 2)) * init[1][:, 0]
     return of_each_example.sum() + jnp.sum(carry[0] * carry[1]) + ys.shape[1] * jnp.sum(invariant)
 
 
-def gradient(scan):
-    return jax.value_and_grad(functools.partial(loss, scan), argnums=(0, 1, 2))
+def gradient(scan, of):
+    return jax.value_and_grad(functools.partial(loss, scan, of), argnums=(0, 1, 2))
 
 
-def sharded_gradient(scan, mesh):
+def sharded_gradient(scan, of, mesh):
     """Each device's share of the loss; the shares are added, and with them the gradients of the weights."""
 
     @functools.partial(
         jax.shard_map, mesh=mesh, in_specs=(WEIGHT, MEMORY, BATCH), out_specs=(WEIGHT, (WEIGHT, MEMORY, BATCH))
     )
     def shares(params, init, xs):
-        value, gradients = gradient(scan)(params, init, xs)
+        value, gradients = gradient(scan, of)(params, init, xs)
         return lax.psum(value, "batch"), gradients
 
     return shares
@@ -74,13 +84,13 @@ def noting_types(function, types):
     return noted
 
 
-def check_shard_map(scan, whole):
+def check_shard_map(scan, of, whole):
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
-    (ours,) = run_each((sharded_gradient(scan, mesh), *arguments()))
+    (ours,) = run_each((sharded_gradient(scan, of, mesh), *arguments()))
     comparison.assert_same(ours, whole, 1e-10)
 
 
-def check_explicit_sharding(scan, whole):
+def check_explicit_sharding(scan, of, whole):
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Explicit,))
     types, expected_types = [], []
     with jax.set_mesh(mesh):
@@ -88,7 +98,9 @@ def check_explicit_sharding(scan, whole):
             jax.device_put(tree, NamedSharding(mesh, spec))
             for tree, spec in zip(arguments(), (WEIGHT, MEMORY, BATCH), strict=True)
         ]
-        calls = ((noting_types(gradient(f), seen), *divided) for f, seen in ((scan, types), (lax.scan, expected_types)))
+        calls = (
+            (noting_types(gradient(f, of), seen), *divided) for f, seen in ((scan, types), (lax.scan, expected_types))
+        )
         ours, theirs = run_each(*calls)
     assert types == expected_types, (types, expected_types)
     assert "batch" in "".join(types)
@@ -98,19 +110,19 @@ def check_explicit_sharding(scan, whole):
         comparison.assert_same(*map(jax.device_get, (ours, reference)), 1e-10)
     with jax.set_mesh(mesh):
         several = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), divided[0])
-        batched = (jax.vmap(gradient(f), (0, None, None)) for f in (scan, lax.scan))
+        batched = (jax.vmap(gradient(f, of), (0, None, None)) for f in (scan, lax.scan))
         comparison.assert_same(*map(jax.device_get, run_each(*((f, several, *divided[1:]) for f in batched))), 1e-10)
 
 
 def main():
     jax.config.update("jax_enable_x64", True)
     assert jax.device_count() == 4, "set XLA_FLAGS=--xla_force_host_platform_device_count=4"
-    (whole,) = run_each((gradient(lax.scan), *arguments()))
-    for name, plan in PLANS.items():
-        scan = functools.partial(bptt_jax.scan, plan=plan)
-        check_shard_map(scan, whole)
-        check_explicit_sharding(scan, whole)
-        print("equal:", name)
+    for of, name in CASES:
+        (whole,) = run_each((gradient(lax.scan, of), *arguments()))
+        scan = functools.partial(bptt_jax.scan, plan=PLANS[name])
+        check_shard_map(scan, of, whole)
+        check_explicit_sharding(scan, of, whole)
+        print("equal:", of.__name__, name)
 
 
 if __name__ == "__main__":

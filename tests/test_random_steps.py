@@ -37,7 +37,7 @@ def test_every_part_is_drawn(seeds, dtype, missing):
     assert drawn == {part.__name__ for part in {*PARTS} - missing}
 
 
-@pytest.mark.parametrize("seed", [*OF_GRADIENTS, *(pytest.param(s, marks=pytest.mark.slow) for s in range(50, 60))])
+@pytest.mark.parametrize("seed", OF_GRADIENTS)
 def test_gradients(seed):
     case = random_step(seed, jnp.float64)
     theirs = comparison.value_and_grad(*comparison.make_loss(case, LENGTH, lax.scan))
@@ -55,9 +55,9 @@ def test_gradients(seed):
 
 
 def findings(differentiation):
-    """What three budgets of each seed led to."""
+    """What the smallest budget of each seed and one for everything led to."""
     cases = [audit.Case(f"{RANDOM}{seed}", 100, differentiation) for seed in OF_BYTES]
-    found = [finding for case in cases for finding in audit.audit(case, 3)]
+    found = [finding for case in cases for finding in audit.audit(case, 2)]
     return [(str(finding), finding.measured, finding.predicted, finding.asked) for finding in found]
 
 

@@ -1,5 +1,6 @@
 """The one comparison that matters: this library against `jax.lax.scan`, under every transformation."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import bptt_jax
+from bptt_jax.errors import BudgetError
 from tests.steps import Case
 
 Scan = Callable[..., tuple[Any, Any]]
@@ -55,6 +58,16 @@ def make_loss(case: Case, length: int, scan: Scan) -> tuple[Callable[[list[Any]]
         return sum(weighed), result
 
     return loss, floats
+
+
+def smallest_budget(case: Case, length: int, **options: Any) -> int:
+    """The smallest budget that the error for a budget of one byte names; 1 if that is enough."""
+    loss, floats = make_loss(case, length, functools.partial(bptt_jax.scan, budget=1, **options))
+    try:
+        jax.eval_shape(jax.grad(loss, has_aux=True), floats)
+    except BudgetError as error:
+        return error.smallest_bytes
+    return 1
 
 
 def value_and_grad(loss: Any, floats: list[Any]) -> Any:

@@ -27,3 +27,10 @@ def strict_jax():
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture
+def implicit_broadcasting(strict_jax):
+    """What steps of users do, and Flax; `comparison` looks at the types of results strictly all the same."""
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    jax.config.update("jax_numpy_dtype_promotion", "standard")

@@ -32,19 +32,13 @@ from tests.adversarial.running import (
 from tests.adversarial.subsets import BATCHES, LONG, PARTS, TWICE, UNEVEN
 from tests.slow import one_in
 
+pytestmark = pytest.mark.usefixtures("implicit_broadcasting")
 BLOCKS = Repeat(3, Remat(Steps(4)))
 NEST = Chain((Repeat(2, Remat(Repeat(2, Remat(Steps(2))))), Steps(3)))
 REST = Chain((Repeat(2, Remat(Steps(4))), Steps(3)))
 SMALL = Repeat(3, Remat(Steps(2)))
 # To the cases in turn: a length, its plan, and a direction.
 OPTIONS = ((12, BLOCKS, False), (11, REST, True), (12, BLOCKS, True), (11, REST, False))
-
-
-@pytest.fixture(autouse=True)
-def implicit_broadcasting():
-    """What steps of users do, and Flax; the types of results are compared strictly all the same."""
-    jax.config.update("jax_numpy_rank_promotion", "allow")
-    jax.config.update("jax_numpy_dtype_promotion", "standard")
 
 
 def is_finite(tree):

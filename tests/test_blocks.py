@@ -151,4 +151,4 @@ def test_nothing_is_planned_for_gradients_that_there_are_not():
         assert report.profile.product_bytes == 0, name
         assert report.measured_bytes >= 0.85 * report.budget_bytes, name
         estimated = bptt_jax.explain(step, init, xs, budget="50%", calibrate=False).profile
-        assert estimated.fixed_bytes - estimated.plain.fixed_bytes < 10 * estimated.carry_bytes + w.nbytes, name
+        assert estimated.fixed_bytes - 10 * estimated.carry_bytes < 2 * w.nbytes, name  # the matrix, but no sum of it

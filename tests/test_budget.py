@@ -18,6 +18,7 @@ from tests.audit.kinds import KINDS
 from tests.quick_to_compile import as_users_do
 from tests.slow import one_in
 
+pytestmark = pytest.mark.usefixtures("implicit_broadcasting")
 SMALLEST, MIDDLE = 0.0, 0.5  # between the smallest budget and everything
 # With those below, 40 programs of the audit's.
 CASES = [(Case(kind, 997), share) for kind in KINDS for share in (SMALLEST, MIDDLE)]
@@ -30,13 +31,6 @@ CASES += [
     (Case("waves", 997, "any", "all", False), SMALLEST),
     (Case("mixed", 100, "any", "all", True), MIDDLE),
 ]
-
-
-@pytest.fixture(autouse=True)
-def implicit_broadcasting():
-    """What steps of users do, and Flax."""
-    jax.config.update("jax_numpy_rank_promotion", "allow")
-    jax.config.update("jax_numpy_dtype_promotion", "standard")
 
 
 @pytest.mark.parametrize(("case", "share"), CASES, ids=str)

@@ -12,7 +12,6 @@ from jax import lax
 
 import bptt_jax
 from bptt_jax import Chain, Remat, Repeat, Steps
-from bptt_jax.errors import BudgetError
 from bptt_jax.plans import length as length_of
 from tests import comparison
 from tests.slow import one_in
@@ -54,21 +53,10 @@ def pairwise(*columns):
         yield tuple(column[at] for column, at in zip(columns, best, strict=True))
 
 
-def smallest_budget(case: Case, length: int, differentiation: str) -> int:
-    """The smallest budget that the error for a budget of one byte names; 1 if that is enough."""
-    scan = functools.partial(bptt_jax.scan, budget=1, differentiation=differentiation)
-    loss, floats = comparison.make_loss(case, length, scan)
-    try:
-        jax.eval_shape(jax.grad(loss, has_aux=True), floats)
-    except BudgetError as error:
-        return error.smallest_bytes
-    return 1
-
-
 def budget_in_bytes(kind, case, length, differentiation="reverse"):
     if kind is None or length == 0:
         return None if kind is None else 1
-    smallest = smallest_budget(case, length, differentiation)
+    smallest = comparison.smallest_budget(case, length, differentiation=differentiation)
     step = functools.partial(case.step, case.params)
     xs = case.xs(length)
     x = None if xs is None else jax.tree.map(lambda leaf: leaf[0], xs)

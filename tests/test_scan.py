@@ -64,9 +64,10 @@ class Pair(NamedTuple):
 
 def test_unroll_and_decorator():
     case = case_named("outputs", jnp.float64)
+    budget = comparison.smallest_budget(case, 97)
     for unroll in (1, 3, True, 0):
 
-        @bptt_jax.checkpointed(budget="60%", params=True, unroll=unroll)
+        @bptt_jax.checkpointed(budget=budget, params=True, unroll=unroll)
         def run(params, carry, x):
             """Its docstring."""
             return case.step(params, carry, x)

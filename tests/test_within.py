@@ -13,14 +13,8 @@ from tests import comparison
 from tests.adversarial import TABLE
 from tests.adversarial.running import run_each
 
+pytestmark = pytest.mark.usefixtures("implicit_broadcasting")
 BLOCKS = Repeat(3, Remat(Steps(4)))
-
-
-@pytest.fixture(autouse=True)
-def implicit_broadcasting():
-    """As in `test_adversarial`, whose steps these are."""
-    jax.config.update("jax_numpy_rank_promotion", "allow")
-    jax.config.update("jax_numpy_dtype_promotion", "standard")
 
 
 def compare_losses(make_loss, *arguments):

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from tests.audit import BUDGETS, LENGTHS, Case
-from tests.audit.kinds import KINDS, RANDOM
+from tests.audit.kinds import KINDS, RANDOM, group
 from tests.audit.parallel import Audited, run
 
 HEAD = """| step | derivatives | programs | over what was asked | measured / asked: median | least | could be faster |
@@ -32,20 +32,14 @@ def row(name: str, differentiation: str, found: Sequence[Audited]) -> str:
     return f"| {name} | {differentiation} | {len(used)} | {over} | {figures} | {wasteful} |"
 
 
-def _is_drawn(one: Audited) -> bool:
-    return one.finding.case.kind.startswith(RANDOM)
-
-
 def plot(found: Sequence[Audited], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for kind in (*KINDS, RANDOM):
-        ours = [one.finding for one in found if one.finding.case.kind.startswith(kind)]
-        if not ours:
-            continue
-        axes.semilogx([f.asked / 2**20 for f in ours], [f.used for f in ours], ".", alpha=0.6, label=kind.strip("-"))
+    for kind in dict.fromkeys(group(one.finding.case.kind) for one in found):
+        ours = [one.finding for one in found if group(one.finding.case.kind) == kind]
+        axes.semilogx([f.asked / 2**20 for f in ours], [f.used for f in ours], ".", alpha=0.6, label=kind)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set(xlabel="asked, MiB", ylabel="measured by XLA, of what was asked", ylim=(0, 1.1))
     axes.legend(frameon=False, ncols=2, loc="lower left")
@@ -71,10 +65,9 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    drawn = [f"{RANDOM}{seed}" for seed in range(options.seed, options.seed + options.random)]
-    grid = itertools.product(
-        [*options.kinds, *drawn], options.lengths, options.differentiation, options.arguments, options.outputs
-    )
+    drawn = [f"{RANDOM}-{seed}" for seed in range(options.seed, options.seed + options.random)]
+    kinds = [*options.kinds, *drawn]
+    grid = itertools.product(kinds, options.lengths, options.differentiation, options.arguments, options.outputs)
     cases = [case for given in grid if (case := Case(*given[:4], bool(given[4]))).differentiates]
     found: list[Audited] = []
     done = run(cases, options.budgets)
@@ -84,10 +77,9 @@ def main() -> None:
             if one.finding.used > 1 or one.wasteful:
                 print("OVER" if one.finding.used > 1 else "could be faster", one.finding, file=sys.stderr, flush=True)
     print(HEAD)
-    for differentiation, kind in itertools.product(options.differentiation, [*options.kinds, *[RANDOM] * bool(drawn)]):
-        case_of = [one for one in found if one.finding.case.kind == kind or (kind == RANDOM and _is_drawn(one))]
-        ours = [o for o in case_of if o.finding.case.differentiation == differentiation]
-        print(row(kind.strip("-"), differentiation, ours))
+    for differentiation, kind in itertools.product(options.differentiation, dict.fromkeys(map(group, kinds))):
+        case_of = [one for one in found if group(one.finding.case.kind) == kind]
+        print(row(kind, differentiation, [o for o in case_of if o.finding.case.differentiation == differentiation]))
     for differentiation in options.differentiation:
         print(row("all", differentiation, [o for o in found if o.finding.case.differentiation == differentiation]))
     if options.json:

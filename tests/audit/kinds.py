@@ -143,13 +143,18 @@ KINDS: dict[str, Callable[[], Problem]] = {
     "mixed": _mixed,
     "readout": _readout,
 }
-RANDOM = "random-"  # and a seed: one more kind of step
+RANDOM = "random"  # with a seed, as "random-7": one more kind of step
+
+
+def group(kind: str) -> str:
+    """What a kind is listed under."""
+    return kind.partition("-")[0]
 
 
 def problem_of(kind: str) -> Problem:
     """The problem of a kind, or of a random one."""
-    if not kind.startswith(RANDOM):
+    if group(kind) != RANDOM:
         return KINDS[kind]()
-    drawn = random_step(int(kind.removeprefix(RANDOM)))
+    drawn = random_step(int(kind.removeprefix(f"{RANDOM}-")))
     params, init, xs = jax.eval_shape(lambda: (drawn.params, drawn.init, drawn.xs(1)))
     return Problem(drawn.step, params, init, jax.tree.map(lambda leaf: shape(*leaf.shape[1:], dtype=leaf.dtype), xs))

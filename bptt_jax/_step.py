@@ -2,13 +2,15 @@
 
 The step is traced to a jaxpr with all that it closes over as explicit operands, so that gradients for closed-over
 arrays and tracers come from ordinary arguments, and so that lowering a plan, however deep, never calls the user's
-Python again. Carry leaves that the step passes on unchanged become operands too: they need no checkpoint.
+Python again. Carry leaves that the step passes on unchanged become operands too: they need no checkpoint. What the step
+does not need for its results is left out, so that a budget does not pay for gradients of weights that are not read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
+
+from bptt_jax._lower.jaxprs import needed, variables
 
 Arrays = Sequence[Any]
 Step = Callable[[Any, Any], tuple[Any, Any]]
@@ -30,11 +34,14 @@ class FlatStep:
       jaxpr: closed over nothing; its inputs are operands, carry and x, its outputs carry and y.
       moving: for each leaf of the user's carry whether the step computes it; the others are operands.
       n_x: how many of the jaxpr's inputs are x.
+      read: for each constant, leaf of params and carry leaf that does not move whether it is an operand: whether the
+        step reads it.
     """
 
     jaxpr: Any
     moving: tuple[bool, ...]
     n_x: int
+    read: tuple[bool, ...]
 
     @property
     def n_operands(self) -> int:
@@ -99,6 +106,7 @@ def trace(step: Step, params: tuple[Any, ...], init: Any, xs: Any, length: Any, 
     carry, out_tree = jax.tree.leaves(init), jax.tree.structure(out)
     flat = flat_step(jaxpr, n_carry=len(carry), n_x=len(jax.tree.leaves(xs)))
     still = [leaf for leaf, moves in zip(carry, flat.moving, strict=True) if not moves]
+    given = [*jaxpr.consts, *jax.tree.leaves(params), *still]
 
     def unflatten(moved: Arrays, ys: Arrays) -> Any:
         movers, stayers = iter(moved), iter(still)
@@ -108,7 +116,7 @@ def trace(step: Step, params: tuple[Any, ...], init: Any, xs: Any, length: Any, 
     return TracedScan(
         step=flat,
         length=n,
-        operands=list(map(jnp.asarray, [*jaxpr.consts, *jax.tree.leaves(params), *still])),
+        operands=[jnp.asarray(leaf) for leaf in itertools.compress(given, flat.read)],
         carry=[leaf for leaf, moves in zip(carry, flat.moving, strict=True) if moves],
         xs=jax.tree.leaves(xs),
         unflatten=unflatten,
@@ -170,12 +178,15 @@ def _make_flat_step(jaxpr: Any, n_carry: int, n_x: int) -> FlatStep:
     still = [old for old, moves in zip(carry, moving, strict=True) if not moves]
     movers = [old for old, moves in zip(carry, moving, strict=True) if moves]
     outs = [new for new, moves in zip(jaxpr.outvars, (*moving, *[True] * len(jaxpr.outvars)), strict=False) if moves]
+    eqns = needed(jaxpr.eqns, outs)
+    wanted = {v for group in (outs, *(eqn.invars for eqn in eqns)) for v in variables(group)}
+    given = [*jaxpr.constvars, *params, *still]
     opened = core.Jaxpr(
         constvars=(),
-        invars=[*jaxpr.constvars, *params, *still, *movers, *x],
+        invars=[*(v for v in given if v in wanted), *movers, *x],
         outvars=outs,
-        eqns=jaxpr.eqns,
+        eqns=eqns,
         effects=jaxpr.effects,
         debug_info=core.DebugInfo("bptt_jax", jaxpr.debug_info.func_src_info, None, None),
     )
-    return FlatStep(core.ClosedJaxpr(opened, ()), moving, n_x)
+    return FlatStep(core.ClosedJaxpr(opened, ()), moving, n_x, tuple(v in wanted for v in given))

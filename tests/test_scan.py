@@ -136,3 +136,42 @@ def test_numpy_inputs():
     xs = np.linspace(0.0, 1.0, 30)
     ours, theirs = (scan(lambda c, x: (jnp.sin(c) + x, c), np.zeros(()), xs) for scan in (bptt_jax.scan, lax.scan))
     comparison.assert_same(ours, theirs, tolerance=0)
+
+
+@pytest.mark.parametrize("differentiation", ["reverse", "any"])
+def test_what_a_step_does_not_read_costs_nothing(differentiation):
+    """Weights of other layers, an output that is dropped, a part of the carry that is only handed on."""
+    params = {"cell": 0.3 * normal(0, 8, 8), "logits": normal(1, 8, 512), "labels": jnp.arange(512)}
+    init, xs = (normal(2, 8), normal(3, 64, 64)), normal(4, 200, 8)
+
+    def needs(params, carry, x):
+        return jnp.tanh(params["cell"] @ carry + x), None
+
+    def does_more(params, carry, x):
+        jnp.argmax(carry[0] @ params["logits"])
+        return (needs(params, carry[0], x)[0], carry[1]), None
+
+    options = {"budget": "30%", "differentiation": differentiation}
+    less, more = (
+        bptt_jax.explain(functools.partial(step, params), start, xs, **options)
+        for step, start in ((needs, init[0]), (does_more, init))
+    )
+    assert (more.budget_bytes, more.predicted_bytes, more.plan) == (less.budget_bytes, less.predicted_bytes, less.plan)
+    assert more.measured_bytes == less.measured_bytes
+
+    run = bptt_jax.checkpointed(does_more, params=True, **options)
+
+    def loss(scan):
+        def of(weights, init, xs):
+            carry, _ = scan(weights | {"labels": params["labels"]}, init, xs)
+            return sum(jnp.sum(jnp.sin(leaf)) for leaf in carry)
+
+        return of
+
+    arguments = ({name: params[name] for name in ("cell", "logits")}, init, xs)
+    ours, theirs = loss(run), loss(lambda params, *a: lax.scan(functools.partial(does_more, params), *a))
+    gradients = [jax.jit(jax.grad(f, argnums=(0, 1, 2)))(*arguments) for f in (ours, theirs)]
+    comparison.assert_same(*gradients, tolerance=1e-12)
+    if differentiation == "any":
+        tangents = jax.tree.map(jnp.cos, arguments)
+        comparison.assert_same(*(jax.jvp(f, arguments, tangents) for f in (ours, theirs)), tolerance=1e-12)

@@ -88,8 +88,18 @@ class Recurrence:
 
 
 def batch_shape(inputs: jax.Array, feature_axes: int, time_major: bool) -> tuple[int, ...]:
-    """The leading sizes of inputs (*batch, time, *features), or (time, *batch, *features), without the time."""
+    """The leading sizes of inputs (*batch, time, *features), or (time, *batch, *features), without the time.
+
+    Raises:
+      ValueError: for inputs without an axis of time.
+    """
     last = inputs.ndim - feature_axes
+    if last < 1:
+        layout = "(time, *batch, *features)" if time_major else "(*batch, time, *features)"
+        raise ValueError(
+            f"inputs of shape {inputs.shape} have no axis of time: this cell has {feature_axes} feature axes, and "
+            f"inputs are {layout}."
+        )
     return inputs.shape[1:last] if time_major else inputs.shape[: last - 1]
 
 

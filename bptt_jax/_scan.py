@@ -170,6 +170,11 @@ def checked_options(
         raise TypeError(f"plan must be a plan (Steps, Repeat, Chain or Remat) or None, got {plan!r}.")
     if plan is not None and budget is not None:
         raise ValueError(f"got budget={budget!r} and a plan: a plan is run as it is; pass one of the two.")
+    if target is not None and not isinstance(getattr(target, "platform", None), str):
+        raise TypeError(
+            f"target must be a device, such as one of jax.experimental.topologies.get_topology_desc(...).devices, or "
+            f"None, got {target!r}."
+        )
     return Options(budget, plan, differentiation, calibrate, target)
 
 

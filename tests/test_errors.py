@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from jax import lax
 
 import bptt_jax
@@ -187,6 +188,12 @@ def test_forward_mode_of_reverse_says_what_to_do():
         (lambda: bptt_jax.cost(3, PROFILE), TypeError, "the plan must be a plan"),
         (lambda: bptt_jax.plans.render(3), TypeError, "the argument of render must be a plan"),
         (
+            lambda: bptt_jax.plans.svg(Steps(3), width=0),
+            ValueError,
+            "width=0 leaves no room for a picture; use",
+        ),
+        (lambda: bptt_jax.plans.svg(Steps(3), width="9"), TypeError, "width must be an int of pixels, got '9'."),
+        (
             lambda: StepProfile(carry_bytes=-1, residual_bytes=0),
             ValueError,
             "StepProfile.carry_bytes must be at least 0",
@@ -214,12 +221,39 @@ def test_plans_and_profiles(make, error, text):
         (lambda L: L.rnn()(nn.GRUCell(3)), TypeError, "decorates a cell class, got an instance of GRUCell; for a cell"),
         (lambda L: L.rnn(budget="lots"), ValueError, "budget='lots' is not a budget"),
         (lambda L: L.RNN(nn.GRUCell(3), budget="lots"), ValueError, "budget='lots' is not a budget"),
+        (
+            lambda L: L.RNN(nn.GRUCell(3), variable_axes=3),
+            TypeError,
+            "variable_axes must map filters of collections to",
+        ),
+        (
+            lambda L: L.RNN(nn.GRUCell(3), split_rngs="all"),
+            TypeError,
+            "split_rngs must map filters of collections to",
+        ),
         (lambda L: L.explain(nn.Dense(3), {}, XS), TypeError, "explain needs a layer of bptt_jax.linen (RNN, or made"),
     ],
 )
 def test_linen(make, error, text):
     with pytest.raises(error, match=re.escape(text)):
         make(bptt_jax.linen)
+
+
+@pytest.mark.parametrize("inputs", [jnp.ones(()), jnp.ones(3)])
+def test_inputs_without_time(inputs):
+    text = re.escape(
+        f"inputs of shape {inputs.shape} have no axis of time: this cell has 1 feature axes, and inputs are ("
+    )
+    with pytest.raises(ValueError, match=text):
+        bptt_jax.linen.RNN(nn.GRUCell(3)).init(jax.random.key(0), inputs)
+    with pytest.raises(ValueError, match=text):
+        bptt_jax.nnx.RNN(nnx.GRUCell(3, 3, rngs=nnx.Rngs(0)))(inputs)
+
+
+@pytest.mark.parametrize("target", ["gpu", 3, []])
+def test_a_target_that_is_no_device(target):
+    with pytest.raises(TypeError, match=re.escape("target must be a device, such as one of jax.experimental.topolo")):
+        bptt_jax.explain(lambda c, x: (c + x, None), jnp.zeros(3), XS, target=target)
 
 
 def test_a_malformed_filter_of_collections():

@@ -17,6 +17,8 @@ from bptt_jax._recurrent import Call, LayerOptions, Recurrence, batch_shape, rec
 from bptt_jax._scan import scan
 from bptt_jax.linen._lift import Lift, Lifted, lift_cell
 
+_VALUES = {"variable_axes": "axes", "split_rngs": "booleans"}  # of the options that are mappings
+
 
 @dataclasses.dataclass(frozen=True)
 class Options(LayerOptions):
@@ -29,8 +31,10 @@ class Options(LayerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("variable_axes", "split_rngs"):
-            object.__setattr__(self, name, FrozenDict(getattr(self, name)))
+        for name in _VALUES:
+            if not isinstance(given := getattr(self, name), Mapping):
+                raise TypeError(f"{name} must map filters of collections to {_VALUES[name]}, got {given!r}.")
+            object.__setattr__(self, name, FrozenDict(given))
         for name in ("variable_broadcast", "variable_carry"):
             if isinstance(given := getattr(self, name), list | set):
                 object.__setattr__(self, name, tuple(sorted(given)))

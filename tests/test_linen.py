@@ -174,3 +174,22 @@ def test_explain_of_a_layer_within_a_model_takes_its_part_of_the_variables():
     for wrong in ({"params": params["GRUCell_0"]}, {"params": params}, params, wider):
         with pytest.raises(ValueError, match=r"not those that RNN\.init makes.* take its own part: \{\"params\": "):
             bptt_jax.linen.explain(layer, wrong, inputs)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(jnp.float32, 2e-6), (jnp.bfloat16, 1e-2)])
+def test_gradients_differ_from_flax_by_rounding(dtype, most):
+    """Relative to the largest of each leaf; `python -m pytest tests/test_linen.py -k rounding -s -n 0` prints it."""
+    inputs = jax.random.normal(jax.random.key(1), (16, 500, 64), dtype)
+    ours, theirs = bptt_jax.linen.RNN(cell := nn.LSTMCell(64, dtype=dtype), budget="20%"), nn.RNN(cell)
+    variables = jax.tree.map(lambda leaf: leaf.astype(dtype), theirs.init(jax.random.key(0), inputs))
+
+    def gradients(layer):
+        def loss(variables, inputs):
+            return jnp.sum(jnp.sin(layer.apply(variables, inputs)[:, -1]), dtype=jnp.float32)
+
+        return jax.tree.leaves(in_double(jax.jit(jax.grad(loss, argnums=(0, 1)))(variables, inputs)))
+
+    pairs = zip(gradients(ours), gradients(theirs), strict=True)
+    differ = max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in pairs)
+    print(f"{jnp.dtype(dtype)}: {differ:.1e}")
+    assert differ <= most

@@ -26,8 +26,8 @@ from bptt_jax._lower.jaxprs import (
     is_float,
     narrowing_bytes,
     needed,
+    read_by,
     type_bytes,
-    variables,
     widened,
 )
 from bptt_jax._lower.nested import lower, with_unit_axes
@@ -158,7 +158,7 @@ def _backward_reads_carry(step: FlatStep) -> bool:
         return jax.tree.leaves(vjp)
 
     flat = inline(jax.make_jaxpr(residuals)(*step.jaxpr.in_avals)).jaxpr
-    read = {v for eqn in needed(flat.eqns, flat.outvars) for v in variables(eqn.invars)} | {*variables(flat.outvars)}
+    read = read_by(needed(flat.eqns, flat.outvars), flat.outvars)
     return any(v in read for v in flat.invars[step.n_operands :][: step.n_carry])
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from bptt_jax._notation import notation
-from bptt_jax._plan import Plan, _require_plan, length
+from bptt_jax._plan import Plan, _as_count, _require_plan, length
 from bptt_jax._simulate import Advance, Backward, Event, Free, Record, Restore, Save, simulate
 from bptt_jax._step_profile import StepTimes
 
 _MOST_EVENTS = 20_000
-_LEAST_WIDTH = 240
+_LEAST_WIDTH = 600  # of the legend
 _COLOURS = {
     "first evaluation": "#1f77b4",
     "recomputation": "#d95f02",
@@ -51,7 +51,7 @@ def svg(plan: Plan, *, times: StepTimes | None = None, width: int = 720) -> str:
     Args:
       plan: a plan of at least one step and at most 20,000 events.
       times: how long the parts take; backward = 2 forwards by default.
-      width: of the picture, in pixels, at least 240.
+      width: of the picture, in pixels, at least 600.
 
     >>> from bptt_jax import Remat, Repeat, Steps
     >>> svg(Repeat(4, Remat(Steps(8)))).count("<line")
@@ -59,12 +59,9 @@ def svg(plan: Plan, *, times: StepTimes | None = None, width: int = 720) -> str:
 
     Raises:
       TypeError: if `plan` is not a plan, or `width` not an int.
-      ValueError: for a plan without steps, one with too many events to draw, or a width with no room for a picture.
+      ValueError: for a plan without steps, one with too many events to draw, or a width without room for its legend.
     """
-    if not isinstance(width, int) or isinstance(width, bool):
-        raise TypeError(f"width must be an int of pixels, got {width!r}.")
-    if width < _LEAST_WIDTH:
-        raise ValueError(f"width={width} leaves no room for a picture; use at least {_LEAST_WIDTH} pixels.")
+    width = _as_count(width, _LEAST_WIDTH, "width")
     lines, areas, end = _shapes(plan, times or StepTimes())
     height, margin, legend = width * 3 // 5, 40, 90
     x_scale, y_scale = (width - 2 * margin) / length(plan), (height - margin - legend) / end

@@ -97,7 +97,7 @@ def batch_shape(inputs: jax.Array, feature_axes: int, time_major: bool) -> tuple
     if last < 1:
         layout = "(time, *batch, *features)" if time_major else "(*batch, time, *features)"
         raise ValueError(
-            f"inputs of shape {inputs.shape} have no axis of time: this cell has {feature_axes} feature axes, and "
+            f"inputs of shape {inputs.shape} have no axis of time: num_feature_axes of the cell is {feature_axes}, and "
             f"inputs are {layout}."
         )
     return inputs.shape[1:last] if time_major else inputs.shape[: last - 1]

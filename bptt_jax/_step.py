@@ -2,8 +2,9 @@
 
 The step is traced to a jaxpr with all that it closes over as explicit operands, so that gradients for closed-over
 arrays and tracers come from ordinary arguments, and so that lowering a plan, however deep, never calls the user's
-Python again. Carry leaves that the step passes on unchanged become operands too: they need no checkpoint. What the step
-does not need for its results is left out, so that a budget does not pay for gradients of weights that are not read.
+Python again. Carry leaves that the step passes on unchanged become operands too: they need no checkpoint. Equations
+that the results do not need are left out, and operands that no equation reads, so that a budget does not pay for their
+gradients; what the step hands to a nested jit, loop or checkpoint counts as read.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-from bptt_jax._lower.jaxprs import needed, variables
+from bptt_jax._lower.jaxprs import needed, read_by
 
 Arrays = Sequence[Any]
 Step = Callable[[Any, Any], tuple[Any, Any]]
@@ -34,8 +35,8 @@ class FlatStep:
       jaxpr: closed over nothing; its inputs are operands, carry and x, its outputs carry and y.
       moving: for each leaf of the user's carry whether the step computes it; the others are operands.
       n_x: how many of the jaxpr's inputs are x.
-      read: for each constant, leaf of params and carry leaf that does not move whether it is an operand: whether the
-        step reads it.
+      read: for each constant, each leaf of params and each carry leaf that does not move, whether it is an operand:
+        what no equation reads is none.
     """
 
     jaxpr: Any
@@ -179,14 +180,14 @@ def _make_flat_step(jaxpr: Any, n_carry: int, n_x: int) -> FlatStep:
     movers = [old for old, moves in zip(carry, moving, strict=True) if moves]
     outs = [new for new, moves in zip(jaxpr.outvars, (*moving, *[True] * len(jaxpr.outvars)), strict=False) if moves]
     eqns = needed(jaxpr.eqns, outs)
-    wanted = {v for group in (outs, *(eqn.invars for eqn in eqns)) for v in variables(group)}
-    given = [*jaxpr.constvars, *params, *still]
+    wanted = read_by(eqns, outs)
+    operands = [*jaxpr.constvars, *params, *still]
     opened = core.Jaxpr(
         constvars=(),
-        invars=[*(v for v in given if v in wanted), *movers, *x],
+        invars=[*(v for v in operands if v in wanted), *movers, *x],
         outvars=outs,
         eqns=eqns,
         effects=jaxpr.effects,
         debug_info=core.DebugInfo("bptt_jax", jaxpr.debug_info.func_src_info, None, None),
     )
-    return FlatStep(core.ClosedJaxpr(opened, ()), moving, n_x, tuple(v in wanted for v in given))
+    return FlatStep(core.ClosedJaxpr(opened, ()), moving, n_x, tuple(v in wanted for v in operands))

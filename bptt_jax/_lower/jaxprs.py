@@ -139,6 +139,11 @@ def needed(eqns: Sequence[Any], outputs: Iterable[Any], given: Iterable[Any] = (
     return kept[::-1]
 
 
+def read_by(eqns: Iterable[Any], outputs: Iterable[Any]) -> set[Any]:
+    """The variables that equations read, and those among their outputs."""
+    return {*variables(outputs), *(v for eqn in eqns for v in variables(eqn.invars))}
+
+
 def with_gradient(eqns: Iterable[Any], inputs: Iterable[Any]) -> frozenset[Any]:
     """The differentiable ones of the inputs, and of what equations make of them, that a gradient goes back from.
 

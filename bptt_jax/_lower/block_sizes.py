@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bptt_jax._lower.block import rebuilding
-from bptt_jax._lower.jaxprs import bytes_of, narrowing_bytes, variables
+from bptt_jax._lower.jaxprs import bytes_of, narrowing_bytes, read_by, variables
 from bptt_jax._lower.roofline import block_steps
 from bptt_jax._lower.split import split
 from bptt_jax._lower.step_vjp import StepVjp, floats, step_vjp
@@ -82,9 +82,9 @@ def block_sizes(step: FlatStep, style: Style) -> BlockSizes:
 
 def _read_in_loop(vjp: StepVjp) -> set[Any]:
     """What a step's backward reads of what is saved."""
-    read = {v for eqn in vjp.pull.eqns for v in variables(eqn.invars)}
+    read = read_by(vjp.pull.eqns)
     residuals = [v for v, inside in zip(vjp.residuals, vjp.pull.residuals, strict=True) if inside in read]
-    return {*variables(residuals), *variables(v for eqn in rebuilding(vjp) for v in eqn.invars)}
+    return {*variables(residuals), *read_by(rebuilding(vjp))}
 
 
 def _alternating(vjp: StepVjp) -> dict[Any, int]:

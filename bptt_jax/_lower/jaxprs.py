@@ -139,7 +139,7 @@ def needed(eqns: Sequence[Any], outputs: Iterable[Any], given: Iterable[Any] = (
     return kept[::-1]
 
 
-def read_by(eqns: Iterable[Any], outputs: Iterable[Any]) -> set[Any]:
+def read_by(eqns: Iterable[Any], outputs: Iterable[Any] = ()) -> set[Any]:
     """The variables that equations read, and those among their outputs."""
     return {*variables(outputs), *(v for eqn in eqns for v in variables(eqn.invars))}
 

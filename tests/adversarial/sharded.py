@@ -42,7 +42,15 @@ def without_gradients(params, carry, x):
     return (h, scale), (h, x @ jnp.tri(3), params["c"] * 1.0)
 
 
-CASES = [(step, name) for name in PLANS] + [(without_gradients, "remainder")]
+def unread(params, carry, x):
+    """A weight and a leaf of the carry that nothing reads, another of which what is made is dropped."""
+    h, scale = carry
+    jnp.sin(h @ params["b"])
+    h = jnp.tanh(h @ params["a"] + x)
+    return (h, scale), (h, 2 * h, params["c"] * 1.0)
+
+
+CASES = [(step, name) for name in PLANS] + [(without_gradients, "remainder"), (unread, "remainder")]
 
 
 def arguments():

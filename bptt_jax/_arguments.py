@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from bptt_jax._budget import budget_to_bytes
-from bptt_jax._choose import Budget
+from bptt_jax._budget import Budget, budget_to_bytes
 
 _SIZES = "bytes such as 4096, 32KiB, 190kB or 1.5MiB"
 

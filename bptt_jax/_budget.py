@@ -7,6 +7,8 @@ import math
 import numbers
 import re
 
+Budget = int | str | None
+
 _UNITS = {
     "B": 1,
     **{f"{p}B": 1000**i for i, p in enumerate("kMGT", start=1)},

@@ -20,21 +20,19 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from bptt_jax._cost import cost
-from bptt_jax._lower import nested, sweep
-from bptt_jax._lower.block_sizes import styles
-from bptt_jax._lower.jaxprs import explicit_sharding, type_bytes, uses_16_bits
-from bptt_jax._lower.nested import Run
-from bptt_jax._lower.roofline import platform
-from bptt_jax._lower.style import FASTEST, Style
-from bptt_jax._measure import check_differentiation, lowering_of, measure, nbytes, told_apart_by
+from bptt_jax._device.machine import Machine
+from bptt_jax._gradient import Gradient
+from bptt_jax._lower.jaxprs import uses_16_bits
+from bptt_jax._lower.nested import Nested
+from bptt_jax._lower.sweep import Sweep
+from bptt_jax._lower.swept import Swept
+from bptt_jax._measure import measure, told_apart_by
 from bptt_jax._plan import Plan, Remat, Repeat, Steps
 from bptt_jax._plan import length as length_of
-from bptt_jax._step import FlatStep, Step, TracedScan, trace
-from bptt_jax._step_profile import Lowering, StepProfile
-from bptt_jax._temporaries import temporaries_of_vjp
+from bptt_jax._step_profile import StepProfile
+from bptt_jax._temporaries import Program, temporaries_of_gradient
 
 # Stated in the documentation of `scan`. The loops of a nest copy slices, which is not measured.
 MARGIN = {"sweep": 0.02, "nested": 0.05}
@@ -67,125 +65,104 @@ class Calibration:
     seconds: float = 0.0
 
 
-def profile(step: Step, init: Any, x: Any, *, differentiation: str = "reverse", calibrate: bool = False) -> StepProfile:
-    """Bytes of one step of a scan, for planners.
-
-    Args:
-      step: (carry, x) -> (carry, y), as for `bptt_jax.scan`.
-      init: the first carry: any pytree of arrays or `jax.ShapeDtypeStruct`s.
-      x: one step's input (a slice of xs, without the time axis); likewise, or None.
-      differentiation: as for `bptt_jax.scan`; "reverse" runs the sweep where it can, which keeps less.
-      calibrate: whether to compile up to three small programs, as `scan` does, for bytes that XLA confirms; otherwise
-        they are estimated from shapes alone, and have a larger margin.
-
-    Returns:
-      A `StepProfile`; each closed-over floating array counts as a differentiated parameter.
-
-    Raises:
-      what `jax.lax.scan` raises for such a step; ValueError for an unknown `differentiation`.
-
-    >>> import jax.numpy as jnp
-    >>> measured = profile(lambda carry, x: (jnp.sin(carry) + x, carry), jnp.zeros(256), jnp.zeros(256))
-    >>> measured.carry_bytes, measured.residual_bytes, measured.x_bytes, measured.y_bytes
-    (1024, 1024, 1024, 1024)
-    """
-    check_differentiation(differentiation)
-    found: list[Calibration] = []
-    length = 2  # nothing depends on it
-
-    def measured_here(init: Any, x: Any) -> None:
-        xs = jax.tree.map(lambda leaf: jnp.stack([leaf] * length), x)
-        traced = trace(step, (), init, xs, length)
-        measured = calibrated if calibrate else estimate
-        lowering = lowering_of(traced, differentiation)
-        style = styles(traced.step)[0] if lowering == "sweep" else FASTEST
-        found.append(measured(traced, lowering, style))
-
-    jax.eval_shape(measured_here, init, x)
-    return found[0].profile
-
-
-def estimate(traced: TracedScan, lowering: Lowering, style: Style) -> Calibration:
+def estimate(gradient: Gradient, form: Swept | None) -> Calibration:
     """The profile from shapes alone, with a margin of 5 % for the sweep and 8 % for the nest."""
-    profile = _aligned(measure(traced, lowering, style), traced.step)
-    return Calibration(dataclasses.replace(profile, margin=STATIC_MARGIN[lowering]))
+    profile = _aligned(measure(gradient, form), gradient)
+    return Calibration(dataclasses.replace(profile, margin=STATIC_MARGIN[profile.lowering]))
 
 
-def calibrated(traced: TracedScan, lowering: Lowering, style: Style, target: Any = None) -> Calibration:
+def calibrated(gradient: Gradient, form: Swept | None) -> Calibration:
     """The profile from at most three compiled programs; the estimate, where they cannot be compiled by themselves.
 
     Args:
-      traced: the call.
-      lowering, style: how it is to be run.
-      target: the device to compile for; None for the default backend.
+      gradient: the gradient.
+      form: the step as the sweep runs it; None for the nest.
     """
+    call = gradient.call
+    operands, carry, _ = call.step.split(gradient.types)
     key = (
-        told_apart_by(traced.step),
-        tuple(str(explicit_sharding(leaf)) for leaf in (*traced.operands, *traced.carry, *traced.xs)),
-        traced.step.moving,
-        traced.step.n_x,
-        lowering,
-        style,
-        platform(),
-        target,
+        told_apart_by(call.step),
+        call.step.n_operands,
+        call.step.n_carry,
+        (call.x_axes, call.y_axes),
+        tuple(str(leaf) for leaf in (*operands, *carry, *call.step.x)),
+        gradient.wrt,
+        gradient.vmaps,
+        None if form is None else form.style,
+        call.options.machine,
         jax.device_count(),  # where there are several, products may be merged otherwise
         str(jax.sharding.get_abstract_mesh()),
         *_VERSIONS,
-        jax.dtypes.canonicalize_dtype(float),  # x64 or not
     )
     if key not in _known:
         if len(_known) >= _REMEMBERED:
             _known.pop(next(iter(_known)))
-        _known[key] = _compiled(traced, lowering, style, target)
+        _known[key] = _compiled(gradient, form)
     return _known[key]
 
 
 _known: dict[Any, Calibration] = {}
 
 
-def _compiled(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -> Calibration:
-    profile = measure(traced, lowering, style)
+def program_of(gradient: Gradient, plan: Plan, form: Swept | None, waits: bool = True) -> Program:
+    """The program that runs `plan` for one example.
+
+    Args:
+      gradient: the gradient.
+      plan: of any length.
+      form: the step as the sweep runs it; None for the nest.
+      waits: whether sums over devices may wait; see `Sweep`.
+    """
+    call = dataclasses.replace(gradient.call, length=length_of(plan))
+    if form is None:
+        return Nested(call, gradient.wrt, plan, gradient.active)
+    return Sweep(call, gradient.wrt, plan, form, waits and not gradient.vmaps)
+
+
+def _compiled(gradient: Gradient, form: Swept | None) -> Calibration:
+    profile, machine = measure(gradient, form), gradient.call.options.machine
     start = time.perf_counter()
 
     def peak_of(n: int) -> int:
-        plan = _small_plan(n)
-        return temporaries_of_vjp(lower(plan, traced.step, lowering, style), traced, length_of(plan), target)
+        plan = _small_plan(n, machine)
+        return temporaries_of_gradient(gradient, program_of(gradient, plan, form), length_of(plan))
 
     try:
-        if platform() == "tpu":
-            padded, programs = _padded(traced, lowering, style, target)
+        if machine.platform == "tpu":
+            padded, programs = _padded(gradient, form)
             return Calibration(padded, programs, time.perf_counter() - start)
         peaks = {n: peak_of(n) for n in _ends(profile)}
         peaks |= {n: peak_of(n) for n in _turning(profile, peaks)}
     except (NameError, TypeError, ValueError, KeyError, AssertionError, NotImplementedError):
         # What JAX raises for a step that cannot be compiled by itself, outside of the mesh that it is in, and for a
         # backend that reports no memory. `explain` says that the sizes are estimated then.
-        return estimate(traced, lowering, style)
-    if lowering == "sweep":
-        corrected = _with_peaks(profile, peaks, in_16_bits=uses_16_bits(traced.step.jaxpr.jaxpr))
+        return estimate(gradient, form)
+    if form is not None:
+        corrected = _with_peaks(profile, peaks, machine, uses_16_bits(gradient.call.step.jaxpr.jaxpr))
     else:
-        corrected = _with_fixed(profile, peaks)
-    return Calibration(_aligned(corrected, traced.step), len(peaks), time.perf_counter() - start)
+        corrected = _with_fixed(profile, peaks, machine)
+    return Calibration(_aligned(corrected, gradient), len(peaks), time.perf_counter() - start)
 
 
-def _aligned(profile: StepProfile, step: FlatStep) -> StepProfile:
+def _aligned(profile: StepProfile, gradient: Gradient) -> StepProfile:
     """With room for arrays, and cotangents, that do not fill a line of memory in all blocks as in those measured."""
-    line = 64 if platform() == "cpu" else 256
-    lines = 2 * sum(type_bytes(leaf) % line > 0 for leaf in (*step.jaxpr.in_avals, *step.jaxpr.out_avals))
+    machine, jaxpr = gradient.call.options.machine, gradient.call.step.jaxpr
+    line = 64 if machine.is_cpu else 256
+    lines = 2 * sum(machine.type_bytes(leaf) % line > 0 for leaf in (*jaxpr.in_avals, *jaxpr.out_avals))
     return dataclasses.replace(profile, fixed_bytes=profile.fixed_bytes + line * lines)
 
 
-def _loops() -> tuple[int, ...]:
+def _loops(machine: Machine) -> tuple[int, ...]:
     """The iterations of loops around a block, enough of them for what it takes to be what it takes in larger programs.
 
     On a GPU XLA lays out short blocks otherwise, a third larger, in loops of five iterations within loops of five.
     """
-    return (2,) if platform() == "cpu" else (5, 5)
+    return (2,) if machine.is_cpu else (5, 5)
 
 
-def _small_plan(n: int) -> Plan:
+def _small_plan(n: int, machine: Machine) -> Plan:
     plan: Plan = Steps(n)
-    for k in _loops():
+    for k in _loops(machine):
         plan = Repeat(k, Remat(plan))
     return plan
 
@@ -216,13 +193,13 @@ def _turning(profile: StepProfile, peaks: dict[int, int]) -> list[int]:
     return [middle] if middle < longest else []
 
 
-def _with_peaks(profile: StepProfile, peaks: dict[int, int], in_16_bits: bool) -> StepProfile:
+def _with_peaks(profile: StepProfile, peaks: dict[int, int], machine: Machine, in_16_bits: bool) -> StepProfile:
     highest, ascending = 0, []
     for n, size in sorted(peaks.items()):
-        highest = max(highest, size - sum(_loops()) * profile.carry_bytes)
+        highest = max(highest, size - sum(_loops(machine)) * profile.carry_bytes)
         ascending.append((n, highest))
     spare, margin, loop_bytes = _SPARE_CARRIES["sweep"] * profile.carry_bytes, MARGIN["sweep"], profile.loop_bytes
-    if platform() != "cpu":
+    if not machine.is_cpu:
         # Whether a product is computed in parts, whose results are added up, depends on its shape by no simple rule.
         in_float32 = profile.product_bytes * (2 if in_16_bits else 1)
         spare, margin = spare + 3 * in_float32 // 2, ACCELERATOR_MARGIN
@@ -245,25 +222,33 @@ def _with_parts(peaks: list[tuple[int, int]], in_float32: int) -> list[tuple[int
     return [shortest, *((n, peak + parts) for n, peak in longer)]
 
 
-def _padded(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -> tuple[StepProfile, int]:
+def _padded(gradient: Gradient, form: Swept | None) -> tuple[StepProfile, int]:
     """The estimate for a TPU, of which each array is as much larger as what is kept there, and the programs compiled.
 
     Its memory is in tiles, to which small arrays are padded; and it reports none for what fits on the chip. So many
     steps are compiled, to keep what cannot fit there: residuals in one program, carries in another. Of xs and ys that
     are padded, XLA may make copies of another layout, with their gradients, for some plans and not for others.
     """
-    profile = measure(traced, lowering, style)
+    profile, machine, step = measure(gradient, form), gradient.call.options.machine, gradient.call.step
     factor = 1
     for plan, kept in ((Steps(_MANY), profile.residual_bytes), (Repeat(_MANY, Remat(Steps(1))), profile.carry_bytes)):
-        size = temporaries_of_vjp(lower(plan, traced.step, lowering, style), traced, _MANY, target)
+        size = temporaries_of_gradient(gradient, program_of(gradient, plan, form), _MANY)
         factor = max(factor, -(-size // max(_MANY * kept, 1)))
-    by_step = ("block_bytes", "stacked_bytes", "advance_bytes", "left_bytes", "reread_bytes", "reread_ct_bytes")
+    by_step = (
+        "block_bytes",
+        "stacked_bytes",
+        "advance_bytes",
+        "ahead_bytes",
+        "left_bytes",
+        "reread_bytes",
+        "reread_ct_bytes",
+    )
     sizes = ("carry_bytes", "residual_bytes", "x_bytes", "y_bytes", "fixed_bytes", *by_step)
     factor += factor > 1  # what is worked on may be padded more than what is kept
     larger = {name: factor * getattr(profile, name) for name in sizes}
     larger["fixed_bytes"] += _TPU_FIXED_BYTES
-    leaves = (*traced.step.x, *traced.step.y)
-    copied = 2 * sum(size for leaf in leaves if (size := _tiled_bytes(leaf)) > 2 * nbytes([leaf]))
+    leaves = (*step.x, *step.y)
+    copied = 2 * sum(size for leaf in leaves if (size := _tiled_bytes(leaf)) > 2 * machine.type_bytes(leaf))
     larger |= {"copied_bytes": copied, "nest_copied_bytes": 0, "loop_bytes": profile.loop_bytes + _TPU_LOOP_BYTES}
     return dataclasses.replace(profile, margin=ACCELERATOR_MARGIN, **larger), 2
 
@@ -271,24 +256,15 @@ def _padded(traced: TracedScan, lowering: Lowering, style: Style, target: Any) -
 def _tiled_bytes(leaf: Any) -> int:
     """Bytes of a step's array in a TPU's memory: its last axis in lanes of 128, the one before in rows of 8."""
     if leaf.ndim == 0:
-        return nbytes([leaf])
+        return int(leaf.dtype.itemsize)
     rows, lanes = (1, *leaf.shape)[-2:]
     tiled = 8 * -(-rows // 8) * 128 * -(-lanes // 128)
     return int(math.prod(leaf.shape[:-2]) * tiled * leaf.dtype.itemsize)
 
 
-def lower(
-    plan: Plan, step: FlatStep, lowering: Lowering, style: Style, reverse: bool = False, unroll: int | bool = 1
-) -> Run:
-    """The program that runs `plan` by a lowering."""
-    if lowering == "sweep":
-        return sweep.lower(plan, step, style=style, reverse=reverse, unroll=unroll)
-    return nested.lower(plan, step, reverse=reverse, unroll=unroll)
-
-
-def _with_fixed(profile: StepProfile, peaks: dict[int, int]) -> StepProfile:
+def _with_fixed(profile: StepProfile, peaks: dict[int, int], machine: Machine) -> StepProfile:
     ((n, size),) = peaks.items()
-    missed = size - cost(_small_plan(n), profile).peak_bytes
+    missed = size - cost(_small_plan(n, machine), profile).peak_bytes
     spare = _SPARE_CARRIES["nested"] * profile.carry_bytes
     fixed_bytes = max(profile.fixed_bytes + missed + spare, 0)
     return dataclasses.replace(profile, fixed_bytes=fixed_bytes, margin=MARGIN["nested"])

@@ -1,4 +1,4 @@
-"""From a traced scan and a budget to the way to run it: measure, plan, and pick the lowering."""
+"""From a gradient that is asked for to the way to run it: measure, plan, and pick the lowering."""
 
 from __future__ import annotations
 
@@ -10,64 +10,40 @@ from typing import Any
 
 import jax
 
-from bptt_jax._budget import budget_to_bytes
-from bptt_jax._calibrate import Calibration, calibrated, estimate, lower
+from bptt_jax._active import Active
+from bptt_jax._budget import Budget, budget_to_bytes
+from bptt_jax._calibrate import Calibration, calibrated, estimate, program_of
 from bptt_jax._cost import cost
-from bptt_jax._free_bytes import free_bytes
-from bptt_jax._lower.block_sizes import styles
+from bptt_jax._gradient import Gradient
 from bptt_jax._lower.jaxprs import uses_16_bits
-from bptt_jax._lower.nested import Run
-from bptt_jax._lower.roofline import planning_for, platform
-from bptt_jax._lower.style import FASTEST, Style
-from bptt_jax._measure import lowering_of, measure
+from bptt_jax._lower.swept import Swept, fastest_form, sweep_forms
+from bptt_jax._measure import measure
 from bptt_jax._plan import Plan, Steps
 from bptt_jax._plan import length as length_of
-from bptt_jax._step import FlatStep, TracedScan
-from bptt_jax._step_profile import Lowering, StepProfile
+from bptt_jax._step import ScanCall, replace, select
+from bptt_jax._step_profile import StepProfile
+from bptt_jax._temporaries import Program
 from bptt_jax._time import time_of
 from bptt_jax.errors import BudgetError
 from bptt_jax.planners import make_plan
 
-Budget = int | str | None
 
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What `scan` is asked for, beside the step and its arguments; see there.
-
-    Attributes:
-      target: the device that is compiled for; None for the default backend.
-    """
-
-    budget: Budget = None
-    plan: Plan | None = None
-    differentiation: str = "reverse"
-    calibrate: bool = True
-    target: Any = None
-
-    @property
-    def platform(self) -> str | None:
-        return None if self.target is None else str(self.target.platform)
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Choice:
-    """How a scan is run.
+    """How a gradient is run.
 
     Attributes:
+      gradient: which.
       plan: the plan.
-      lowering: what runs it.
-      style: for the sweep, how blocks take their products.
+      form: the step as the sweep runs it; None for the nest.
       measured: gives sizes of one step, run so, and what it took to measure them.
-      budget: what was asked; "auto" as the bytes that it stands for.
       plan_seconds: what planning took, without calibrating.
     """
 
+    gradient: Gradient
     plan: Plan
-    lowering: Lowering
-    style: Style
+    form: Swept | None
     measured: Callable[[], Calibration]
-    budget: Budget = None
     plan_seconds: float = 0.0
 
     @functools.cached_property
@@ -84,65 +60,107 @@ class Choice:
         """Peak temporary bytes by the profile."""
         return cost(self.plan, self.profile).peak_bytes
 
-    def program(self, step: FlatStep, reverse: bool, unroll: int | bool) -> Run:
-        """The program, jitted; the same function for the same arguments."""
-        return _program(step, self.plan, self.lowering, self.style, reverse, unroll, platform())
+    def program(self, waits: bool = True) -> Program:
+        """The program for one example; the same for the same argument. See `program_of`."""
+        return self._waiting if waits else self._not_waiting
+
+    @functools.cached_property
+    def _waiting(self) -> Program:
+        return program_of(self.gradient, self.plan, self.form)
+
+    @functools.cached_property
+    def _not_waiting(self) -> Program:
+        return program_of(self.gradient, self.plan, self.form, waits=False)
 
 
-# Typed, for unroll=True and unroll=1 are equal and differ; bounded, for a step that is made anew for each call never
-# asks for the same program twice. Jitted, so that calls outside jit compile once. The platform is what decisions within
-# are for.
-@functools.lru_cache(maxsize=256, typed=True)
-def _program(
-    step: FlatStep, plan: Plan, lowering: Lowering, style: Style, reverse: bool, unroll: int | bool, _platform: str
-) -> Run:
-    return jax.jit(lower(plan, step, lowering, style, reverse, unroll))
+def choose(gradient: Gradient) -> Choice:
+    """How to run a gradient: the plan given, or the fastest for the budget, as the sweep where that is possible.
 
-
-def choose(traced: TracedScan, options: Options) -> Choice:
-    """How to run a scan: the plan given, or the fastest for the budget, as the sweep where that is possible.
-
-    Only the way that looks fastest by the estimates is calibrated, unless it turns out not to fit.
+    The same for the same gradient: the rules of all primitives ask for it.
 
     Raises:
-      ValueError: for a plan of another length.
+      ValueError: for a plan of another length; for the sweep where it cannot be.
       BudgetError: if no plan fits the budget.
     """
-    plan, budget = options.plan, options.budget
-    if plan is not None and length_of(plan) != traced.length:
-        raise ValueError(f"the plan has {length_of(plan)} steps, but the scan has {traced.length}.")
+    return _choose(gradient, jax.sharding.get_abstract_mesh(), jax.device_count())
 
-    def estimated() -> Calibration:
-        with planning_for(options.platform):
-            return estimate(traced, lowering, FASTEST)
 
-    with planning_for(options.platform):
-        lowering = lowering_of(traced, options.differentiation)
-        budget = free_bytes(options.target) if budget == "auto" else budget
-        unplanned = Choice(plan or Steps(traced.length), lowering, FASTEST, estimated, budget)
-        if plan is not None or budget is None or traced.length == 0:
-            return unplanned
-        if not _converted(traced) and _fits(unplanned):
-            return unplanned
-        start, calibrating = time.perf_counter(), 0.0
-        errors: list[BudgetError] = []
-        for tried, style in _ways(traced, lowering, budget):
-            before = time.perf_counter()
-            calibration = calibration_of(traced, tried, style, options)
-            calibrating += time.perf_counter() - before
-            try:
-                plan = make_plan(calibration.profile, traced.length, budget)
-            except BudgetError as error:
-                errors.append(error)
-                continue
-            seconds = time.perf_counter() - start - calibrating
-            return Choice(plan, tried, style, _already(calibration), budget, seconds)
+@functools.lru_cache(maxsize=256)
+def _choose(gradient: Gradient, _mesh: Any, _devices: int) -> Choice:
+    call = gradient.call
+    plan, budget = call.options.plan, call.options.budget
+    if plan is not None and length_of(plan) != call.length:
+        raise ValueError(f"the plan has {length_of(plan)} steps, but the scan has {call.length}.")
+    form = fastest(gradient)
+    unplanned = Choice(gradient, plan or Steps(call.length), form, lambda: estimate(gradient, form))
+    if plan is not None or budget is None or call.length == 0:
+        return unplanned
+    if not _converted(gradient) and _fits(unplanned, budget):
+        return unplanned
+    return _planned(gradient, budget)
+
+
+def fastest(gradient: Gradient) -> Swept | None:
+    """The step as the sweep runs it fastest; None for the nest."""
+    options, step = gradient.call.options, gradient.call.step
+    if options.lowering == "nested" or gradient.call.length == 0:
+        return None
+    form = fastest_form(step, gradient.active, options.machine)
+    if form is None and options.lowering == "sweep":
+        raise ValueError(
+            'lowering="sweep" was asked for, but the step has a derivative rule of its own, or effects, that only the '
+            'nest takes; use lowering=None or "nested".'
+        )
+    return form
+
+
+def has_vjp(call: ScanCall, active: Active) -> bool:
+    """Whether a step has a reverse-mode derivative: one with a `jax.lax.while_loop` has none."""
+    if call.options.lowering != "nested" and fastest_form(call.step, active, call.options.machine) is not None:
+        return True
+    return _has_vjp(call, active)
+
+
+@functools.lru_cache(maxsize=1024)
+def _has_vjp(call: ScanCall, active: Active) -> bool:
+    step = call.step
+    mask = (*active.operands, *active.carry, *active.x)
+
+    def vjp(*inputs: Any) -> Any:
+        def run(chosen: Any) -> Any:
+            carry, y = step(*step.split(replace(inputs, mask, chosen)))
+            return [*select(carry, active.carry), *select(y, active.y)]
+
+        outs, pull = jax.vjp(run, select(inputs, mask))
+        return pull(outs)
+
+    try:
+        jax.eval_shape(vjp, *step.jaxpr.in_avals)
+    except (TypeError, ValueError, NotImplementedError):
+        return False
+    return True
+
+
+def _planned(gradient: Gradient, budget: Budget) -> Choice:
+    start, calibrating = time.perf_counter(), 0.0
+    errors: list[BudgetError] = []
+    for form in _ways(gradient, budget):
+        before = time.perf_counter()
+        calibration = calibration_of(gradient, form)
+        calibrating += time.perf_counter() - before
+        try:
+            plan = make_plan(calibration.profile, gradient.call.length, budget)
+        except BudgetError as error:
+            errors.append(error)
+            continue
+        seconds = time.perf_counter() - start - calibrating
+        return Choice(gradient, plan, form, functools.partial(_already, calibration), seconds)
     raise min(errors, key=lambda error: error.smallest_bytes)
 
 
-def _converted(traced: TracedScan) -> bool:
+def _converted(gradient: Gradient) -> bool:
     """Whether arrays take what their types do not say: on a TPU, and where a step computes in 16 bits, in float32."""
-    return platform() == "tpu" or uses_16_bits(traced.step.jaxpr.jaxpr)
+    return gradient.call.options.machine.platform == "tpu" or uses_16_bits(gradient.call.step.jaxpr.jaxpr)
 
 
 # Estimates of what keeps everything were seen to be a quarter too low, without their margin: of products with a weight
@@ -150,40 +168,37 @@ def _converted(traced: TracedScan) -> bool:
 _CERTAINLY = 1.5
 
 
-def _fits(choice: Choice) -> bool:
+def _fits(choice: Choice, budget: Budget) -> bool:
     """Whether a choice is so far within its budget by the estimate that nothing need be compiled to know it."""
-    budget_bytes = budget_to_bytes(choice.budget, choice.profile.store_all_bytes(length_of(choice.plan)))
+    budget_bytes = budget_to_bytes(budget, choice.profile.store_all_bytes(length_of(choice.plan)))
     return budget_bytes is None or _CERTAINLY * choice.predicted_bytes <= budget_bytes
 
 
-def _already(calibration: Calibration) -> Callable[[], Calibration]:
-    return lambda: calibration
+def _already(calibration: Calibration) -> Calibration:
+    return calibration
 
 
-def calibration_of(traced: TracedScan, lowering: Lowering, style: Style, options: Options) -> Calibration:
+def calibration_of(gradient: Gradient, form: Swept | None) -> Calibration:
     """The calibrated profile, or the estimate where calibrating is switched off."""
-    if options.calibrate:
-        return calibrated(traced, lowering, style, options.target)
-    return estimate(traced, lowering, style)
+    return calibrated(gradient, form) if gradient.call.options.calibrate else estimate(gradient, form)
 
 
-def _ways(traced: TracedScan, lowering: Lowering, budget: Budget) -> list[tuple[Lowering, Style]]:
-    """Lowerings and styles: the one that looks fastest first, those that do not seem to fit last, and then the nest.
+def _ways(gradient: Gradient, budget: Budget) -> list[Swept | None]:
+    """Forms of the step: the one that looks fastest first, those that do not seem to fit last, and then the nest.
 
     A step that keeps nothing for its backward needs less in the nest than the sweep's loops hold.
     """
-    if lowering == "nested":
-        return [("nested", FASTEST)]
-    times: dict[Style, float] = {}
-    known = styles(traced.step)
-    for style in known:
-        profile = measure(traced, "sweep", style)
+    options = gradient.call.options
+    known = [] if options.lowering == "nested" else sweep_forms(gradient.call.step, gradient.active, options.machine)
+    times: dict[Swept, float] = {}
+    for form in known:
+        profile = measure(gradient, form)
         try:
-            times[style] = time_of(make_plan(profile, traced.length, budget), profile)
+            times[form] = time_of(make_plan(profile, gradient.call.length, budget), profile)
         except BudgetError:
             continue
-    # What holds least comes last among the styles, and is the first to try of those that do not seem to fit.
-    order = [*sorted(times, key=times.__getitem__), *(style for style in reversed(known) if style not in times)]
+    # What holds least comes last among the forms, and is the first to try of those that do not seem to fit.
+    order = [*sorted(times, key=times.__getitem__), *(form for form in reversed(known) if form not in times)]
     # On a TPU the copies that a nest makes of padded slices are not foreseen.
-    nest: list[tuple[Lowering, Style]] = [] if platform() == "tpu" else [("nested", FASTEST)]
-    return [*(("sweep", style) for style in order), *nest]
+    with_nest = not known or (options.machine.platform != "tpu" and options.lowering is None)
+    return [*order, None] if with_nest else [*order]

@@ -16,8 +16,7 @@ from rich.table import Table
 
 from bptt_jax._arguments import Output, budget_of, budget_or_auto, pair, seconds_of, size
 from bptt_jax._bench.cells import CELLS, default_size
-from bptt_jax._budget import budget_to_bytes
-from bptt_jax._choose import Budget
+from bptt_jax._budget import Budget, budget_to_bytes
 from bptt_jax._cost import cost
 from bptt_jax._picture import plot, svg
 from bptt_jax._plan import Plan
@@ -80,8 +79,8 @@ def plan(
 ) -> None:
     """What to keep and what to compute again, for numbers that you give.
 
-    Prints the plan for a nest of checkpoints, what it costs, and its timeline. Exits with 1 if no plan fits. A scan in
-    reverse mode, the default, runs otherwise, in less: ask bptt_jax.explain about a step of your own.
+    Prints the plan for a nest of checkpoints, what it costs, and its timeline. Exits with 1 if no plan fits. A scan
+    runs as a sweep where it can, in fewer bytes than a nest: ask bptt_jax.explain about a step of your own.
     """
     profile = StepProfile(carry, residual, x_bytes=x, y_bytes=y, param_bytes=param)
     try:

@@ -51,6 +51,8 @@ from bptt_jax._plan import (
     _require_plan,
     fold,
     in_blocks,
+    is_normal_chain,
+    is_rematerialised_loop,
     length,
     longest_leaf,
     runs_single_steps,
@@ -206,11 +208,13 @@ def _chain_cost(node: Chain, children: Sequence[_NodeCost], profile: StepProfile
         kept += c.kept
     if profile.lowering == "sweep":
         last, leaf = node.children[-1], max(map(longest_leaf, node.children[:-1]))
-        at_rest = max(children[-1].peak, rest_bytes(last.n, leaf, profile) if isinstance(last, Steps) else 0)
+        at_rest = children[-1].peak
+        if isinstance(last, Steps) and last.n:
+            at_rest = max(at_rest, rest_bytes(last.n, leaf, profile)) + ahead_bytes(leaf, profile)
         peak = max(peak, kept - children[-1].kept + at_rest)
     if not (is_normal_chain(node) or (profile.lowering == "sweep" and _keeps_order(node))):
         peak = sum(c.peak for c in children)
-    if profile.lowering == "sweep" and not all(_is_rematerialised_loop(c) for c in node.children[:-1]):
+    if profile.lowering == "sweep" and not all(is_rematerialised_loop(c) for c in node.children[:-1]):
         peak += children[-1].kept  # what the last child leaves free is too small for the blocks of the others
     loops = sum(c.loops for c in children)
     if profile.lowering == "nested":
@@ -253,13 +257,19 @@ def rest_bytes(n: int, leaf: int, profile: StepProfile) -> int:
     """Bytes that n steps take in the sweep while they are worked on as the last block, beside loops over `leaf` steps.
 
     It records and reads at fixed places, for which XLA makes room before the first loop runs and until the block is
-    done: residuals, cotangents, x, ys and their cotangents. And a block of the loops is advanced meanwhile, beside the
-    sums of gradients.
+    done: residuals, cotangents, x, ys, where they are written, and their cotangents. And a block of the loops is
+    advanced meanwhile, beside the sums of gradients.
     """
     if n == 0:
         return 0
     by_step = profile.residual_bytes + profile.stacked_bytes + profile.x_bytes + 2 * profile.y_bytes
+    by_step += min(profile.y_bytes, profile.ahead_bytes)
     return n * by_step + leaf * profile.advance_bytes + _sums_bytes(profile)
+
+
+def ahead_bytes(leaf: int, profile: StepProfile) -> int:
+    """Inputs of a block of `leaf` steps of the loops that are there beside a last block."""
+    return leaf * profile.ahead_bytes
 
 
 def _sums_bytes(profile: StepProfile) -> int:
@@ -278,22 +288,3 @@ def slice_bytes(profile: Sizes) -> int:
 def part_bytes(profile: Sizes) -> int:
     """Bytes that a `Chain` copies for each of its steps."""
     return profile.x_bytes + 2 * profile.y_bytes
-
-
-def is_normal_chain(chain: Chain) -> bool:
-    """Whether XLA frees each child of `chain` before the one before it is worked on.
-
-    So it is measured where every child but the last is a loop over at least two rematerialised children, and the
-    last is not itself rematerialised.
-
-    >>> is_normal_chain(Chain((Repeat(2, Remat(Steps(8))), Steps(3))))
-    True
-    >>> is_normal_chain(Chain((Remat(Steps(8)), Steps(3))))
-    False
-    """
-    *loops, last = chain.children
-    return not isinstance(last, Remat) and all(map(_is_rematerialised_loop, loops))
-
-
-def _is_rematerialised_loop(node: Plan) -> bool:
-    return isinstance(node, Repeat) and node.k >= 2 and isinstance(node.child, Remat)

@@ -7,19 +7,22 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from bptt_jax._budget import budget_to_bytes
-from bptt_jax._choose import Budget, Options, calibration_of, choose
+from bptt_jax._budget import Budget, budget_to_bytes
+from bptt_jax._calibrate import calibrated, estimate
+from bptt_jax._choose import calibration_of, choose, fastest
 from bptt_jax._cost import PlanCost, cost
+from bptt_jax._free_bytes import free_bytes
+from bptt_jax._gradient import Gradient, gradient_of
 from bptt_jax._lower.block_sizes import BlockSummary, summary
-from bptt_jax._lower.roofline import planning_for
+from bptt_jax._options import Lowering, checked_options
 from bptt_jax._plan import Plan
 from bptt_jax._plan import length as length_of
 from bptt_jax._render import render
-from bptt_jax._scan import checked_options
-from bptt_jax._step import Step, TracedScan, trace
+from bptt_jax._step import Step, trace
 from bptt_jax._step_profile import StepProfile
-from bptt_jax._temporaries import temporaries_of_vjp
+from bptt_jax._temporaries import temporaries_of_gradient
 from bptt_jax.errors import format_bytes
 
 _BACKWARD_TIME = 2.0  # of one step, in evaluations of the step
@@ -158,7 +161,7 @@ class Report:
 
 
 def explain(
-    step: Step,
+    f: Step,
     init: Any,
     xs: Any = None,
     length: int | None = None,
@@ -167,14 +170,14 @@ def explain(
     *,
     budget: Budget = None,
     plan: Plan | None = None,
-    differentiation: str = "reverse",
+    lowering: Lowering | None = None,
     calibrate: bool = True,
     target: Any = None,
 ) -> Report:
     """What `scan` with the same arguments does, compiled but not run.
 
-    Compiles the vjp of the scan over its parameters, `init` and `xs`, for arguments of their shapes, and reads the
-    bytes that XLA reports. This takes as long as compiling the scan itself.
+    Compiles the gradient of the scan with respect to its parameters, `init` and `xs`, for arguments of their shapes,
+    and reads the bytes that XLA reports. This takes as long as compiling the scan itself.
 
     Args: as for `bptt_jax.scan`; the arrays may also be `jax.ShapeDtypeStruct`s, and
 
@@ -188,37 +191,97 @@ def explain(
     >>> report.forward_steps, report.measured_bytes <= report.budget_bytes
     (190, True)
     """
-    options = checked_options(budget, plan, differentiation, calibrate, target)
+    options = checked_options(budget, plan, lowering, calibrate, target)
+    if budget == "auto":
+        options = dataclasses.replace(options, budget=free_bytes(options.machine.device))
     reports: list[Report] = []
 
     def inspect(init: Any, xs: Any) -> None:
-        traced = trace(step, (), init, xs, length, reverse=reverse, unroll=unroll)
-        reports.append(_report(traced, reverse, unroll, options))
+        traced = trace(f, init, xs, length, reverse, unroll, options)
+        reports.append(_report(gradient_of(traced.call, traced.arguments)))
 
     jax.eval_shape(inspect, init, xs)
     return reports[0]
 
 
-def _report(traced: TracedScan, reverse: bool, unroll: int | bool, options: Options) -> Report:
-    choice = choose(traced, options)
-    with planning_for(options.platform):
-        # A plan that was given was run without a prediction; here there is one to compare with.
-        calibration = choice.calibration
-        if traced.length > 0 and calibration.programs == 0:
-            calibration = calibration_of(traced, choice.lowering, choice.style, options)
-        start = time.perf_counter()
-        program = choice.program(traced.step, reverse, unroll)
-        measured_bytes = temporaries_of_vjp(program, traced, traced.length, options.target)
-        seconds = time.perf_counter() - start
-        return Report(
-            plan=choice.plan,
-            profile=calibration.profile,
-            budget_bytes=budget_to_bytes(choice.budget, choice.profile.store_all_bytes(traced.length)),
-            measured_bytes=measured_bytes,
-            block=summary(traced.step, choice.style) if choice.lowering == "sweep" else None,
-            effort=Effort(choice.plan_seconds, choice.calibration.seconds, choice.calibration.programs, seconds),
-            calibration_programs=calibration.programs,
-        )
+def explain_params(step: Any, params: Any, init: Any, xs: Any, **options: Any) -> Report:
+    """The report for the gradient with respect to parameters alone, or without any to the first carry.
+
+    Args:
+      step: (params, carry, x) -> (carry, y).
+      params, init, xs: as arrays or shapes.
+      **options: those of `checked_options`.
+    """
+    reports: list[Report] = []
+
+    def inspect(params: Any, init: Any, xs: Any) -> None:
+        traced = trace(lambda carry, x: step(params, carry, x), init, xs, None, False, 1, checked_options(**options))
+        leaves = set(map(id, jax.tree.leaves(params) or jax.tree.leaves(init)))
+        wrt = tuple(id(leaf) in leaves for leaf in traced.arguments)
+        reports.append(_report(gradient_of(traced.call, traced.arguments, wrt)))
+
+    jax.eval_shape(inspect, params, init, xs)
+    return reports[0]
+
+
+def _report(gradient: Gradient) -> Report:
+    call, choice = gradient.call, choose(gradient)
+    # A plan that was given was run without a prediction; here there is one to compare with.
+    calibration = choice.calibration
+    if call.length > 0 and calibration.programs == 0:
+        calibration = calibration_of(gradient, choice.form)
+    start = time.perf_counter()
+    measured_bytes = temporaries_of_gradient(gradient, choice.program(), call.length)
+    seconds = time.perf_counter() - start
+    form = choice.form
+    return Report(
+        plan=choice.plan,
+        profile=calibration.profile,
+        budget_bytes=budget_to_bytes(call.options.budget, choice.profile.store_all_bytes(call.length)),
+        measured_bytes=measured_bytes,
+        block=None if form is None else summary(form.vjp, form.style),
+        effort=Effort(choice.plan_seconds, choice.calibration.seconds, choice.calibration.programs, seconds),
+        calibration_programs=calibration.programs,
+    )
+
+
+def profile(
+    f: Step, init: Any, x: Any, *, lowering: Lowering | None = None, calibrate: bool = False, target: Any = None
+) -> StepProfile:
+    """Bytes of one step of a scan, for planners.
+
+    Args:
+      f: the step, (carry, x) -> (carry, y), as for `bptt_jax.scan`.
+      init: the first carry: any pytree of arrays or `jax.ShapeDtypeStruct`s.
+      x: one step's input (a slice of xs, without the time axis); likewise, or None.
+      lowering: as for `bptt_jax.scan`; the sweep keeps less.
+      calibrate: whether to compile up to three small programs, as `scan` does, for bytes that XLA confirms; otherwise
+        they are estimated from shapes alone, and have a larger margin.
+      target: as for `bptt_jax.scan`.
+
+    Returns:
+      A `StepProfile`; each closed-over floating array counts as a differentiated parameter.
+
+    Raises:
+      what `jax.lax.scan` raises for such a step; ValueError for an unknown `lowering`.
+
+    >>> import jax.numpy as jnp
+    >>> measured = profile(lambda carry, x: (jnp.sin(carry) + x, carry), jnp.zeros(256), jnp.zeros(256))
+    >>> measured.carry_bytes, measured.residual_bytes, measured.x_bytes, measured.y_bytes
+    (1024, 1024, 1024, 1024)
+    """
+    options = checked_options(lowering=lowering, calibrate=calibrate, target=target)
+    found: list[StepProfile] = []
+    length = 2  # nothing depends on it
+
+    def measured_here(init: Any, x: Any) -> None:
+        xs = jax.tree.map(lambda leaf: jnp.stack([leaf] * length), x)
+        traced = trace(f, init, xs, length, False, 1, options)
+        gradient = gradient_of(traced.call, traced.arguments)
+        found.append((calibrated if calibrate else estimate)(gradient, fastest(gradient)).profile)
+
+    jax.eval_shape(measured_here, init, x)
+    return found[0]
 
 
 def _bytes(count: int) -> str:

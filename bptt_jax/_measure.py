@@ -10,34 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import weakref
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-from bptt_jax._lower.block_sizes import block_sizes
-from bptt_jax._lower.jaxprs import (
-    explicit_sharding,
-    has_own_gradient,
-    inline,
-    is_float,
-    narrowing_bytes,
-    needed,
-    read_by,
-    type_bytes,
-    widened,
-)
+from bptt_jax._device.machine import Machine
+from bptt_jax._gradient import Gradient
+from bptt_jax._lower.jaxprs import has_own_gradient, inline, is_float, needed, read_by
 from bptt_jax._lower.nested import lower, with_unit_axes
-from bptt_jax._lower.roofline import platform
-from bptt_jax._lower.step_vjp import floats, with_floats
-from bptt_jax._lower.style import FASTEST, Style
-from bptt_jax._lower.sweep import can_sweep
+from bptt_jax._lower.swept import Swept
 from bptt_jax._plan import Steps
-from bptt_jax._step import Arrays, FlatStep, TracedScan
-from bptt_jax._step_profile import Lowering, StepProfile, StepTimes
+from bptt_jax._step import Arrays, FlatStep, Mask, element, replace, select
+from bptt_jax._step_profile import StepProfile, StepTimes
 
 _COUNTERS_BYTES = 256  # of loops and of the tables that they are called with
 # Of each further loop, fitted to tiny steps (CPU); half as much again in a nest of checkpoints.
@@ -48,42 +34,66 @@ _JOINED_TIMES = dataclasses.replace(_SWEEP_TIMES, backward=1.3)
 _IN_TURN_TIMES = dataclasses.replace(_SWEEP_TIMES, backward=2.1)
 _SHORT, _LONG = 2, 4  # at least 2: a loop of one step is not a loop
 
-_profiles: weakref.WeakKeyDictionary[FlatStep, dict[Any, StepProfile]] = weakref.WeakKeyDictionary()
 
-
-def check_differentiation(differentiation: str) -> None:
-    """Raises ValueError unless `differentiation` is one that there is."""
-    if differentiation not in ("reverse", "any"):
-        raise ValueError(f'differentiation={differentiation!r} is unknown; use "reverse" (the default) or "any".')
-
-
-def lowering_of(traced: TracedScan, differentiation: str) -> Lowering:
-    """The sweep where only reverse mode is asked for, unless the step has something that only the nest takes."""
-    return "sweep" if differentiation == "reverse" and traced.length > 0 and can_sweep(traced.step) else "nested"
-
-
-def measure(traced: TracedScan, lowering: Lowering, style: Style = FASTEST) -> StepProfile:
-    """The profile of a traced step under a lowering; remembered as long as the step lives.
+def measure(gradient: Gradient, form: Swept | None) -> StepProfile:
+    """The profile of the step of a gradient, for all its examples.
 
     Args:
-      traced: the call.
-      lowering: "sweep" only where the step can be swept.
-      style: for the sweep, how blocks take their products.
+      gradient: the gradient.
+      form: the step as the sweep runs it; None for the nest.
     """
-    plain = _measure_plain(traced.step, traced.operands, traced.carry, traced.xs)
-    return plain if lowering == "nested" else _of_sweep(traced.step, plain, style)
+    call = gradient.call
+    operands, carry, xs = call.step.split(gradient.types)
+    x = tuple(element(leaf, axis) for leaf, axis in zip(xs, call.x_axes, strict=True))
+    plain = _measure_plain(call.step, gradient.wrt, call.options.machine, (*operands, *carry, *x))
+    profile = plain if form is None else _of_sweep(call.step, plain, form)
+    moved_bytes = _moved_bytes(gradient, is_nested=form is None)
+    profile = dataclasses.replace(profile, copied_bytes=profile.copied_bytes + moved_bytes)
+    return profile if gradient.examples == 1 else _of_examples(profile, gradient.examples)
 
 
-def _of_sweep(step: FlatStep, plain: StepProfile, style: Style) -> StepProfile:
-    sizes = block_sizes(step, style)
+def _moved_bytes(gradient: Gradient, is_nested: bool) -> int:
+    """Of each step of one example, what is there as a whole a second time, with its axes in another order.
+
+    Under vmap JAX has the examples first in all that a loop reads: of the sweep these are xs. The nest has time first
+    in all that it slices, with cotangents.
+    """
+    call, active = gradient.call, gradient.active
+    places = call.step.split(range(len(gradient.types)))[2]
+    nbytes, found = call.options.machine.type_bytes, 0
+    for i, leaf, axis, is_active in zip(places, call.step.x, call.x_axes, active.x, strict=True):
+        dims = [vmap.dims[i] for vmap in gradient.vmaps]
+        if not is_nested:
+            found += nbytes(leaf) if any(dims) else 0
+        elif axis or any(dim is not None for dim in dims):
+            found += nbytes(leaf) * (1 + is_active)
+    for leaf, axis, is_active in zip(call.step.y, call.y_axes, active.y, strict=True):
+        if is_nested and (axis or gradient.vmaps):
+            found += nbytes(leaf) * (1 + is_active)
+    return found
+
+
+def _of_examples(profile: StepProfile, examples: int) -> StepProfile:
+    """The profile of so many examples, each with gradients of its own."""
+    sizes = {
+        field.name: examples * getattr(profile, field.name)
+        for field in dataclasses.fields(profile)
+        if field.name.endswith("_bytes") and field.name != "loop_bytes"
+    }
+    plain = None if profile.plain is None else _of_examples(profile.plain, examples)
+    return dataclasses.replace(profile, plain=plain, **sizes)
+
+
+def _of_sweep(step: FlatStep, plain: StepProfile, form: Swept) -> StepProfile:
+    sizes, style, machine = form.sizes, form.style, form.parts.machine
     return StepProfile(
         carry_bytes=plain.carry_bytes,
         residual_bytes=sizes.saved_bytes,
-        x_bytes=nbytes(step.x),
-        y_bytes=nbytes(step.y),
+        x_bytes=machine.nbytes(step.x),
+        y_bytes=machine.nbytes(step.y),
         param_bytes=plain.param_bytes,
         fixed_bytes=sizes.fixed_bytes + 10 * plain.carry_bytes + _COUNTERS_BYTES,
-        copied_bytes=nbytes(_widened(step)),
+        copied_bytes=_widened_bytes(step, machine),
         block_bytes=sizes.working_bytes,
         stacked_bytes=sizes.stacked_bytes,
         advance_bytes=sizes.advance_bytes,
@@ -92,52 +102,47 @@ def _of_sweep(step: FlatStep, plain: StepProfile, style: Style) -> StepProfile:
         reread_ct_bytes=sizes.reread_ct_bytes,
         product_bytes=sizes.product_bytes,
         block_steps=sizes.most_steps,
+        ahead_bytes=0 if any(form.parts.active.x) else 3 * machine.nbytes(step.x) // 2,
         loop_bytes=2 * plain.loop_bytes // 3,
         plain=plain,
         times=_JOINED_TIMES if style.joined else _IN_TURN_TIMES if style.in_turn else _SWEEP_TIMES,
     )
 
 
-def _measure_plain(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> StepProfile:
-    known = _profiles.setdefault(step, {})
-    key: tuple[Any, ...] = (platform(),)
-    key += tuple((leaf.shape, leaf.dtype, str(explicit_sharding(leaf))) for leaf in (*operands, *carry))
-    key += tuple((leaf.shape[1:], leaf.dtype, str(explicit_sharding(leaf))) for leaf in xs)
-    if key not in known:
-        known[key] = _measure(step, operands, carry, xs)
-    return known[key]
+@functools.lru_cache(maxsize=1024)
+def _measure_plain(step: FlatStep, wrt: Mask, machine: Machine, types: tuple[Any, ...]) -> StepProfile:
+    operands, carry, x = step.split(types)
 
-
-def _measure(step: FlatStep, operands: Arrays, carry: Arrays, xs: Arrays) -> StepProfile:
     def kept(n: int) -> Arrays:
-        types: Arrays = jax.eval_shape(functools.partial(_residuals, step, n), operands, carry, _of_length(n, xs))
-        return types
+        xs = [jax.eval_shape(lambda leaf: lax.broadcast(leaf, (n,)), leaf) for leaf in x]
+        found: Arrays = jax.eval_shape(functools.partial(_residuals, step, wrt, n), (*operands, *carry, *xs))
+        return found
 
     short, long = kept(_SHORT), kept(_LONG)
-    params = [leaf for leaf in operands if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    stepwise = len(step.jaxpr.jaxpr.outvars) + len(xs)
+    params = select(operands, step.split(wrt)[0])
+    stepwise = len(step.jaxpr.jaxpr.outvars) + len(x)
     by_length = [leaf for leaf, other in zip(short, long, strict=True) if leaf.shape != other.shape]
     once = [leaf for leaf, other in zip(short, long, strict=True) if leaf.shape == other.shape]
-    residual_bytes = (nbytes(by_length) + narrowing_bytes(by_length)) // _SHORT
+    residual_bytes = (machine.nbytes(by_length) + machine.narrowing_bytes(by_length)) // _SHORT
     # The backward of one step works on cotangents of its residuals and of both its carries, whatever is kept.
-    working_bytes = residual_bytes + 2 * nbytes(carry) + _COUNTERS_BYTES
-    fixed_bytes = nbytes(once) + narrowing_bytes(once) + working_bytes
+    working_bytes = residual_bytes + 2 * machine.nbytes(carry) + _COUNTERS_BYTES
+    fixed_bytes = machine.nbytes(once) + machine.narrowing_bytes(once) + working_bytes
     return StepProfile(
-        carry_bytes=nbytes(carry) + narrowing_bytes(carry),
+        carry_bytes=machine.nbytes(carry) + machine.narrowing_bytes(carry),
         residual_bytes=residual_bytes,
-        x_bytes=_narrow_bytes(step.x),
-        y_bytes=_narrow_bytes(step.y),
-        param_bytes=nbytes(params),
+        x_bytes=_narrow_bytes(machine, step.x),
+        y_bytes=_narrow_bytes(machine, step.y),
+        param_bytes=machine.nbytes(params),
         fixed_bytes=fixed_bytes,
-        copied_bytes=nbytes(_widened(step)) + nbytes(_shared(step)),
-        nest_copied_bytes=nbytes(with_unit_axes(step)),
+        copied_bytes=_widened_bytes(step, machine) + machine.nbytes(_shared(step)),
+        nest_copied_bytes=machine.nbytes(with_unit_axes(step)),
         loop_bytes=3 * (_LOOP_BYTES + _BY_ARRAY * stepwise + _BY_PARAM * len(params)) // 2,
     )
 
 
-def _widened(step: FlatStep) -> Arrays:
-    """The leaves of x and y of which XLA keeps the whole in another type."""
-    return [leaf for leaf in (*step.x, *step.y) if widened(leaf)]
+def _widened_bytes(step: FlatStep, machine: Machine) -> int:
+    """Of the leaves of x and y of which XLA keeps the whole in another type."""
+    return machine.nbytes(leaf for leaf in (*step.x, *step.y) if machine.widens(leaf))
 
 
 def _shared(step: FlatStep) -> Arrays:
@@ -153,13 +158,12 @@ def _shared(step: FlatStep) -> Arrays:
 
 def _backward_reads_carry(step: FlatStep) -> bool:
     def residuals(*leaves: Any) -> Arrays:
-        operands, carry = leaves[: step.n_operands], leaves[step.n_operands :]
-        _, vjp = jax.vjp(step, operands, carry[: step.n_carry], carry[step.n_carry :])
+        _, vjp = jax.vjp(step, *step.split(leaves))
         return jax.tree.leaves(vjp)
 
     flat = inline(jax.make_jaxpr(residuals)(*step.jaxpr.in_avals)).jaxpr
     read = read_by(needed(flat.eqns, flat.outvars), flat.outvars)
-    return any(v in read for v in flat.invars[step.n_operands :][: step.n_carry])
+    return any(v in read for v in step.split(flat.invars)[1])
 
 
 def told_apart_by(step: FlatStep) -> Any:
@@ -173,10 +177,12 @@ def told_apart_by(step: FlatStep) -> Any:
         return text
 
     def gradient(*leaves: Any) -> Any:
-        def run(given: Arrays) -> Arrays:
-            return floats(core.jaxpr_as_fun(step.jaxpr)(*with_floats(leaves, given)))
+        mask = [is_float(leaf) for leaf in leaves]
 
-        outs, vjp = jax.vjp(run, floats(leaves))
+        def run(given: Arrays) -> Arrays:
+            return [out for out in core.jaxpr_as_fun(step.jaxpr)(*replace(leaves, mask, given)) if is_float(out)]
+
+        outs, vjp = jax.vjp(run, select(leaves, mask))
         return vjp(outs)
 
     try:
@@ -185,28 +191,14 @@ def told_apart_by(step: FlatStep) -> Any:
         return step
 
 
-def _narrow_bytes(leaves: Arrays) -> int:
+def _narrow_bytes(machine: Machine, leaves: Arrays) -> int:
     """As the leaves are handed in: where XLA widens them, it slices what it has copied."""
-    return sum(type_bytes(leaf) // (2 if widened(leaf) else 1) for leaf in leaves)
+    return sum(machine.type_bytes(leaf) // (2 if machine.widens(leaf) else 1) for leaf in leaves)
 
 
-def _of_length(n: int, xs: Arrays) -> Arrays:
-    """The types of n steps' inputs. By slicing where there is something to slice: sharding comes along."""
-    return [
-        jax.eval_shape(lambda leaf: lax.broadcast(leaf[0], (n,)), leaf)
-        if leaf.shape[0]
-        else jax.ShapeDtypeStruct((n, *leaf.shape[1:]), leaf.dtype)
-        for leaf in xs
-    ]
-
-
-def _residuals(step: FlatStep, n: int, operands: Arrays, carry: Arrays, xs: Arrays) -> Arrays:
-    """What the vjp of n steps keeps beyond its arguments."""
-    _, vjp = jax.vjp(lower(Steps(n), step), operands, carry, xs)
-    arguments = {id(leaf) for leaf in (*operands, *carry, *xs)}
+def _residuals(step: FlatStep, wrt: Mask, n: int, inputs: Arrays) -> Arrays:
+    """What the vjp of n steps keeps beyond its arguments, xs having time first."""
+    run = lower(Steps(n), step)
+    _, vjp = jax.vjp(lambda chosen: run(*step.split(replace(inputs, wrt, chosen))), select(inputs, wrt))
+    arguments = {id(leaf) for leaf in inputs}
     return [leaf for leaf in jax.tree.leaves(vjp) if id(leaf) not in arguments]
-
-
-def nbytes(leaves: Arrays) -> int:
-    """Bytes of all the leaves."""
-    return sum(map(type_bytes, leaves))

@@ -192,6 +192,26 @@ def runs_single_steps(plan: Plan) -> bool:
     return isinstance(plan, Steps) or (isinstance(plan, Repeat) and length(plan.child) == 1)
 
 
+def is_normal_chain(chain: Chain) -> bool:
+    """Whether XLA frees each child of `chain` before the one before it is worked on.
+
+    So it is measured where every child but the last is a loop over at least two rematerialised children, and the
+    last is not itself rematerialised.
+
+    >>> is_normal_chain(Chain((Repeat(2, Remat(Steps(8))), Steps(3))))
+    True
+    >>> is_normal_chain(Chain((Remat(Steps(8)), Steps(3))))
+    False
+    """
+    *loops, last = chain.children
+    return not isinstance(last, Remat) and all(map(is_rematerialised_loop, loops))
+
+
+def is_rematerialised_loop(node: Plan) -> bool:
+    """Whether a node is a loop over at least two rematerialised children."""
+    return isinstance(node, Repeat) and node.k >= 2 and isinstance(node.child, Remat)
+
+
 def fold(plan: Plan, visit: Callable[[Plan, Sequence[T]], T]) -> T:
     """`visit(node, results of its children)` from the leaves up, once for each distinct node object.
 

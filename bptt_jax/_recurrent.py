@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bptt_jax._choose import Budget
+from bptt_jax._budget import Budget
+from bptt_jax._options import Lowering, check_options
 from bptt_jax._plan import Plan
-from bptt_jax._scan import checked_options
 
 # (carry, variables, x, given) -> (carry, variables, y, made)
 Step = Callable[[Any, Any, Any, Any], tuple[Any, Any, Any, Any]]
@@ -23,11 +23,11 @@ Step = Callable[[Any, Any, Any, Any], tuple[Any, Any, Any, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class LayerOptions:
-    """What every recurrent layer can be told: the options of `bptt_jax.scan`, and how Flax's layers take sequences."""
+    """What every recurrent layer can be told: options of `bptt_jax.scan`, and how Flax's layers take sequences."""
 
     budget: Budget = None
     plan: Plan | None = None
-    differentiation: str = "reverse"
+    lowering: Lowering | None = None
     calibrate: bool = True
     unroll: int | bool = 1
     time_major: bool = False
@@ -36,7 +36,7 @@ class LayerOptions:
     keep_order: bool = False
 
     def __post_init__(self) -> None:
-        checked_options(self.budget, self.plan, self.differentiation, self.calibrate)
+        check_options(self.budget, self.plan, self.lowering, self.calibrate)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
+from jax import lax
 
-from bptt_jax._budget import budget_to_bytes
-from bptt_jax._choose import Budget, Options, choose
-from bptt_jax._lower.nested import Run
-from bptt_jax._measure import check_differentiation
+from bptt_jax._budget import Budget
+from bptt_jax._lower.jaxprs import is_debug, is_named_axis
+from bptt_jax._options import Lowering, check_options, checked_options
 from bptt_jax._plan import Plan
-from bptt_jax._step import Step, TracedScan, trace
-from bptt_jax.errors import BudgetError
+from bptt_jax._plan import length as length_of
+from bptt_jax._primitives.direct import run_now
+from bptt_jax._primitives.scan import scan_p
+from bptt_jax._step import Step, trace
 
 
 def scan(
-    step: Step,
+    f: Step,
     init: Any,
     xs: Any = None,
     length: int | None = None,
@@ -28,52 +29,58 @@ def scan(
     *,
     budget: Budget = None,
     plan: Plan | None = None,
-    differentiation: str = "reverse",
+    lowering: Lowering | None = None,
     calibrate: bool = True,
+    target: Any = None,
 ) -> tuple[Any, Any]:
     """`jax.lax.scan`, whose backward pass stays within a budget of bytes.
 
-    Values and gradients are those of `jax.lax.scan`: nothing is truncated. What the backward pass keeps and what it
-    computes again is planned from the sizes of the step and the budget, when the call is traced.
+    Values and derivatives are those of `jax.lax.scan`, under every transformation: nothing is truncated. The arrays
+    that the backward pass keeps, and those that it computes again, are planned from the sizes of the step and the
+    budget, when the call is differentiated; a call that is not costs nothing extra.
 
-    With the default `differentiation="reverse"`, grad, vjp, vmap and derivatives of gradients work; jvp, jacfwd, and
-    applying what linearize returns, raise a TypeError. With "any" they all work.
+    It is one JAX primitive. Under `jax.vmap` the batch goes into the step, so all examples together keep the budget,
+    and weights that they share have one gradient, summed where it is made.
 
     Reference program, as for `jax.lax.scan`::
 
-        def scan(step, init, xs, length=None):
+        def scan(f, init, xs, length=None):
             carry, ys = init, []
             for x in [None] * length if xs is None else xs:
-                carry, y = step(carry, x)
+                carry, y = f(carry, x)
                 ys.append(y)
             return carry, np.stack(ys)
 
     Args:
-      step: (carry, x) -> (carry, y), pytrees of arrays; the carry keeps its structure, shapes and dtypes. Floating
-        arrays that it closes over are differentiated as well.
+      f: the step, (carry, x) -> (carry, y), pytrees of arrays; the carry keeps its structure, shapes and dtypes.
+        Floating arrays that it closes over are differentiated as well.
       init: the first carry.
       xs: what to scan over, along the leading axes; or None with `length`.
       length: the number of steps; must agree with `xs`.
       reverse: whether to go through `xs` from the end; `ys` are in the order of `xs`.
       unroll: steps per iteration of the innermost loops, as in `jax.lax.scan`.
-      budget: temporary bytes, per device, of the compiled vjp of this scan over (params, init, xs), as XLA reports
-        them: None (no limit), an int, "64MiB", "1.5GB", "5%" of what `jax.lax.scan` would need, as predicted from the
-        step's shapes, or "auto", three quarters of what the device has free when the call is traced (rounded down to
-        three binary digits; the least of all processes, each of which has to trace the call). Shapes are those that
-        the scan sees: under vmap one example's, so batch inside the step or divide; in a shard_map and under explicit
-        sharding the shard's; under automatic sharding the global array's, which is safe.
+      budget: temporary bytes, per device, of the compiled gradient of this scan with respect to all inputs that are
+        differentiated (params, init, xs, or some leaves of them), as XLA reports them: None (no limit), an int,
+        "64MiB", "1.5GB", "5%" of the bytes that `jax.lax.scan` would need for it, as predicted from the step's shapes,
+        or "auto", three quarters of the bytes that the device has free when the call is differentiated (rounded down
+        to three binary digits; the least of all processes, each of which has to trace the call). Under vmap all
+        examples count; in a shard_map and under explicit sharding the shard's shapes; under automatic sharding the
+        global array's, which is safe. Derivatives of gradients work, and are not bounded.
       plan: a plan to run as it is, instead of a budget.
-      differentiation: "reverse" or "any".
+      lowering: the way that a gradient runs: "sweep", "nested" (`jax.checkpoint` around `jax.lax.scan`, nested as the
+        plan is), or None, the sweep where it can; steps with derivative rules of the user's own take the nest.
       calibrate: whether to compile up to three small programs for a budget that XLA's own figures confirm, once in a
         process for each kind of step; predictions then have a margin of 2 % (of 5 % for a nest). Without, sizes are
-        estimated from shapes and the margin is 5 % (8 %). Say False when tracing for another platform, as for
-        `jax.export`: small programs are compiled for the default backend.
+        estimated from shapes and the margin is 5 % (8 %).
+      target: the device that is compiled for, where it is not the default backend (`jax.export`, ahead-of-time
+        compiling): one of `jax.experimental.topologies.get_topology_desc(...).devices`, say. Small programs are
+        compiled for it.
 
     Returns:
       (carry, ys), as `jax.lax.scan`.
 
     Raises:
-      BudgetError: if no plan fits the budget; with "reverse" only when the call is differentiated.
+      BudgetError: if no plan fits the budget, when the call is differentiated.
       TypeError, ValueError: what `jax.lax.scan` raises, or for malformed options.
 
     >>> import jax, jax.numpy as jnp
@@ -89,9 +96,18 @@ def scan(
     Not for loops whose length is not static (`jax.lax.while_loop`), nor where everything fits anyway: then a budget
     only costs compile time.
     """
-    options = checked_options(budget, plan, differentiation, calibrate)
-    traced = trace(step, (), init, xs, length, reverse=reverse, unroll=unroll)
-    pair: tuple[Any, Any] = _run(traced, reverse, unroll, options)
+    options = checked_options(budget, plan, lowering, calibrate, target)
+    if cast(Any, jax.config).jax_disable_jit:  # the step runs in Python, with values, as in JAX
+        pair: tuple[Any, Any] = lax.scan(f, init, xs, length, reverse, unroll)
+        return pair
+    traced = trace(f, init, xs, length, reverse, unroll, options)
+    call = traced.call
+    if plan is not None and length_of(plan) != call.length:
+        raise ValueError(f"the plan has {length_of(plan)} steps, but the scan has {call.length}.")
+    if all(is_debug(effect) or is_named_axis(effect) for effect in call.step.jaxpr.effects):
+        pair = traced.finish(scan_p.bind(*traced.arguments, call=call))
+    else:
+        pair = traced.finish(run_now(call, traced.arguments))
     return pair
 
 
@@ -102,8 +118,9 @@ def checkpointed(
     unroll: int | bool = 1,
     budget: Budget = None,
     plan: Plan | None = None,
-    differentiation: str = "reverse",
+    lowering: Lowering | None = None,
     calibrate: bool = True,
+    target: Any = None,
 ) -> Any:
     """Decorator form of `scan`: from a step to a function that scans it.
 
@@ -111,7 +128,7 @@ def checkpointed(
       step: (carry, x) -> (carry, y), or (params, carry, x) -> (carry, y) with `params=True`. Like a function under
         `jax.jit` it is traced once for inputs of the same types; what it reads from elsewhere is read then.
       params: whether the step, and so the decorated function, takes parameters first.
-      unroll, budget, plan, differentiation, calibrate: as for `scan`.
+      unroll, budget, plan, lowering, calibrate, target: as for `scan`.
 
     Returns:
       run([params,] init, xs=None, length=None, reverse=False) -> (carry, ys).
@@ -125,106 +142,35 @@ def checkpointed(
     >>> jax.grad(lambda w: run(w, 0.0, jnp.ones(100))[0])(0.5).shape
     ()
     """
-    options = checked_options(budget, plan, differentiation, calibrate)
+    check_options(budget, plan, lowering, calibrate, target)
+    options: dict[str, Any] = {"budget": budget, "plan": plan, "lowering": lowering, "calibrate": calibrate}
+    options |= {"target": target, "unroll": unroll}
     if step is None:
-        return functools.partial(
-            checkpointed,
-            params=params,
-            unroll=unroll,
-            budget=budget,
-            plan=plan,
-            differentiation=differentiation,
-            calibrate=calibrate,
-        )
+        return functools.partial(checkpointed, params=params, **options)
 
-    def scan_with(given: tuple[Any, ...], init: Any, xs: Any, length: int | None, reverse: bool) -> Any:
-        traced = trace(step, given, init, xs, length, reverse=reverse, unroll=unroll)
-        return _run(traced, reverse, unroll, options)
+    def with_params(carry: Any, x: Any) -> Any:
+        # Handed on unchanged, which JAX finds out and makes an operand of: its cache of traces then knows the step.
+        params, carry = carry
+        carry, y = step(params, carry, x)
+        return (params, carry), y
 
     if params:
 
         def run(params: Any, init: Any, xs: Any = None, length: int | None = None, reverse: bool = False) -> Any:
-            return scan_with((params,), init, xs, length, reverse)
+            try:
+                (_, carry), ys = scan(with_params, (params, init), xs, length, reverse, **options)
+            except TypeError as error:
+                if str(error).startswith("scan body function"):  # of the carry; named as in the user's step
+                    jax.eval_shape(lambda: lax.scan(functools.partial(step, params), init, xs, length, reverse))
+                raise
+            return carry, ys
     else:
         # mypy wants both branches of one signature; that they differ is the point of `params`.
         def run(init: Any, xs: Any = None, length: int | None = None, reverse: bool = False) -> Any:  # type: ignore[misc]
-            return scan_with((), init, xs, length, reverse)
+            return scan(step, init, xs, length, reverse, **options)
 
     # The signature is run's own, so no __wrapped__; the names and the docstring are the step's.
     for name in ("__name__", "__qualname__", "__module__", "__doc__"):
         if hasattr(step, name):
             setattr(run, name, getattr(step, name))
-    return run
-
-
-def checked_options(
-    budget: Budget, plan: Plan | None, differentiation: str, calibrate: bool, target: Any = None
-) -> Options:
-    """The options; raises for what is wrong with them whatever the step, so also where nothing is differentiated."""
-    check_differentiation(differentiation)
-    if budget != "auto":
-        budget_to_bytes(budget, store_all_bytes=1)
-    if not isinstance(calibrate, bool):
-        raise TypeError(f"calibrate must be True or False, got {calibrate!r}.")
-    if plan is not None and not isinstance(plan, Plan):
-        raise TypeError(f"plan must be a plan (Steps, Repeat, Chain or Remat) or None, got {plan!r}.")
-    if plan is not None and budget is not None:
-        raise ValueError(f"got budget={budget!r} and a plan: a plan is run as it is; pass one of the two.")
-    if target is not None and not isinstance(getattr(target, "platform", None), str):
-        raise TypeError(
-            f"target must be a device, such as one of jax.experimental.topologies.get_topology_desc(...).devices, or "
-            f"None, got {target!r}."
-        )
-    return Options(budget, plan, differentiation, calibrate, target)
-
-
-def _run(traced: TracedScan, reverse: bool, unroll: int | bool, options: Options) -> Any:
-    arguments = (traced.operands, traced.carry, traced.xs)
-    try:
-        program = choose(traced, options).program(traced.step, reverse, unroll)
-    except BudgetError as error:
-        if options.differentiation == "any":
-            raise
-        # Forwards any budget is enough; it is the gradient for which there is no plan.
-        everything = choose(traced, Options()).program(traced.step, reverse, unroll)
-        program = _without_gradient(everything, error)
-    if options.differentiation == "reverse":
-        arguments = jax.tree.map(_reverse_only, arguments)
-    return traced.unflatten(*program(*arguments))
-
-
-def _reverse_only(leaf: Any) -> Any:
-    """`leaf`, of which there is a vjp but no jvp.
-
-    A rule around each argument and not one around the scan: under vmap, JAX 0.10 takes a custom_vjp's primal and its
-    forward rule to put the batch on the same axis of every result, and sums the cotangent of a result without one
-    over the batch. Around one leaf neither can go wrong, and what is not differentiated is not touched.
-    """
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return leaf
-    try:
-        return _no_forward_mode(leaf)
-    except TypeError as error:
-        raise TypeError(
-            'bptt_jax.scan with differentiation="reverse" has no forward mode (jvp, linearize, jacfwd), found one '
-            'applied to it; differentiation="any" has one.'
-        ) from error
-
-
-@jax.custom_vjp
-def _no_forward_mode(leaf: Any) -> Any:
-    return leaf
-
-
-_no_forward_mode.defvjp(lambda leaf: (leaf, None), lambda _, cotangent: (cotangent,))
-
-
-def _without_gradient(program: Run, error: BudgetError) -> Run:
-    """`program`, raising `error` when it is differentiated."""
-
-    def fail(*_: Any) -> Any:
-        raise error
-
-    run = jax.custom_vjp(program)
-    run.defvjp(fail, fail)
     return run

@@ -12,12 +12,12 @@ _SOME = 1_000_000  # bytes of a scan; whether a budget is a percentage shows in 
 def share_budget(budget: int | str | None, layers: int) -> int | str | None:
     """The part of one budget that each of several layers gets, so that all together keep it.
 
-    While a layer goes backwards, those below hold what they saved, which is never more than their own parts. A
-    percentage is of what each layer would need without a budget, so it is the same for each. The sequences between the
-    layers are no part of it.
+    While a layer goes backwards, those below hold the arrays that they saved, never more than their own parts. A
+    percentage is of the bytes that `jax.lax.scan` would need for the gradient of each layer, so it is the same for
+    each. The sequences between the layers are no part of it.
 
     Args:
-      budget: as in `bptt_jax.scan`; "auto" is taken at once.
+      budget: as in `bptt_jax.scan`; "auto" is taken at once, not when the layers are differentiated.
       layers: how many layers there are, the two directions of a bidirectional one being two.
 
     Raises:

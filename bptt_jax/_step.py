@@ -1,30 +1,42 @@
-"""A user's step, traced once and made flat: the form in which every later stage sees it.
+"""A call of a scan, traced once and made flat: the form in which every later stage sees it.
 
-The step is traced to a jaxpr with all that it closes over as explicit operands, so that gradients for closed-over
-arrays and tracers come from ordinary arguments, and so that lowering a plan, however deep, never calls the user's
-Python again. Carry leaves that the step passes on unchanged become operands too: they need no checkpoint. Equations
-that the results do not need are left out, and operands that no equation reads, so that a budget does not pay for their
-gradients; what the step hands to a nested jit, loop or checkpoint counts as read.
+`jax.lax.scan` itself checks and traces the call, so its errors are JAX's, in the user's names, and its cache of traces
+serves. The one equation that this leaves is then run by this library: its step is a jaxpr with all that it closes over
+as explicit operands, so gradients of closed-over arrays and tracers are those of ordinary arguments, and lowering a
+plan, however deep, never calls the user's Python again. JAX has also made operands of carry leaves that the step
+passes on unchanged: they need no checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core
+from jax.extend.core import primitives
 
-from bptt_jax._lower.jaxprs import needed, read_by
+from bptt_jax._lower.jaxprs import (
+    bind,
+    evaluate,
+    inline,
+    inner_jaxprs,
+    is_debug,
+    needed,
+    read,
+)
+from bptt_jax._options import Options
 
+T = TypeVar("T")
 Arrays = Sequence[Any]
 Step = Callable[[Any, Any], tuple[Any, Any]]
+Mask = tuple[bool, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,36 +45,46 @@ class FlatStep:
 
     Attributes:
       jaxpr: closed over nothing; its inputs are operands, carry and x, its outputs carry and y.
-      moving: for each leaf of the user's carry whether the step computes it; the others are operands.
-      n_x: how many of the jaxpr's inputs are x.
-      read: for each constant, each leaf of params and each carry leaf that does not move, whether it is an operand:
-        what no equation reads is none.
+      n_operands, n_carry: how its inputs divide.
     """
 
     jaxpr: Any
-    moving: tuple[bool, ...]
-    n_x: int
-    read: tuple[bool, ...]
+    n_operands: int
+    n_carry: int
 
-    @property
-    def n_operands(self) -> int:
-        return len(self.jaxpr.jaxpr.invars) - self.n_carry - self.n_x
-
-    @property
-    def n_carry(self) -> int:
-        return sum(self.moving)
+    def split(self, leaves: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
+        """What belongs to operands, carry and x."""
+        end = self.n_operands + self.n_carry
+        return leaves[: self.n_operands], leaves[self.n_operands : end], leaves[end:]
 
     @property
     def x(self) -> Arrays:
         """Types of the leaves of x."""
-        found: Arrays = self.jaxpr.in_avals[self.n_operands + self.n_carry :]
-        return found
+        return self.split(self.jaxpr.in_avals)[2]
 
     @property
     def y(self) -> Arrays:
         """Types of the leaves of y."""
         found: Arrays = self.jaxpr.out_avals[self.n_carry :]
         return found
+
+    @functools.cached_property
+    def inlined(self) -> Any:
+        """The jaxpr without nested jits, repeated equations, and equations that the results do not need."""
+        closed = inline(self.jaxpr)
+        jaxpr = closed.jaxpr
+        # Constants become equations' literals or inputs of the caller's: JAX hoists the arrays that a step closes over.
+        eqns = needed(jaxpr.eqns, jaxpr.outvars)
+        return core.ClosedJaxpr(with_eqns(jaxpr, eqns), closed.consts)
+
+    @functools.cached_property
+    def quiet(self) -> FlatStep:
+        """The step without callbacks for debugging, for programs that evaluate it beside the one that is seen."""
+        jaxpr = self.jaxpr.jaxpr
+        eqns = [eqn for eqn in jaxpr.eqns if eqn.outvars or not any(map(is_debug, eqn.effects))]
+        if len(eqns) == len(jaxpr.eqns):
+            return self
+        return dataclasses.replace(self, jaxpr=core.ClosedJaxpr(with_eqns(jaxpr, eqns), self.jaxpr.consts))
 
     def __call__(self, operands: Arrays, carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
         outs = core.jaxpr_as_fun(self.jaxpr)(*operands, *carry, *x)
@@ -71,123 +93,151 @@ class FlatStep:
         return outs[: self.n_carry], outs[self.n_carry :]
 
 
-@dataclasses.dataclass(frozen=True)
-class TracedScan:
-    """A call of `scan`, flat: `operands`, `carry` and `xs` belong to `step`; `unflatten` rebuilds the user's pair."""
-
-    step: FlatStep
-    length: int
-    operands: Arrays
-    carry: Arrays
-    xs: Arrays
-    unflatten: Callable[[Arrays, Arrays], Any]
-
-
-def trace(step: Step, params: tuple[Any, ...], init: Any, xs: Any, length: Any, **scan_options: Any) -> TracedScan:
-    """Checks a call as `jax.lax.scan` does, and traces its step.
-
-    Args:
-      step: called as step(*params, carry, x).
-      params: what to pass before the carry; () or (params,).
-      init, xs, length: as in `jax.lax.scan`; the arrays may be tracers.
-      **scan_options: `reverse` and `unroll`, for the checks.
-
-    Raises:
-      what `jax.lax.scan` raises, in its words and the user's names.
-    """
-    # lax.scan itself judges the call: its errors name the user's pytrees. Without params the user's own function goes
-    # in, so that JAX's trace cache knows it.
-    body = functools.partial(step, *params) if params else step
-    jax.eval_shape(lambda: lax.scan(body, init, xs, length, **scan_options))
-    xs = jax.tree.map(jnp.asarray, xs)
-    n = _length(xs, length)
-    x = _element(xs, n)
-    init = _promote(body, jax.tree.map(jnp.asarray, init), x)
-    jaxpr, out = jax.make_jaxpr(step, return_shape=True)(*params, init, x)
-    carry, out_tree = jax.tree.leaves(init), jax.tree.structure(out)
-    flat = flat_step(jaxpr, n_carry=len(carry), n_x=len(jax.tree.leaves(xs)))
-    still = [leaf for leaf, moves in zip(carry, flat.moving, strict=True) if not moves]
-    given = [*jaxpr.consts, *jax.tree.leaves(params), *still]
-
-    def unflatten(moved: Arrays, ys: Arrays) -> Any:
-        movers, stayers = iter(moved), iter(still)
-        leaves = [next(movers if moves else stayers) for moves in flat.moving]
-        return jax.tree.unflatten(out_tree, [*leaves, *ys])
-
-    return TracedScan(
-        step=flat,
-        length=n,
-        operands=[jnp.asarray(leaf) for leaf in itertools.compress(given, flat.read)],
-        carry=[leaf for leaf, moves in zip(carry, flat.moving, strict=True) if moves],
-        xs=jax.tree.leaves(xs),
-        unflatten=unflatten,
-    )
-
-
-def _length(xs: Any, length: Any) -> int:
-    """The number of steps of a scan that `jax.lax.scan` accepts."""
-    leaves = jax.tree.leaves(xs)
-    return int(leaves[0].shape[0] if leaves else length)
-
-
-def _promote(body: Step, init: Any, x: Any) -> Any:
-    """`init` with the types that the carry has in the loop, by the rule of `jax.lax.scan`.
-
-    A weakly typed leaf that the step returns as another dtype becomes strongly typed, of the dtype of both.
-    """
-    if not any(map(_is_weak, jax.tree.leaves(init))):
-        return init
-    leaves, tree = jax.tree.flatten(init)
-    first = jax.tree.leaves(jax.eval_shape(body, init, x))[: len(leaves)]
-    promoted = [
-        lax.convert_element_type(leaf, jnp.result_type(leaf, new))
-        if _is_weak(leaf) and leaf.dtype != new.dtype
-        else leaf
-        for leaf, new in zip(leaves, first, strict=True)
-    ]
-    return jax.tree.unflatten(tree, promoted)
-
-
-def _is_weak(leaf: Any) -> bool:
-    return getattr(leaf, "weak_type", False)  # PRNG keys have no such thing
-
-
-def _element(xs: Any, n: int) -> Any:
-    """The type of one x. By slicing and not from the shapes, so that sharding and varying axes come along."""
-    if n == 0:  # nothing to slice, and nothing will be run
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
-    return jax.eval_shape(lambda xs: jax.tree.map(lambda leaf: leaf[0], xs), xs)
-
-
-# From the jaxpr that make_jaxpr returns, which JAX keeps one of per step and types, to the flat form. Weak, because
-# the key holds what the step closes over, which the value does not.
-_flat_steps: weakref.WeakKeyDictionary[Any, dict[tuple[int, int], FlatStep]] = weakref.WeakKeyDictionary()
-
-
-def flat_step(closed: Any, n_carry: int, n_x: int) -> FlatStep:
-    """The flat form of a step's jaxpr; the same object for the same jaxpr."""
-    known = _flat_steps.setdefault(closed.jaxpr, {})
-    if (n_carry, n_x) not in known:
-        known[n_carry, n_x] = _make_flat_step(closed.jaxpr, n_carry, n_x)
-    return known[n_carry, n_x]
-
-
-def _make_flat_step(jaxpr: Any, n_carry: int, n_x: int) -> FlatStep:
-    at = len(jaxpr.invars) - n_carry - n_x
-    params, carry, x = jaxpr.invars[:at], jaxpr.invars[at : at + n_carry], jaxpr.invars[at + n_carry :]
-    moving = tuple(new is not old for new, old in zip(jaxpr.outvars[:n_carry], carry, strict=True))
-    still = [old for old, moves in zip(carry, moving, strict=True) if not moves]
-    movers = [old for old, moves in zip(carry, moving, strict=True) if moves]
-    outs = [new for new, moves in zip(jaxpr.outvars, (*moving, *[True] * len(jaxpr.outvars)), strict=False) if moves]
-    eqns = needed(jaxpr.eqns, outs)
-    wanted = read_by(eqns, outs)
-    operands = [*jaxpr.constvars, *params, *still]
-    opened = core.Jaxpr(
-        constvars=(),
-        invars=[*(v for v in operands if v in wanted), *movers, *x],
-        outvars=outs,
+def with_eqns(jaxpr: Any, eqns: Sequence[Any]) -> Any:
+    """The same jaxpr with other equations."""
+    return core.Jaxpr(
+        constvars=jaxpr.constvars,
+        invars=jaxpr.invars,
+        outvars=jaxpr.outvars,
         eqns=eqns,
         effects=jaxpr.effects,
         debug_info=core.DebugInfo("bptt_jax", jaxpr.debug_info.func_src_info, None, None),
     )
-    return FlatStep(core.ClosedJaxpr(opened, ()), moving, n_x, tuple(v in wanted for v in operands))
+
+
+def select(leaves: Sequence[T], mask: Sequence[bool]) -> list[T]:
+    """The leaves of a mask."""
+    return [leaf for leaf, chosen in zip(leaves, mask, strict=True) if chosen]
+
+
+def replace(leaves: Arrays, mask: Sequence[bool], new: Arrays) -> list[Any]:
+    """`leaves`, those of a mask replaced."""
+    given = iter(new)
+    return [next(given) if chosen else leaf for leaf, chosen in zip(leaves, mask, strict=True)]
+
+
+def element(leaf: Any, axis: int) -> Any:
+    """The type of one step of an array over time.
+
+    By slicing where there is something to slice: sharding, and the axes that values vary over, come along.
+    """
+    if leaf.shape[axis]:
+        return jax.eval_shape(lambda leaf: lax.index_in_dim(leaf, 0, axis, keepdims=False), leaf)
+    return jax.ShapeDtypeStruct(leaf.shape[:axis] + leaf.shape[axis + 1 :], leaf.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanCall:
+    """A call of `scan` without its arrays; hashable, so that it can be the parameter of an equation.
+
+    Attributes:
+      step: the step.
+      length: the number of steps.
+      reverse: whether it goes through xs from the end.
+      unroll: steps per iteration of the innermost loops.
+      x_axes, y_axes: the axis of time of each leaf of xs and of ys.
+      options: what was asked.
+    """
+
+    step: FlatStep
+    length: int
+    reverse: bool
+    unroll: int
+    x_axes: tuple[int, ...]
+    y_axes: tuple[int, ...]
+    options: Options
+
+    @property
+    def jaxpr(self) -> Any:
+        """The step's, for who looks into equations."""
+        return self.step.jaxpr
+
+    @property
+    def quiet(self) -> ScanCall:
+        """The call without callbacks for debugging."""
+        return dataclasses.replace(self, step=self.step.quiet)
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedScan:
+    """A call with its arrays: operands, first carry and xs; `finish` makes the user's pair of the scan's results."""
+
+    call: ScanCall
+    arguments: Arrays
+    finish: Callable[[Arrays], Any]
+
+
+def trace(
+    step: Step, init: Any, xs: Any, length: Any, reverse: bool, unroll: int | bool, options: Options
+) -> TracedScan:
+    """Traces a call, as `jax.lax.scan` does.
+
+    Args:
+      step, init, xs, length, reverse, unroll: as in `jax.lax.scan`; the arrays may be tracers.
+      options: of the call.
+
+    Raises:
+      what `jax.lax.scan` raises, in its words and the user's names.
+    """
+    if any(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(xs)):
+        lax.scan(step, init, xs, length, reverse, unroll)  # raises, with the values and not the tracers of them
+    trees: list[Any] = []
+
+    def run(init: Any, xs: Any) -> Any:
+        leaves, tree = jax.tree.flatten(lax.scan(step, init, xs, length, reverse, unroll))
+        trees.append(tree)
+        return leaves
+
+    closed = jax.make_jaxpr(run)(init, xs)
+    jaxpr, arguments = closed.jaxpr, jax.tree.leaves((init, xs))
+    (at,) = [i for i, eqn in enumerate(jaxpr.eqns) if eqn.primitive is primitives.scan_p]
+    eqn = jaxpr.eqns[at]
+    env = bind(jaxpr.constvars, closed.consts) | bind(jaxpr.invars, arguments)
+    evaluate(jaxpr.eqns[:at], env)
+
+    def finish(outs: Arrays) -> Any:
+        known = env | {v: out for v, out in zip(eqn.outvars, outs, strict=True) if not isinstance(v, core.DropVar)}
+        evaluate(jaxpr.eqns[at + 1 :], known)
+        return jax.tree.unflatten(trees[0], [_as_array(read(known, v)) for v in jaxpr.outvars])
+
+    flat, inputs = _flat_step(eqn), [_as_array(read(env, v)) for v in eqn.invars]
+    over = flat.split(inputs)[2]
+    n = int(over[0].shape[0] if over else length)
+    whole = unroll if isinstance(unroll, bool) else unroll == 0
+    call = ScanCall(
+        step=flat,
+        length=n,
+        reverse=bool(reverse),
+        unroll=max(n if whole else int(unroll), 1),
+        x_axes=(0,) * len(flat.x),
+        y_axes=(0,) * len(flat.y),
+        options=options,
+    )
+    return TracedScan(call, inputs, finish)
+
+
+def _as_array(leaf: Any) -> Any:
+    """Numbers and NumPy's arrays as JAX's; references stay as they are."""
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic | int | float | complex) else leaf
+
+
+# From the body of an equation, which JAX keeps one of for a step and types, to the flat form. Weak, because the
+# equations hold what the step closes over, which the value does not.
+_flat_steps: weakref.WeakKeyDictionary[Any, FlatStep] = weakref.WeakKeyDictionary()
+
+
+def _flat_step(eqn: Any) -> FlatStep:
+    """The step of a scan's equation; the same object for the same body.
+
+    The equation's own parameters are private to JAX. Inputs and outputs over time are those with an axis more than in
+    the body.
+    """
+    (body,) = inner_jaxprs(eqn)
+    if body not in _flat_steps:
+        n_x = sum(outer.aval.ndim > inner.aval.ndim for outer, inner in zip(eqn.invars, body.invars, strict=True))
+        n_carry = sum(
+            outer.aval.ndim == inner.aval.ndim for outer, inner in zip(eqn.outvars, body.outvars, strict=True)
+        )
+        jaxpr = core.ClosedJaxpr(with_eqns(body, body.eqns), ())
+        _flat_steps[body] = FlatStep(jaxpr, len(body.invars) - n_carry - n_x, n_carry)
+    return _flat_steps[body]

@@ -62,7 +62,7 @@ class StepProfile:
       residual_bytes: what the backward of one step needs and a loop of steps keeps for it.
       x_bytes: one step's slice of `xs`.
       y_bytes: one step's output `y`.
-      param_bytes: the closed-over floating arrays, each of which has a gradient.
+      param_bytes: the closed-over floating arrays that are differentiated, each of which has a gradient.
       fixed_bytes: what a backward pass needs whatever its length and plan.
       times: relative times, for planners only: bytes and counts of evaluations do not depend on them.
       block_bytes: what a block holds for each of its steps while it is worked on, beside their residuals.
@@ -77,6 +77,8 @@ class StepProfile:
       block_peaks: lengths of blocks, ascending, with the bytes that XLA reports for a loop over such blocks without
         their carries, on accelerators with room for what other blocks take. They take the place of block_bytes,
         left_bytes and product_bytes, and are interpolated. Empty: not measured.
+      ahead_bytes: for each step of a block of the loops, the inputs that are there beside a last block: none where the
+        inputs are differentiated, for then a block takes more at another time.
       loop_bytes: what each loop of a plan but one takes beside its children, whatever these are: counters, and tables
         of the arrays that it hands on.
       copied_bytes: what is there for each step of the scan from first to last, whatever the plan: copies of xs and ys.
@@ -102,6 +104,7 @@ class StepProfile:
     product_bytes: int = 0
     block_steps: int = 1
     block_peaks: tuple[tuple[int, int], ...] = ()
+    ahead_bytes: int = 0
     loop_bytes: int = 0
     copied_bytes: int = 0
     nest_copied_bytes: int = 0
@@ -141,7 +144,7 @@ class StepProfile:
         return "nested" if self.plain is None else "sweep"
 
     def store_all_bytes(self, length: int) -> int:
-        """Temporary bytes of `jax.lax.scan`'s own vjp over (params, init, xs): every step's residuals are kept.
+        """Temporary bytes of `jax.lax.scan` for the gradient that the profile is of: every step's residuals are kept.
 
         Without `plain` and margin it equals `cost(Steps(length), self).peak_bytes`, as that plan is `jax.lax.scan`.
         """

@@ -4,63 +4,83 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextvars
+import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from bptt_jax._gradient import Gradient, mapped
 from bptt_jax._lower.jaxprs import explicit_sharding, vary, varying_axes
-from bptt_jax._lower.nested import Run
-from bptt_jax._lower.roofline import platform
-from bptt_jax._step import TracedScan
-
-Vjp = Callable[[Any, Any], Any]  # (arguments, cotangents) -> (results, gradients)
+from bptt_jax._step import Arrays, select
 
 
-def temporaries_of_vjp(program: Run, traced: TracedScan, length: int, target: Any = None) -> int:
-    """Temporary bytes on a device of the jitted vjp of a program over (operands, carry, xs).
+class Program(Protocol):
+    """A plan, run by one of the lowerings."""
+
+    def forward(self, inputs: Arrays) -> tuple[list[Any], list[Any]]:
+        """(last carry and ys, what is kept for `backward`)."""
+
+    def kept(self, inputs: Arrays) -> list[Any]:
+        """The second result of `forward`."""
+
+    def backward(self, inputs: Arrays, saved: Arrays, cotangents: Arrays) -> list[Any]:
+        """The gradients of the inputs that are differentiated; None where one is zero."""
+
+
+Run = Callable[..., Any]  # (*inputs, *cotangents) -> (results, gradients)
+
+
+def temporaries_of_gradient(gradient: Gradient, program: Program, length: int) -> int:
+    """Temporary bytes on a device of the jitted gradient of a scan, for cotangents of all its active results.
 
     Args:
-      program: the program.
-      traced: a call, for the types of its arguments; tracers will do, also those of a `jax.shard_map`.
+      gradient: for the types of its arguments; those of tracers will do, also of a `jax.shard_map`.
+      program: runs the scan for so many steps.
       length: the number of steps of the program.
-      target: the device to compile for; None for the default backend.
 
     Raises:
       NotImplementedError: if the backend does not report it.
     """
-    shape = functools.partial(_shape, target=target)
-    xs = [shape(leaf, (length, *leaf.shape[1:])) for leaf in traced.xs]
-    operands, carry = ([shape(leaf, leaf.shape) for leaf in group] for group in (traced.operands, traced.carry))
-    arguments = (operands, carry, xs)
     mesh = jax.sharding.get_abstract_mesh()
-    if AxisType.Manual not in mesh.axis_types:
-        compiled = _compiled(program, arguments, shape)
+    if AxisType.Manual in mesh.axis_types:
+        compiled = _elsewhere(functools.partial(_compiled_in_mesh, gradient, program, length, mesh))
     else:
-        axes = [varying_axes(leaf) for group in (traced.operands, traced.carry, traced.xs) for leaf in group]
-        compiled = _elsewhere(functools.partial(_compiled_in_mesh, program, arguments, axes, mesh))
+        compiled = _compiled(gradient, program, length)
     analysis = compiled.memory_analysis()
     if analysis is None:
-        raise NotImplementedError(f"the backend {platform()} does not report the memory of its programs.")
+        platform = gradient.call.options.machine.platform
+        raise NotImplementedError(f"the backend {platform} does not report the memory of its programs.")
     return int(analysis.temp_size_in_bytes)
 
 
-def _vjp_of(program: Run) -> Vjp:
-    def vjp(arguments: Any, cotangents: Any) -> Any:
-        out, pull = jax.vjp(program, *arguments)
-        cotangents = [_vary(ct, varying_axes(leaf)) for ct, leaf in zip(cotangents, jax.tree.leaves(out), strict=True)]
-        return out, pull(jax.tree.unflatten(jax.tree.structure(out), cotangents))
-
-    return vjp
+def _results_of(gradient: Gradient, program: Program) -> Run:
+    """From inputs to the results that have cotangents, for all examples."""
+    mask = (*gradient.active.carry, *gradient.active.y)
+    return mapped(gradient.vmaps, lambda *inputs: select(program.forward(inputs)[0], mask))
 
 
-def _compiled(program: Run, arguments: Any, shape: Callable[..., Any]) -> Any:
-    results = jax.tree.leaves(jax.eval_shape(program, *arguments))
-    cotangents = [shape(out, out.shape, is_cotangent=True) for out in results]
-    return jax.jit(_vjp_of(program)).lower(arguments, cotangents).compile()
+def _gradient_of(gradient: Gradient, program: Program) -> Run:
+    """From inputs and cotangents to results and gradients, for all examples."""
+    n, mask = len(gradient.wrt), (*gradient.active.carry, *gradient.active.y)
+
+    def run(*args: Any) -> Any:
+        inputs, cotangents = args[:n], args[n:]
+        outs, saved = program.forward(inputs)
+        given = [vary(ct, varying_axes(out)) for ct, out in zip(cotangents, select(outs, mask), strict=True)]
+        return outs, [ct for ct in program.backward(inputs, saved, given) if ct is not None]
+
+    with_cotangents = [dataclasses.replace(v, dims=(*v.dims, *[0] * sum(mask))) for v in gradient.vmaps]
+    return mapped(with_cotangents, run)
+
+
+def _compiled(gradient: Gradient, program: Program, length: int) -> Any:
+    inputs, target = _inputs(gradient, length), gradient.call.options.machine.device
+    results = jax.eval_shape(_results_of(gradient, program), *inputs)
+    cotangents = [_shape(out, out.shape, explicit_sharding(out), target) for out in results]
+    return jax.jit(_gradient_of(gradient, program)).lower(*inputs, *cotangents).compile()
 
 
 def _elsewhere(compile_there: Callable[[], Any]) -> Any:
@@ -69,48 +89,61 @@ def _elsewhere(compile_there: Callable[[], Any]) -> Any:
         return thread.submit(contextvars.copy_context().run, compile_there).result()
 
 
-def _compiled_in_mesh(program: Run, arguments: Any, axes: list[frozenset[Any]], mesh: Any) -> Any:
-    """The vjp inside a `jax.shard_map` of its own, over a mesh of the same axes.
+def _compiled_in_mesh(gradient: Gradient, program: Program, length: int, mesh: Any) -> Any:
+    """The gradient inside a `jax.shard_map` of its own, over a mesh of the same axes.
 
     What a device holds is passed as a whole, and then made to vary over the axes that it varied over.
     """
+    axes = list(map(varying_axes, gradient.types))
     devices = jax.make_mesh(mesh.axis_sizes, mesh.axis_names, (AxisType.Auto,) * len(mesh.axis_names))
     whole, check = PartitionSpec(), any(axes)
     in_mesh = functools.partial(jax.shard_map, mesh=devices, in_specs=whole, check_vma=check)
 
-    def varying(arguments: Any) -> Any:
-        leaves, tree = jax.tree.flatten(arguments)
-        return jax.tree.unflatten(tree, [_vary(leaf, names) for leaf, names in zip(leaves, axes, strict=True)])
+    def varying(inputs: Sequence[Any]) -> list[Any]:
+        return [vary(leaf, names) for leaf, names in zip(inputs, axes, strict=True)]
 
     def one_of_each(leaves: Any) -> list[Any]:
         """With an axis over the devices: what varies cannot leave otherwise."""
-        return [_vary(leaf, frozenset(mesh.axis_names))[None] for leaf in jax.tree.leaves(leaves)]
+        return [vary(leaf, frozenset(mesh.axis_names))[None] for leaf in jax.tree.leaves(leaves)]
 
     split = PartitionSpec(mesh.axis_names) if check else whole
+    inputs, results_of = _inputs(gradient, length), _results_of(gradient, program)
     results = jax.eval_shape(
-        in_mesh(lambda arguments: one_of_each(program(*varying(arguments))), out_specs=split), arguments
+        in_mesh(lambda *inputs: one_of_each(results_of(*varying(inputs))), out_specs=split), *inputs
     )
-    cotangents = [_shape(out, out.shape[1:], is_cotangent=True) for out in results]
+    cotangents = [_shape(out, out.shape[1:]) for out in results]
+    run = _gradient_of(gradient, program)
 
-    def vjp(arguments: Any, cotangents: Any) -> Any:
-        return one_of_each(_vjp_of(program)(varying(arguments), cotangents))
+    def all_of_it(*args: Any) -> list[Any]:
+        return one_of_each(run(*varying(args[: len(axes)]), *args[len(axes) :]))
 
-    return jax.jit(in_mesh(vjp, out_specs=split)).lower(arguments, cotangents).compile()
-
-
-def _vary(leaf: Any, names: frozenset[Any]) -> Any:
-    if leaf.dtype == jax.dtypes.float0:  # no array, so it has no axes
-        return leaf
-    return vary(leaf, names)
+    return jax.jit(in_mesh(all_of_it, out_specs=split)).lower(*inputs, *cotangents).compile()
 
 
-def _shape(leaf: Any, shape: tuple[int, ...], target: Any = None, is_cotangent: bool = False) -> jax.ShapeDtypeStruct:
+def _inputs(gradient: Gradient, length: int) -> list[Any]:
+    """The types of the inputs of all examples, for so many steps."""
+    call, target = gradient.call, gradient.call.options.machine.device
+    operands, carry, xs = call.step.split(gradient.types)
+    shapes = [leaf.shape for leaf in (*operands, *carry)]
+    shapes += [(*leaf.shape[:t], length, *leaf.shape[t + 1 :]) for leaf, t in zip(xs, call.x_axes, strict=True)]
+    found = []
+    for i, (leaf, shape) in enumerate(zip(gradient.types, shapes, strict=True)):
+        sharding = explicit_sharding(leaf)
+        for vmap in gradient.vmaps:
+            if (dim := vmap.dims[i]) is not None:
+                shape = (*shape[:dim], vmap.size, *shape[dim:])
+                if sharding is not None:
+                    spec = list(sharding.spec)
+                    sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec[:dim], None, *spec[dim:]))
+        found.append(_shape(leaf, shape, sharding, target))
+    return found
+
+
+def _shape(leaf: Any, shape: tuple[int, ...], sharding: Any = None, target: Any = None) -> jax.ShapeDtypeStruct:
     """An argument to compile for.
 
     It has a sharding only where that is part of the type: others, copied out of a trace, are refused by some meshes.
     """
-    has_cotangent = jnp.issubdtype(leaf.dtype, jnp.inexact)
-    dtype = jax.dtypes.float0 if is_cotangent and not has_cotangent else leaf.dtype
     if target is not None:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.SingleDeviceSharding(target))
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=explicit_sharding(leaf))
+        sharding = jax.sharding.SingleDeviceSharding(target)
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)

@@ -47,7 +47,10 @@ FIXED_PART = "the part that does not grow with the length"
 
 
 class BudgetError(ValueError):
-    """No plan for this scan needs as few bytes as the budget allows.
+    """No plan for this gradient of a scan needs as few bytes as the budget allows.
+
+    `scan` and the layers raise it when a call is differentiated, `explain` and `make_plan` at once. The bytes are those
+    of the gradient with respect to the inputs that are differentiated, under `jax.vmap` for all examples.
 
     Attributes:
       budget_bytes: what was asked, in bytes.

@@ -60,18 +60,28 @@ def make_loss(case: Case, length: int, scan: Scan) -> tuple[Callable[[list[Any]]
     return loss, floats
 
 
-def smallest_budget(case: Case, length: int, **options: Any) -> int:
+def value_and_grad(loss: Any, floats: list[Any]) -> Any:
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(floats)
+
+
+def smallest_budget(case: Case, length: int, derivative: Callable[..., Any] = value_and_grad, **options: Any) -> int:
     """The smallest budget that the error for a budget of one byte names; 1 if that is enough."""
-    loss, floats = make_loss(case, length, functools.partial(bptt_jax.scan, budget=1, **options))
     try:
-        jax.eval_shape(jax.grad(loss, has_aux=True), floats)
+        derivative(*make_loss(case, length, functools.partial(bptt_jax.scan, budget=1, **options)))
     except BudgetError as error:
         return error.smallest_bytes
     return 1
 
 
-def value_and_grad(loss: Any, floats: list[Any]) -> Any:
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))(floats)
+def in_smallest_budget(run: Callable[[int], Any], budget: int = 1) -> tuple[Any, int]:
+    """`run` of a budget, or of the smallest above it that all gradients fit, as errors name it; and that budget."""
+    while True:
+        try:
+            return run(budget), budget
+        except BudgetError as error:
+            if error.smallest_bytes <= budget:
+                raise
+            budget = error.smallest_bytes
 
 
 def eager_grad(loss: Any, floats: list[Any]) -> Any:

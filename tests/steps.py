@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,23 @@ def no_inputs(params, carry, x):
     return (jnp.sin(a @ params["w"]) + params["b"], n + 1), a[:, 0]
 
 
+def inner_scan(params, carry, x):
+    """A loop within, with several outputs: one is read, one in part, and others are not."""
+
+    def layer(v, w):
+        v = jnp.tanh(v @ w)
+        return v, (jnp.sin(v), jnp.exp(v), {"read": 2 * v, "unread": jnp.cos(v)})
+
+    h, (seen, _, several) = lax.scan(layer, carry + x, params["layers"])
+    return h, seen[-1] + several["read"].sum(0)
+
+
+def inner_while(params, carry, x):
+    """A loop within whose number of iterations the carry decides: it has no reverse mode."""
+    h = jnp.tanh(carry @ params["w"] + x)
+    return lax.while_loop(lambda v: jnp.sum(v**2) > 0.5, lambda v: 0.7 * v, h), h
+
+
 def case_named(name: str, dtype: Any) -> Case:
     """The case of one of the steps above, for a float dtype."""
 
@@ -74,6 +92,10 @@ def case_named(name: str, dtype: Any) -> Case:
     w, b = 0.4 * draw(0, 3, 3), draw(1, 2, 3)
     if name == "bare":
         return Case(name, bare, {"w": w}, b, lambda n: draw(2, n, 2, 3))
+    if name == "inner_scan":
+        return Case(name, inner_scan, {"layers": 0.4 * draw(0, 2, 3, 3)}, b, lambda n: draw(2, n, 2, 3))
+    if name == "inner_while":
+        return Case(name, inner_while, {"w": w}, b, lambda n: draw(2, n, 2, 3))
     if name == "outputs":
         return Case(name, outputs, {"w": w}, b, lambda n: {"a": draw(3, n, 2, 3), "b": draw(4, n, 1)})
     if name == "no_inputs":

@@ -8,15 +8,19 @@ python -m pip install --no-deps jax-cuda13-plugin==0.10.2 jax-cuda13-pjrt==0.10.
     nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cupti nvidia-nvjitlink 'libtpu==0.0.42.*'
 """
 
+import contextlib
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import pytest
 from jax.experimental import topologies
+
+from bptt_jax import _options
+from bptt_jax._device.machine import Machine
 
 # The public figures of an H100 SXM, as XLA's GpuTargetConfigProto in text form.
 _H100 = """
@@ -57,6 +61,14 @@ def or_skip(target: Callable[[], Any]) -> Any:
         return target()
     except TargetMissingError as error:
         pytest.skip(str(error))
+
+
+@contextlib.contextmanager
+def planning_for(platform: str) -> Iterator[None]:
+    """Plans for a platform where no `target` can be given: layers have none, and a mesh is many devices."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_options, "machine_for", lambda target=None: Machine(platform, target))
+        yield
 
 
 @functools.cache

@@ -12,13 +12,14 @@ import pytest
 from jax import lax
 
 import bptt_jax
-from bptt_jax import Chain, Remat, Repeat, Steps, _choose
-from bptt_jax._lower import block, merge, split, step_vjp
+from bptt_jax import Chain, Remat, Repeat, Steps
+from bptt_jax._device.machine import Machine
+from bptt_jax._lower import block
 from bptt_jax._lower.style import Style
 from bptt_jax.errors import BudgetError
 from bptt_jax.plans import length as length_of
 from bptt_jax.plans import notation
-from tests import comparison
+from tests import comparison, forms
 from tests.adversarial import TABLE
 from tests.adversarial.running import (
     derivative_call,
@@ -72,7 +73,7 @@ def test_derivatives_equal_those_of_lax_scan(name):
 @pytest.mark.parametrize("name", one_in(5, TABLE))
 def test_gradients_with_products_in_turn(monkeypatch, name):
     """What tight budgets lead to, here forced; blocks of an even and of an odd number of steps."""
-    monkeypatch.setattr(_choose, "FASTEST", Style(joined=False, in_turn=True))
+    forms.force(monkeypatch, Style(joined=False, in_turn=True))
     monkeypatch.setattr(block, "is_large", lambda weight: True)
     entry = TABLE[name]
     scans = (lax.scan, functools.partial(bptt_jax.scan, plan=REST))
@@ -83,9 +84,9 @@ def test_gradients_with_products_in_turn(monkeypatch, name):
 @pytest.mark.parametrize("name", ["without_a_gradient", "shared_left_operand"])
 def test_gradients_with_all_products_by_block(monkeypatch, name):
     """As sizes would have it on other devices: hoisted, merged and deferred wherever that is possible."""
-    monkeypatch.setattr(split, "hoisting_pays", lambda weight, stacked: True)
-    monkeypatch.setattr(step_vjp, "deferring_pays", lambda weight, stacked: True)
-    monkeypatch.setattr(merge, "merging_pays", lambda flops: True)
+    monkeypatch.setattr(Machine, "hoisting_pays", lambda machine, weight, stacked: True)
+    monkeypatch.setattr(Machine, "deferring_pays", lambda machine, weight, stacked: True)
+    monkeypatch.setattr(Machine, "merging_pays", lambda machine, flops: True)
     entry = TABLE[name]
     scans = (lax.scan, functools.partial(bptt_jax.scan, plan=REST))
     theirs, ours = run_each(*(derivative_call(gradient, entry.case(), 11, scan) for scan in scans))

@@ -11,25 +11,16 @@ from jax import lax
 
 import bptt_jax
 from bptt_jax import Chain, Remat, Repeat, Steps
-from bptt_jax._lower import block, merge, split, step_vjp, sweep
+from bptt_jax._device.machine import Machine
+from bptt_jax._lower import block, block_sizes
 from bptt_jax._lower.style import Style
-from bptt_jax._step import trace
-from tests import comparison
+from tests import comparison, forms
 from tests.slow import one_in
 from tests.steps import normal
 
 # Blocks of an even and of an odd number of steps, and of one.
 PLAN = Chain((Repeat(2, Remat(Steps(4))), Steps(3), Steps(1)))
 STYLES = [Style(joined, in_turn) for joined in (True, False) for in_turn in (True, False)]
-
-
-def swept(style):
-    def scan(step, init, xs, length=None):
-        traced = trace(step, (), init, xs, length, reverse=False, unroll=1)
-        program = sweep.lower(PLAN, traced.step, style=style)
-        return traced.unflatten(*program(traced.operands, traced.carry, traced.xs))
-
-    return scan
 
 
 def lstm(width=4):
@@ -47,10 +38,11 @@ def lstm(width=4):
     ids=str,
 )
 def test_each_decision_gives_the_same_gradients(monkeypatch, style, outside, derivative):
-    monkeypatch.setattr(split, "hoisting_pays", lambda weight, stacked: outside)
-    monkeypatch.setattr(step_vjp, "deferring_pays", lambda weight, stacked: outside)
-    monkeypatch.setattr(merge, "merging_pays", lambda flops: True)
+    monkeypatch.setattr(Machine, "hoisting_pays", lambda machine, weight, stacked: outside)
+    monkeypatch.setattr(Machine, "deferring_pays", lambda machine, weight, stacked: outside)
+    monkeypatch.setattr(Machine, "merging_pays", lambda machine, flops: True)
     monkeypatch.setattr(block, "is_large", lambda weight: True)
+    ran, swept = forms.force(monkeypatch, style), functools.partial(bptt_jax.scan, plan=PLAN)
     cell, variables, carry, xs = lstm()
 
     def make(scan):
@@ -64,14 +56,18 @@ def test_each_decision_gives_the_same_gradients(monkeypatch, style, outside, der
     run = getattr(comparison, derivative)
     inputs = (variables, carry, xs)
     if derivative == "value_and_grad":
-        ours, theirs = run(make(swept(style)), inputs), run(make(lax.scan), inputs)
+        ours, theirs = run(make(swept), inputs), run(make(lax.scan), inputs)
     else:
         leaves, tree = jax.tree.flatten(inputs)
         ours, theirs = (
             run(lambda leaves, scan=scan: make(scan)(jax.tree.unflatten(tree, leaves)), leaves)
-            for scan in (swept(style), lax.scan)
+            for scan in (swept, lax.scan)
         )
     comparison.assert_same(ours, theirs, 1e-9)
+    for form in ran:
+        summary = block_sizes.summary(form.vjp, form.style)
+        assert (bool(summary.hoisted), bool(summary.deferred)) == (outside, outside)
+    assert ran
 
 
 def block_of(batch, width):

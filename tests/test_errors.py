@@ -94,11 +94,12 @@ def test_the_percentage_that_would_do_does(asked, residual_bytes):
     bptt_jax.make_plan(profile, 30, percentage)
 
 
-def test_a_call_that_is_not_differentiated_fits_any_budget():
+@pytest.mark.parametrize("lowering", [None, "sweep", "nested"])
+def test_a_call_that_is_not_differentiated_fits_any_budget(lowering):
     reference = lax.scan(step, INIT, XS)[0]
-    assert jnp.array_equal(scan(budget=1)[0], reference)
+    assert jnp.array_equal(scan(budget=1, lowering=lowering)[0], reference)
     with pytest.raises(BudgetError):
-        scan(budget=1, differentiation="any")
+        gradient(budget=1, lowering=lowering)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_a_call_that_is_not_differentiated_fits_any_budget():
         ({"budget": "1MiB", "plan": Steps(100)}, ValueError, "got budget='1MiB' and a plan: a plan is run as it is"),
         ({"plan": Steps(99)}, ValueError, "the plan has 99 steps, but the scan has 100."),
         ({"plan": 100}, TypeError, "plan must be a plan (Steps, Repeat, Chain or Remat) or None, got 100."),
-        ({"differentiation": "forward"}, ValueError, "differentiation='forward' is unknown; use \"reverse\""),
+        ({"lowering": "forward"}, ValueError, "lowering='forward' is unknown; use None (the sweep"),
     ],
 )
 def test_options(options, error, text):
@@ -166,13 +167,36 @@ def test_exceptions_of_the_step_come_through():
         bptt_jax.scan(failing, INIT, XS)
 
 
-def test_forward_mode_of_reverse_says_what_to_do():
-    for run in (bptt_jax.checkpointed(step), bptt_jax.checkpointed(step, budget="60%")):
-        with pytest.raises(TypeError, match=r'has no forward mode .* differentiation="any" has one'):
-            jax.jvp(lambda init, run=run: run(init, XS)[0], (INIT,), (INIT,))
-        for forward in (jax.jacfwd, lambda f: lambda init: jax.linearize(f, init)[1](init)):
-            with pytest.raises(TypeError, match=r"can't apply forward-mode|has no forward mode"):
-                forward(lambda init, run=run: run(init, XS)[0])(INIT)
+@jax.custom_vjp
+def doubled(v):
+    return jnp.sin(v)
+
+
+doubled.defvjp(lambda v: (jnp.sin(v), v), lambda v, ct: (2 * ct * jnp.cos(v),))
+
+
+@pytest.mark.parametrize("options", [{}, {"budget": "65%"}, {"plan": Repeat(10, Remat(Steps(10)))}])
+def test_the_sweep_for_a_step_that_only_the_nest_takes_says_what_to_do(options):
+    """One with a derivative rule of its own; a call that is not differentiated is the loop of `jax.lax.scan`."""
+
+    def with_rule(carry, x):
+        return doubled(carry) * x, None
+
+    def loss(scan, **given):
+        return lambda init: jnp.sum(scan(with_rule, init, XS, **given)[0])
+
+    sweep = options | {"lowering": "sweep"}
+    text = re.escape(
+        'a derivative rule of its own, or effects, that only the nest takes; use lowering=None or "nested".'
+    )
+    with pytest.raises(ValueError, match=text):
+        jax.grad(loss(bptt_jax.scan, **sweep))(INIT)
+    with pytest.raises(ValueError, match=text):
+        bptt_jax.explain(with_rule, INIT, XS, **sweep)
+    assert jnp.array_equal(loss(bptt_jax.scan, **sweep)(INIT), loss(lax.scan)(INIT))
+    for lowering in (None, "nested"):
+        ours = jax.grad(loss(bptt_jax.scan, **options, lowering=lowering))(INIT)
+        assert jnp.allclose(ours, jax.grad(loss(lax.scan))(INIT))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`examples/resumable.py`: training that is killed and resumed ends where an unbroken run ends."""
+"""Training that is killed and resumed ends where an unbroken run ends; a model under vmap learns within its budget."""
 
 import re
 import signal
@@ -11,7 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "resumable.py"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLE = EXAMPLES / "resumable.py"
 STEPS, SAVE_EVERY = 30, 10
 SMALL = ["--steps", STEPS, "--save-every", SAVE_EVERY, "--length", 60, "--batch", 4, "--width", 8, "--budget", "60%"]
 
@@ -65,3 +66,17 @@ def test_killed_and_resumed_training_equals_an_unbroken_run(tmp_path):
     other_run = train(tmp_path / "killed", "--seed", 1)
     assert other_run.returncode == 1
     assert re.search("holds a run with .*'seed': 0.*these options say .*'seed': 1", other_run.stderr)
+
+
+def test_an_equinox_model_under_vmap_learns_within_its_budget():
+    small = ["--batch", 8, "--length", 60, "--width", 16, "--steps", 6, "--budget", "40%"]
+    command = [sys.executable, EXAMPLES / "equinox_vmap.py", *map(str, small)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+
+    plain, unbounded, bounded = (int(size.replace(",", "")) for size in re.findall(r"([\d,]+) bytes", run.stdout))
+    assert unbounded <= plain
+    assert bounded <= 0.4 * plain
+    losses = [float(loss) for loss in re.findall(r"error ([\d.]+)$", run.stdout, flags=re.MULTILINE)]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]

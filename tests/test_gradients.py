@@ -20,17 +20,17 @@ from tests.steps import Case, case_named, normal
 LENGTHS = (0, 1, 2, 7, 97, 100, 1000, 1009)
 BUDGETS = ("smallest", "between", "everything", None)
 STEPS = ("bare", "outputs", "mixed", "no_inputs")
-TRANSFORMS = (
-    ("reverse", comparison.value_and_grad),
-    ("any", comparison.value_and_grad),
-    ("reverse", comparison.eager_grad),
-    ("reverse", comparison.vmapped_grad),
-    ("any", comparison.vmapped_grad),
-    ("any", comparison.jvp),
-    ("reverse", comparison.forward_over_reverse),
-    ("any", comparison.forward_over_reverse),
-    ("reverse", comparison.reverse_over_reverse),
-    ("any", comparison.reverse_over_reverse),
+TRANSFORMS = tuple(
+    (lowering, derivative)
+    for lowering in (None, "nested")
+    for derivative in (
+        comparison.value_and_grad,
+        comparison.eager_grad,
+        comparison.vmapped_grad,
+        comparison.jvp,
+        comparison.forward_over_reverse,
+        comparison.reverse_over_reverse,
+    )
 )
 DIRECTIONS = (False, True)
 REST = Chain((Repeat(2, Remat(Steps(2))), Steps(2)))
@@ -53,14 +53,14 @@ def pairwise(*columns):
         yield tuple(column[at] for column, at in zip(columns, best, strict=True))
 
 
-def budget_in_bytes(kind, case, length, differentiation="reverse"):
+def budget_in_bytes(kind, case, length, lowering=None, derivative=comparison.value_and_grad):
     if kind is None or length == 0:
         return None if kind is None else 1
-    smallest = comparison.smallest_budget(case, length, differentiation=differentiation)
+    smallest = comparison.smallest_budget(case, length, derivative, lowering=lowering)
     step = functools.partial(case.step, case.params)
     xs = case.xs(length)
     x = None if xs is None else jax.tree.map(lambda leaf: leaf[0], xs)
-    profile = bptt_jax.profile(step, case.init, x, differentiation=differentiation)
+    profile = bptt_jax.profile(step, case.init, x, lowering=lowering)
     everything = max(bptt_jax.cost(Steps(length), profile).peak_bytes, smallest)
     return {"smallest": smallest, "between": (smallest + everything) // 2, "everything": max(everything, 1)}[kind]
 
@@ -70,13 +70,13 @@ def budget_in_bytes(kind, case, length, differentiation="reverse"):
     one_in(2, pairwise(LENGTHS, BUDGETS, STEPS, TRANSFORMS, DIRECTIONS)),
 )
 def test_equals_lax_scan(length, budget, name, transform, reverse):
-    differentiation, derivative = transform
+    lowering, derivative = transform
     case = case_named(name, jnp.float64)
     ours = functools.partial(
         bptt_jax.scan,
         reverse=reverse,
-        budget=budget_in_bytes(budget, case, length, differentiation),
-        differentiation=differentiation,
+        budget=budget_in_bytes(budget, case, length, lowering, derivative),
+        lowering=lowering,
     )
     theirs = functools.partial(lax.scan, reverse=reverse)
     results = [derivative(*comparison.make_loss(case, length, scan)) for scan in (ours, theirs)]
@@ -103,13 +103,11 @@ plans = st.recursive(
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(
-    plan=plans, reverse=st.booleans(), differentiation=st.sampled_from(("reverse", "any")), name=st.sampled_from(STEPS)
-)
-def test_any_plan_equals_lax_scan(plan, reverse, differentiation, name):
+@given(plan=plans, reverse=st.booleans(), lowering=st.sampled_from((None, "nested")), name=st.sampled_from(STEPS))
+def test_any_plan_equals_lax_scan(plan, reverse, lowering, name):
     """Also plans that no planner makes: bare Remats, empty segments, loops of one."""
     case = case_named(name, jnp.float64)
-    ours = functools.partial(bptt_jax.scan, plan=plan, reverse=reverse, differentiation=differentiation)
+    ours = functools.partial(bptt_jax.scan, plan=plan, reverse=reverse, lowering=lowering)
     theirs = functools.partial(lax.scan, reverse=reverse)
     loss, floats = comparison.make_loss(case, length_of(plan), ours)
     reference, _ = comparison.make_loss(case, length_of(plan), theirs)
@@ -176,13 +174,13 @@ def test_any_pytree_length_and_budget(carry_kinds, x_kinds, length, share, rever
     comparison.assert_same(*results, tolerance=1e-12)
 
 
-@pytest.mark.parametrize("differentiation", ["reverse", "any"])
+@pytest.mark.parametrize("lowering", [None, "nested"])
 @pytest.mark.parametrize("batched", ["all", "first", "last"])
 @pytest.mark.parametrize(("name", "plan"), [(name, p) for name in STEPS[1:3] for p in (Steps(6), REST, INLINED)])
-def test_gradient_of_a_batch_equals_lax_scan(name, plan, batched, differentiation):
+def test_gradient_of_a_batch_equals_lax_scan(name, plan, batched, lowering):
     """A batch as large as the length, so that an exchange of the two axes is not an error but a wrong number."""
     case = case_named(name, jnp.float64)
-    ours = functools.partial(bptt_jax.scan, plan=plan, differentiation=differentiation)
+    ours = functools.partial(bptt_jax.scan, plan=plan, lowering=lowering)
     results = []
     for scan in (ours, lax.scan):
         loss, floats = comparison.make_loss(case, 6, scan)
@@ -218,7 +216,7 @@ def test_a_step_that_keeps_nothing_runs_in_what_lax_scan_takes():
 
     init = (normal(0, 4096, dtype=jnp.float64), normal(1, 4096, dtype=jnp.float64))
     xs = normal(2, 60, dtype=jnp.float64)
-    profile = bptt_jax.profile(step, init, xs[0], differentiation="any")
+    profile = bptt_jax.profile(step, init, xs[0], lowering="nested")
     budget = profile.store_all_bytes(60)
     report = bptt_jax.explain(step, init, xs, budget=budget)
     assert report.measured_bytes <= budget

@@ -17,15 +17,15 @@ def measured():
     jax.config.update("jax_numpy_dtype_promotion", "standard")
     plan = bptt_jax.Repeat(10, bptt_jax.Remat(bptt_jax.Steps(10)))
     return {
-        f"{kind}, {differentiation}": temporaries(KINDS[kind]().without_outputs(), plan, differentiation)
-        for kind, differentiation in [("lstm", "reverse"), ("attention", "any"), ("waves", "reverse")]
+        f"{kind}, {lowering}": temporaries(KINDS[kind]().without_outputs(), plan, lowering)
+        for kind, lowering in [("lstm", "sweep"), ("attention", "nested"), ("waves", "sweep")]
     }
 
 
-def temporaries(problem, plan, differentiation):
+def temporaries(problem, plan, lowering):
     def loss(params, init, xs):
         carry, _ = bptt_jax.scan(
-            lambda carry, x: problem.step(params, carry, x), init, xs, plan=plan, differentiation=differentiation
+            lambda carry, x: problem.step(params, carry, x), init, xs, plan=plan, lowering=lowering
         )
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(carry))
 

@@ -33,8 +33,8 @@ def test_every_part_is_drawn(seeds, dtype, missing):
 def test_gradients(seed):
     case = random_step(seed, jnp.float64)
     theirs = comparison.value_and_grad(*comparison.make_loss(case, LENGTH, lax.scan))
-    for differentiation in ("reverse", "any"):
-        options = {"differentiation": differentiation, "calibrate": False}
+    for lowering in (None, "nested"):
+        options = {"lowering": lowering, "calibrate": False}
         smallest = comparison.smallest_budget(case, LENGTH, **options)
         for budget in (smallest, 2 * smallest, None):
             scan = functools.partial(bptt_jax.scan, budget=budget, **options)
@@ -42,18 +42,18 @@ def test_gradients(seed):
             comparison.assert_same(ours, theirs, tolerance=1e-9)
 
 
-def findings(differentiation):
+def findings(lowering):
     """What the smallest budget of each seed and one for everything led to."""
-    cases = [audit.Case(f"{RANDOM}-{seed}", 100, differentiation) for seed in OF_BYTES]
+    cases = [audit.Case(f"{RANDOM}-{seed}", 100, lowering) for seed in OF_BYTES]
     found = [finding for case in cases for finding in audit.audit(case, 2)]
     return [(str(finding), finding.measured, finding.predicted, finding.asked) for finding in found]
 
 
-in_reverse, in_any = functools.partial(findings, "reverse"), functools.partial(findings, "any")
+in_sweep, in_nest = functools.partial(findings, "sweep"), functools.partial(findings, "nested")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("function", ["in_reverse", "in_any"])
+@pytest.mark.parametrize("function", ["in_sweep", "in_nest"])
 def test_bytes(function):
     """With XLA's own settings: axes of length 1 are among what is drawn."""
     for finding, measured, predicted, asked in as_users_do(__name__, function):

@@ -14,7 +14,6 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import bptt_jax
-from bptt_jax._lower.roofline import planning_for
 from tests import targets
 from tests.collectives import collectives, in_loops
 
@@ -61,7 +60,7 @@ def compiled(mode, layout, is_ours):
         run = jax.shard_map(gradient, mesh=mesh, in_specs=(specs, (CARRY, CARRY), XS), out_specs=specs)
     carry = (typed(jax.ShapeDtypeStruct((BATCH, WIDTH), jnp.float32), CARRY),) * 2
     arguments = jax.tree.map(typed, variables, specs), carry, typed(xs, XS)
-    with planning_for("tpu"):
+    with targets.planning_for("tpu"):
         if mode != "explicit":
             return jax.jit(run).lower(*arguments).compile()
         with jax.set_mesh(mesh):

@@ -25,8 +25,8 @@ from bptt_jax._bench.peers import (
     nests,
     ours,
 )
-from bptt_jax._choose import Budget
-from bptt_jax._explain import explain
+from bptt_jax._budget import Budget
+from bptt_jax._explain import explain_params
 from bptt_jax._notation import notation
 from bptt_jax.errors import BudgetError, format_bytes
 
@@ -141,7 +141,7 @@ def _with_budget(budget: Budget, problem: Problem, xs: jax.Array) -> tuple[Progr
     asked = "no budget" if budget is None else budget if isinstance(budget, str) else f"{budget:,} bytes"
     method = f"bptt_jax, {asked}"
     try:
-        report = explain(lambda carry, x: problem.step(problem.params, carry, x), problem.init, xs, budget=budget)
+        report = explain_params(problem.step, problem.params, problem.init, xs, budget=budget)
     except BudgetError as error:
         short = f"the smallest budget is {format_bytes(error.smallest_bytes)}"
         return Program(method, None, (), 0, 0.0, short), Row(method, error=short)

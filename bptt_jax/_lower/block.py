@@ -4,40 +4,66 @@ Forward, the features of all its steps are evaluated at once, and a loop runs th
 from the last to the first and multiplies with the transposed weights only: the cotangents of tapped products are
 stacked, and the gradient of each weight is one product over the whole block.
 
-A block has no length of its own: it is as long as the xs that it is given.
+A block has no length of its own: it is as long as the xs that it is given. Its arrays have time first.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 from jax import lax
 
-from bptt_jax._lower.jaxprs import Env, bind, evaluate, is_float, needed, read, zeros_like
-from bptt_jax._lower.partial_sums import Axes, partial_axes
-from bptt_jax._lower.split import SplitStep, split
-from bptt_jax._lower.step_vjp import Pull, StepVjp, floats, part_of, step_vjp, with_floats
-from bptt_jax._lower.style import Style
+from bptt_jax._lower.jaxprs import Env, bind, evaluate, needed, read, with_gradient, zeros_like
+from bptt_jax._lower.partial_sums import Axes, as_reduced, partial_axes
+from bptt_jax._lower.pull import Pull, part_of, pull_of
+from bptt_jax._lower.split import SplitStep
+from bptt_jax._lower.step_vjp import StepVjp, rebuilding
+from bptt_jax._lower.swept import Swept
 from bptt_jax._lower.taps import Tap, by_halves, is_large
-from bptt_jax._step import Arrays, FlatStep
+from bptt_jax._step import Arrays, Mask, replace, select
 
 Gradients = dict[int, Any]  # of the differentiable ones among what a block holds, or of its constants, by position
 
 
-class Block:
-    """The programs of a block of steps. Arrays over time are in the order of xs, also where `reverse`."""
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The values of what does not change from step to step.
 
-    def __init__(self, step: FlatStep, style: Style, reverse: bool, unroll: int | bool):
-        self.parts: SplitStep = split(step, style.joined)
-        self._vjp: StepVjp = step_vjp(self.parts)
+    Attributes:
+      held: the values of `SplitStep.held`, of the types that their gradients are to have.
+      constants: the constants of a step.
+      typed: the constants, of the types of `held` (see `partial_sums`).
+    """
+
+    held: Arrays
+    constants: Arrays
+    typed: Arrays
+
+
+class Block:
+    """The programs of a block of steps. Arrays over time are in the order of xs, also where `reverse`.
+
+    Args:
+      swept: the step.
+      reverse: whether it goes through xs from the end.
+      unroll: steps per iteration of the loops.
+      waits: whether gradients may wait to be summed over devices (see `partial_sums`).
+    """
+
+    def __init__(self, swept: Swept, reverse: bool, unroll: int, waits: bool):
+        self._vjp: StepVjp = swept.vjp
+        self.parts: SplitStep = swept.parts
         self._rebuilding = rebuilding(self._vjp)
-        self._in_turn = style.in_turn
-        self.partial_axes: Axes = partial_axes(self.parts, self._vjp)
-        self._scan = functools.partial(lax.scan, reverse=reverse, unroll=unroll)
-        self._scan_back = functools.partial(lax.scan, reverse=not reverse, unroll=unroll)
+        self._in_turn = swept.style.in_turn
+        self.partial_axes: Axes = partial_axes(self.parts, self._vjp) if waits else {}
+        self._reverse, self._unroll = reverse, unroll
+
+    def _scan(self, body: Any, init: Any, xs: Any, n: int, backwards: bool = False) -> Any:
+        unroll = max(min(self._unroll, n), 1)
+        return lax.scan(body, init, xs, length=n, reverse=self._reverse != backwards, unroll=unroll)
 
     @property
     def differentiable_positions(self) -> list[int]:
@@ -52,6 +78,26 @@ class Block:
         """The constants of what `hold` returned."""
         return self.parts.derive(held) if self.parts.moves_only else list(held)
 
+    def weights(self, held: Arrays) -> Weights:
+        """The values that all blocks of a backward pass share: made once, not in every block."""
+        typed = as_reduced(held, self.partial_axes)
+        return Weights(typed, self.constants(held), self.constants(typed))
+
+    def of_operands(self, gradients: Gradients, operands: Arrays) -> list[Any]:
+        """The gradients of the active operands, from those of what is held."""
+        mask = self.parts.active.operands
+        if self.parts.moves_only:
+            return [gradients[i] for i, chosen in enumerate(mask) if chosen]
+        positions = self.differentiable_positions
+
+        def held(chosen: Arrays) -> Arrays:
+            values = self.hold(replace(operands, mask, chosen))
+            return [values[i] for i in positions]
+
+        _, vjp = jax.vjp(held, select(operands, mask))
+        (found,) = vjp([gradients[i] for i in positions])
+        return list(found)
+
     def advance(self, constants: Arrays, carry: Arrays, xs: Arrays, n: int) -> tuple[Arrays, Arrays]:
         """Runs n steps and keeps nothing: (carry, ys)."""
 
@@ -59,7 +105,8 @@ class Block:
             x, features = at
             return self.parts.loop(constants, carry, x, features)
 
-        return self._scan(body, list(carry), (list(xs), self._features(constants, xs)), length=n)
+        carry, ys = self._scan(body, list(carry), (list(xs), self._features(constants, xs)), n)
+        return carry, ys
 
     def record(self, constants: Arrays, carry: Arrays, xs: Arrays, n: int) -> tuple[Arrays, Arrays, Arrays]:
         """Runs n steps: (carry, ys, what their backward needs)."""
@@ -75,56 +122,60 @@ class Block:
             outs = [read(env, v) for v in vjp.outs]
             return outs[:n_carry], (outs[n_carry:], [env[v] for v in from_loop])
 
-        carry, (ys, stacks) = self._scan(body, list(carry), (list(xs), features), length=n)
+        carry, (ys, stacks) = self._scan(body, list(carry), (list(xs), features), n)
         env = feature_of | bind(from_loop, stacks)
         return carry, ys, [env[v] for v in vjp.saved]
 
+    def pull(self, last: Mask, y: Mask) -> Pull:
+        """The backward of a step for cotangents of some active leaves of the last carry and of ys."""
+        return pull_of(self._vjp.pull, last, y)
+
     def back(
         self,
-        held: Arrays,
-        constants: Arrays,
-        typed: Arrays,
+        pull: Pull,
+        weights: Weights,
         xs: Arrays,
         saved: Arrays,
         ct_carry: Arrays,
-        ct_ys: Arrays | None,
+        ct_ys: Arrays,
         gradients: Gradients,
         n: int,
     ) -> tuple[Arrays, Arrays, Gradients]:
         """Takes n steps backwards.
 
         Args:
-          held: what `hold` returned, of the types that make the gradients what they are to be.
-          constants: those of what `hold` returned.
-          typed: the same, with the types of `held` (see `partial_sums`).
+          pull: the backward of one step.
+          weights: see there.
           xs: as given to `record`.
-          saved: what `record` returned.
-          ct_carry, ct_ys: cotangents of the floating leaves of the last carry and of ys; None for ys without any.
-          gradients: to which those of `held` are added.
+          saved: the result of `record`.
+          ct_carry, ct_ys: cotangents of the last carry and of ys, of the leaves for which `pull` has a variable.
+          gradients: to which those of `weights.held` are added.
 
         Returns:
-          Cotangents of the floating leaves of the first carry and of xs, and the gradients.
+          Cotangents of the first carry, for the same leaves; of the leaves of xs that have one; and the gradients.
         """
-        pull = self._vjp.pull_without_y if ct_ys is None else self._vjp.pull
+        held, constants = weights.held, weights.constants
         summed = {i: ct for i, ct in zip(self._vjp.in_loop, pull.ct_constants, strict=True) if ct is not None}
         sums = {i: gradients[i] if i < len(held) else zeros_like(constants[i]) for i in summed}
+        carried = [v is not None for v in pull.ct_new]
 
         def body(state: Any, at: Any) -> Any:
             ct_new, sums = state
             env = self._pull(pull, constants, ct_new, *at)
             ct_carry = [
-                ct if v is None else read(env, v) for v, ct in zip(pull.ct_carry, map(zeros_like, ct_new), strict=True)
+                zeros_like(ct) if v is None else read(env, v)
+                for v, ct in zip(select(pull.ct_carry, carried), ct_new, strict=True)
             ]
             return (ct_carry, {i: sums[i] + read(env, v) for i, v in summed.items()}), [env[v] for v in pull.stacked]
 
-        over = (list(xs), list(saved), [] if ct_ys is None else list(ct_ys))
-        (ct_carry, sums), stacks = self._scan_back(body, (list(ct_carry), sums), over, length=n)
+        over = (list(xs), list(saved), list(ct_ys))
+        (ct_carry, sums), stacks = self._scan(body, (list(ct_carry), sums), over, n, backwards=True)
         stacked = bind(pull.stacked, stacks)
-        ct_xs, new = self._of_features(pull, stacked, typed, xs)
+        ct_xs, new = self._of_features(pull, stacked, weights.typed, xs)
         gradients = gradients | {i: total for i, total in sums.items() if i < len(held)}
         new.extend((i, total) for i, total in sums.items() if i >= len(held))
         for tap, left, cts in self._of_taps(pull, stacked, xs, saved):
-            weight = typed[tap.const]
+            weight = weights.typed[tap.const]
             if self._in_turn and left is not None and is_large(weight):
 
                 def add(gradients: Gradients, left: Any, cts: Any, tap: Tap = tap, weight: Any = weight) -> Gradients:
@@ -141,7 +192,7 @@ class Block:
         env = vjp.base | bind(vjp.invars[0], constants) | bind(vjp.invars[2], x) | bind(vjp.saved, saved)
         evaluate(self._rebuilding, env)
         back = pull.base | bind(pull.residuals, [read(env, v) for v in vjp.residuals])
-        back |= bind(pull.ct_new, ct_new) | bind(pull.ct_y, ct_y)
+        back |= bind(_present(pull.ct_new), ct_new) | bind(_present(pull.ct_y), ct_y)
         evaluate(pull.eqns, back)
         return back
 
@@ -153,11 +204,12 @@ class Block:
             into = gradients if i < len(held) else derived
             into[i] = into[i] + gradient if i in into else gradient
         if derived:
+            places = self.differentiable_positions
+            mask = [i in places for i in range(len(held))]
             _, vjp = jax.vjp(
-                lambda held_f: [self.constants(with_floats(held, held_f))[i] for i in derived], floats(held)
+                lambda chosen: [self.constants(replace(held, mask, chosen))[i] for i in derived], select(held, mask)
             )
             (moved,) = vjp(list(derived.values()))
-            places = [i for i, leaf in enumerate(held) if is_float(leaf)]
             gradients |= {i: gradients[i] + ct for i, ct in zip(places, moved, strict=True)}
         return gradients
 
@@ -180,34 +232,49 @@ class Block:
     def _of_features(
         self, pull: Pull, stacked: Env, constants: Arrays, xs: Arrays
     ) -> tuple[Arrays, list[tuple[int, Any]]]:
-        """Cotangents of xs, and the gradients of what the features are made with."""
-        x_f = floats(xs)
-        used = [self.parts.constants.index(v) for v in self.parts.feature_constants]
+        """Cotangents of the leaves of xs that have one, and the gradients of what the features are made with."""
+        parts, mask = self.parts, self.parts.active.x
         ct_xs: list[Any] = [None if ct is None else stacked[ct] for ct in pull.ct_x]
+        is_given = [ct is not None for ct in pull.ct_features]
         gradients: list[tuple[int, Any]] = []
-        if any(ct is not None for ct in pull.ct_features):
+        if any(is_given):
+            used = [parts.constants.index(v) for v in parts.feature_constants]
+            reached = self._features_reach(pull)
 
             def features(constants_f: Arrays, xs_f: Arrays) -> Arrays:
                 own = list(constants)
                 for i, constant in zip(used, constants_f, strict=True):
                     own[i] = constant
-                return floats(self._features(own, with_floats(xs, xs_f)))
+                found = self._features(own, replace(xs, mask, xs_f))
+                return select(select(found, parts.active_features), is_given)
 
-            values, vjp = jax.vjp(features, [constants[i] for i in used], x_f)
-            cts = [
-                zeros_like(value) if ct is None else stacked[ct]
-                for value, ct in zip(values, pull.ct_features, strict=True)
-            ]
-            ct_constants, ct_features_xs = vjp(cts)
+            _, vjp = jax.vjp(features, [constants[i] for i in used], select(xs, mask))
+            ct_constants, ct_features_xs = vjp([stacked[ct] for ct in pull.ct_features if ct is not None])
             gradients.extend(zip(used, ct_constants, strict=True))
-            ct_xs = [b if a is None else a + b for a, b in zip(ct_xs, ct_features_xs, strict=True)]
-        return [zeros_like(x) if ct is None else ct for x, ct in zip(x_f, ct_xs, strict=True)], gradients
+            ct_xs = [
+                (b if a is None else a + b) if has_some else a
+                for a, b, has_some in zip(ct_xs, ct_features_xs, reached, strict=True)
+            ]
+        return [ct for ct in ct_xs if ct is not None], gradients
+
+    def _features_reach(self, pull: Pull) -> list[bool]:
+        """Of the active leaves of x, those that the features with a cotangent are made of."""
+        parts = self.parts
+        features = select(parts.features, parts.active_features)
+        given = [v for v, ct in zip(features, pull.ct_features, strict=True) if ct is not None]
+        return [
+            any(v in with_gradient(parts.feature_eqns, [x]) for v in given) for x in select(parts.x, parts.active.x)
+        ]
+
+    def x_with_cotangents(self, pull: Pull) -> Mask:
+        """Of the active leaves of x, those that have a cotangent: `back` returns these."""
+        return tuple(
+            ct is not None or of_features for ct, of_features in zip(pull.ct_x, self._features_reach(pull), strict=True)
+        )
 
 
-def rebuilding(vjp: StepVjp) -> Sequence[Any]:
-    """The equations that make the residuals of what is saved, constants and x."""
-    pure = [eqn for eqn in vjp.eqns if not eqn.effects]
-    return needed(pure, vjp.residuals, {*vjp.saved, *vjp.invars[0], *vjp.invars[2], *vjp.base})
+def _present(variables: Sequence[Any]) -> list[Any]:
+    return [v for v in variables if v is not None]
 
 
 def _cotangents(ct: Any, stacked: Env, pull: Pull) -> Any:

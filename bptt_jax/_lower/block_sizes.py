@@ -7,14 +7,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from bptt_jax._lower.block import rebuilding
-from bptt_jax._lower.jaxprs import bytes_of, narrowing_bytes, read_by, variables
-from bptt_jax._lower.roofline import block_steps
-from bptt_jax._lower.split import split
-from bptt_jax._lower.step_vjp import StepVjp, floats, step_vjp
+from bptt_jax._lower.jaxprs import variables
+from bptt_jax._lower.step_vjp import StepVjp, read_in_loop
 from bptt_jax._lower.style import Style
 from bptt_jax._lower.taps import is_large
-from bptt_jax._step import FlatStep
+from bptt_jax._step import select
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +28,7 @@ class BlockSizes:
       reread_ct_bytes: the cotangents of ys that both read, the products as they are.
       product_bytes: the results of these products.
       fixed_bytes: what is held however long the blocks are.
+      most_steps: the length of the longest block.
     """
 
     saved_bytes: int
@@ -42,67 +40,51 @@ class BlockSizes:
     reread_ct_bytes: int
     product_bytes: int
     fixed_bytes: int
-
-    @property
-    def most_steps(self) -> int:
-        """The length of the longest block."""
-        return block_steps(self.saved_bytes + self.working_bytes)
+    most_steps: int
 
 
-def block_sizes(step: FlatStep, style: Style) -> BlockSizes:
+def block_sizes(vjp: StepVjp, style: Style) -> BlockSizes:
     """The sizes of a step's block, from the types of its variables."""
-    parts = split(step, style.joined)
-    vjp = step_vjp(parts)
+    parts, machine = vjp.parts, vjp.parts.machine
+    bytes_of = machine.bytes_of
     x, y = parts.x, parts.jaxpr.outvars[parts.n_carry :]
     forward = bytes_of(parts.features) + bytes_of(x) + bytes_of(y)
     stacked = bytes_of(vjp.pull.stacked)
-    backward = stacked + bytes_of(x) + bytes_of(floats(x)) + bytes_of(floats(y))
+    of_cotangents = bytes_of(select(x, parts.active.x)) + bytes_of(select(y, parts.active.y))
+    backward = stacked + bytes_of(x) + of_cotangents
     derived = parts.constants[parts.n_operands :]
     sums = 0 if parts.moves_only else bytes_of(parts.differentiable.intersection(derived))
     lefts = {v for v in vjp.lefts if v in vjp.saved}
     left = bytes_of(lefts)
     tapped = variables(parts.constants[tap.const] for tap in vjp.taps)
     products = bytes_of(variables([*tapped, *parts.feature_constants]))
-    alternating = _alternating(vjp) if style.in_turn else {}
-    if alternating:
-        products -= bytes_of(alternating) - max(bytes_of([weight]) for weight in alternating)
-        left += max(alternating.values()) // 2  # a copy of the half that is worked on
+    in_turn = alternating(vjp) if style.in_turn else {}
+    if in_turn:
+        products -= bytes_of(in_turn) - max(bytes_of([weight]) for weight in in_turn)
+        left += max(in_turn.values()) // 2  # a copy of the half that is worked on
+    saved_bytes, working_bytes = bytes_of(vjp.saved), max(forward, backward)
+    saved_bytes += machine.narrowing_bytes(atom.aval for atom in vjp.saved)
     return BlockSizes(
-        saved_bytes=bytes_of(vjp.saved) + narrowing_bytes(atom.aval for atom in vjp.saved),
-        working_bytes=max(forward, backward),
+        saved_bytes=saved_bytes,
+        working_bytes=working_bytes,
         stacked_bytes=stacked,
         advance_bytes=forward,
         left_bytes=left,
-        reread_bytes=bytes_of(lefts & _read_in_loop(vjp)),
+        reread_bytes=bytes_of(lefts & read_in_loop(vjp)),
         reread_ct_bytes=bytes_of({*vjp.pull.ct_y} & {ct for ct in vjp.pull.ct_taps if ct is not None}),
         product_bytes=products,
         fixed_bytes=bytes_of(derived) + sums,
+        most_steps=machine.block_steps(saved_bytes + working_bytes),
     )
 
 
-def _read_in_loop(vjp: StepVjp) -> set[Any]:
-    """What a step's backward reads of what is saved."""
-    read = read_by(vjp.pull.eqns)
-    residuals = [v for v, inside in zip(vjp.residuals, vjp.pull.residuals, strict=True) if inside in read]
-    return {*variables(residuals), *read_by(rebuilding(vjp))}
-
-
-def _alternating(vjp: StepVjp) -> dict[Any, int]:
+def alternating(vjp: StepVjp) -> dict[Any, int]:
     """The weights whose gradients can be taken in turn, with the bytes of what is multiplied for one step."""
-    found: dict[Any, int] = {}
+    bytes_of, found = vjp.parts.machine.bytes_of, dict[Any, int]()
     for tap, left, ct in zip(vjp.taps, vjp.lefts, vjp.pull.ct_taps, strict=True):
         weight = vjp.parts.constants[tap.const]
         if left is not None and ct is not None and is_large(weight.aval):
             found[weight] = max(found.get(weight, 0), bytes_of([left, ct]))
-    return found
-
-
-def styles(step: FlatStep) -> list[Style]:
-    """The styles that differ for a step, the fastest first and the one that holds least last."""
-    apart, joined = split(step, False), split(step, True)
-    found = [Style(joined=False)] if joined is apart else [Style(), Style(joined=False)]
-    if len(_alternating(step_vjp(apart))) > 1:
-        found.append(Style(joined=False, in_turn=True))
     return found
 
 
@@ -125,10 +107,9 @@ class BlockSummary:
     in_turn: bool
 
 
-def summary(step: FlatStep, style: Style) -> BlockSummary:
+def summary(vjp: StepVjp, style: Style) -> BlockSummary:
     """The decisions that were taken for a step."""
-    parts = split(step, style.joined)
-    vjp = step_vjp(parts)
+    parts = vjp.parts
 
     def names(variables: Sequence[Any]) -> tuple[str, ...]:
         counts = collections.Counter(f"{v.aval.dtype}{list(v.aval.shape)}" for v in variables)
@@ -139,5 +120,5 @@ def summary(step: FlatStep, style: Style) -> BlockSummary:
         deferred=names([parts.constants[tap.const] for tap in vjp.taps]),
         in_loop=names([parts.constants[i] for i in vjp.in_loop]),
         in_turn=style.in_turn,
-        merged=style.joined and parts is not split(step, joined=False),
+        merged=style.joined,
     )

@@ -7,21 +7,18 @@ needs is: to flatten nested jits, to evaluate a list of equations in an environm
 from __future__ import annotations
 
 import functools
-import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives
 
-from bptt_jax._lower.roofline import platform
-
 Env = dict[Any, Any]
 
-_JAX_FOLDER = os.path.dirname(jax.__file__)
+_JAX_FOLDER = os.path.dirname(jax.__file__) + os.sep
 
 # What vmap leaves as it is: JAX's own arithmetic. Not what others define (callbacks, foreign functions).
 _BATCHABLE = {p.name for p in vars(primitives).values() if isinstance(p, core.Primitive)} | {"split"}
@@ -47,10 +44,9 @@ def inline(closed: Any) -> Any:
 
     A jit that constrains its arguments (shardings, layouts) is left as it is.
     """
-    known: dict[Any, Any] = {}
 
     def run(*args: Any) -> list[Any]:
-        return _run_inlined(closed, args, known)
+        return _run_inlined(closed, args, {})  # gone when the trace is, as jax.checking_leaks wants it
 
     return jax.make_jaxpr(run)(*(v.aval for v in closed.jaxpr.invars))
 
@@ -60,11 +56,17 @@ def _run_inlined(closed: Any, args: Sequence[Any], known: dict[Any, Any]) -> lis
         if eqn.primitive is primitives.jit_p and not _is_constrained(eqn.params):
             (inner,) = (p for p in eqn.params.values() if isinstance(p, core.ClosedJaxpr))
             return _run_inlined(inner, values, known)
-        if eqn.effects or is_random(eqn) or has_inner_jaxpr(eqn):
+        # The same for equal arithmetic only: what others define may print alike and differ.
+        if eqn.primitive.name not in _BATCHABLE or has_effects(eqn) or is_random(eqn) or has_inner_jaxpr(eqn):
             return apply(eqn, values)
-        literals = tuple(str((v.val, v.aval)) if isinstance(v, core.Literal) else None for v in eqn.invars)
+        literals = tuple(_value_of(v) if isinstance(v, core.Literal) else None for v in eqn.invars)
         tracers = [value for v, value in zip(eqn.invars, values, strict=True) if not isinstance(v, core.Literal)]
-        key = (eqn.primitive, tuple(map(id, tracers)), literals, str(eqn.params), str(eqn.ctx))
+        params = tuple(sorted(eqn.params.items(), key=lambda item: item[0]))
+        key = (eqn.primitive, tuple(map(id, tracers)), literals, params, str(eqn.ctx))
+        try:
+            hash(key)
+        except TypeError:  # a parameter that cannot be compared
+            return apply(eqn, values)
         if key not in known:
             known[key] = apply(eqn, values), tracers  # held, so that their ids stay theirs
         outs: Sequence[Any] = known[key][0]
@@ -73,6 +75,12 @@ def _run_inlined(closed: Any, args: Sequence[Any], known: dict[Any, Any]) -> lis
     env = bind(closed.jaxpr.constvars, closed.consts) | bind(closed.jaxpr.invars, args)
     evaluate(closed.jaxpr.eqns, env, apply_eqn)
     return [read(env, v) for v in closed.jaxpr.outvars]
+
+
+def _value_of(literal: Any) -> tuple[str, str, bytes]:
+    """A literal's type and its bits: printed, two numbers may look the same."""
+    value = np.asarray(literal.val)
+    return str(literal.aval), value.dtype.str, value.tobytes()
 
 
 def _is_constrained(params: Any) -> bool:
@@ -133,7 +141,7 @@ def needed(eqns: Sequence[Any], outputs: Iterable[Any], given: Iterable[Any] = (
     wanted = set(variables(outputs)) - known
     kept = []
     for eqn in reversed(eqns):
-        if eqn.effects or any(v in wanted for v in eqn.outvars):
+        if has_effects(eqn) or any(v in wanted for v in eqn.outvars):
             kept.append(eqn)
             wanted.update(v for v in variables(eqn.invars) if v not in known)
     return kept[::-1]
@@ -142,6 +150,20 @@ def needed(eqns: Sequence[Any], outputs: Iterable[Any], given: Iterable[Any] = (
 def read_by(eqns: Iterable[Any], outputs: Iterable[Any] = ()) -> set[Any]:
     """The variables that equations read, and those among their outputs."""
     return {*variables(outputs), *(v for eqn in eqns for v in variables(eqn.invars))}
+
+
+def reachable(eqns: Iterable[Any], inputs: Iterable[Any]) -> set[Any]:
+    """The inputs, and all that equations make of them."""
+    found = set(inputs)
+    for eqn in eqns:
+        if any(v in found for v in variables(eqn.invars)):
+            found.update(eqn.outvars)
+    return found
+
+
+def is_in(atom: Any, found: Container[Any]) -> bool:
+    """Whether an atom is one of some variables."""
+    return not isinstance(atom, core.Literal) and atom in found
 
 
 def with_gradient(eqns: Iterable[Any], inputs: Iterable[Any]) -> frozenset[Any]:
@@ -154,6 +176,21 @@ def with_gradient(eqns: Iterable[Any], inputs: Iterable[Any]) -> frozenset[Any]:
         if eqn.primitive.name not in NO_GRADIENT and any(v in found for v in variables(eqn.invars)):
             found.update(v for v in eqn.outvars if is_float(v))
     return frozenset(found)
+
+
+def is_debug(effect: Any) -> bool:
+    """Whether an effect is one of `jax.debug`; JAX exports no name for them."""
+    return type(effect).__name__ in ("DebugEffect", "OrderedDebugEffect")
+
+
+def is_named_axis(effect: Any) -> bool:
+    """Whether an effect is the use of a named axis, which whoever maps over it takes care of."""
+    return type(effect).__name__ == "NamedAxisEffect"
+
+
+def has_effects(eqn: Any) -> bool:
+    """Whether an equation does more than compute its results; to name an axis is no such effect."""
+    return not all(map(is_named_axis, eqn.effects))
 
 
 def has_inner_jaxpr(eqn: Any) -> bool:
@@ -172,7 +209,7 @@ def can_be_batched(eqn: Any) -> bool:
     Branches do not qualify: under vmap both are evaluated, and a NaN in the one not taken reaches the gradient.
     """
     is_arithmetic = eqn.primitive.name in _BATCHABLE and not has_inner_jaxpr(eqn)
-    return is_arithmetic and not eqn.effects and not is_random(eqn)
+    return is_arithmetic and not has_effects(eqn) and not is_random(eqn)
 
 
 def has_own_gradient(jaxpr: Any) -> bool:
@@ -187,12 +224,19 @@ def has_own_gradient(jaxpr: Any) -> bool:
 def _is_own_rule(eqn: Any) -> bool:
     if eqn.primitive is not primitives.custom_jvp_call_p:
         return bool(eqn.primitive is primitives.custom_vjp_call_p)
-    return not any(_JAX_FOLDER in str(inner.debug_info.func_src_info) for inner in inner_jaxprs(eqn))
+    # Of the function and of its rule: a user may give one of JAX's functions another derivative.
+    infos = [
+        getattr(value, "debug_info", getattr(getattr(value, "jaxpr", None), "debug_info", None))
+        for value in eqn.params.values()
+    ]
+    return not all(_JAX_FOLDER in str(info.func_src_info) for info in infos if info is not None)
 
 
 def inner_jaxprs(eqn: Any) -> list[Any]:
+    """The jaxprs among an equation's parameters, or that these have: of this library's scans those of their steps."""
     values = [q for p in eqn.params.values() for q in (p if isinstance(p, tuple | list) else [p])]
-    return [getattr(q, "jaxpr", q) for q in values if isinstance(q, core.Jaxpr | core.ClosedJaxpr)]
+    found = [q if isinstance(q, core.Jaxpr | core.ClosedJaxpr) else getattr(q, "jaxpr", None) for q in values]
+    return [getattr(q, "jaxpr", q) for q in found if isinstance(q, core.Jaxpr | core.ClosedJaxpr)]
 
 
 def zeros_like(leaf: Any) -> Any:
@@ -235,31 +279,6 @@ def uses_16_bits(jaxpr: Any) -> bool:
         or any(map(uses_16_bits, inner_jaxprs(eqn)))
         for eqn in jaxpr.eqns
     )
-
-
-def bytes_of(atoms: Iterable[Any]) -> int:
-    """Bytes of the values of variables; a PRNG key counts as its data."""
-    return sum(type_bytes(atom.aval) for atom in atoms)
-
-
-def type_bytes(leaf: Any) -> int:
-    """Bytes on one device of an array, a tracer, a type or a shape; a PRNG key counts as its data."""
-    sharding, shape = explicit_sharding(leaf), leaf.shape
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, leaf.dtype))
-        return int(leaf.size * leaf.dtype.itemsize)
-    shape = shape if sharding is None else sharding.shard_shape(shape)
-    return int(math.prod(shape) * (4 if widened(leaf) else leaf.dtype.itemsize))
-
-
-def widened(leaf: Any) -> bool:
-    """Whether XLA keeps an array in a program's loops as float32: of bfloat16 or float8, on CPU."""
-    return platform() == "cpu" and (leaf.dtype == jnp.bfloat16 or (is_float(leaf) and leaf.dtype.itemsize == 1))
-
-
-def narrowing_bytes(leaves: Iterable[Any]) -> int:
-    """Of types that one loop leaves to another: XLA rounds what it has widened there, one array at a time."""
-    return max((type_bytes(leaf) // 2 for leaf in leaves if widened(leaf)), default=0)
 
 
 def explicit_sharding(leaf: Any) -> jax.sharding.NamedSharding | None:

@@ -8,7 +8,7 @@ features: three times as long, for XLA transposes what has three axes).
 
 Recurrent cells are written with one product per gate. Each is a kernel launch, and on small batches a pass over little
 data; the weights do not change from step to step, so they are joined once for the whole scan, where that pays (see
-`roofline`).
+`Machine`).
 """
 
 from __future__ import annotations
@@ -24,27 +24,38 @@ from jax.extend import core
 from jax.extend.core import primitives
 from jax.sharding import AxisType
 
-from bptt_jax._lower.jaxprs import NO_GRADIENT, apply, bind, evaluate, explicit_sharding, is_float, read, variables
-from bptt_jax._lower.roofline import merging_pays
+from bptt_jax._device.machine import Machine
+from bptt_jax._lower.jaxprs import (
+    NO_GRADIENT,
+    apply,
+    bind,
+    evaluate,
+    explicit_sharding,
+    has_effects,
+    is_float,
+    read,
+    variables,
+)
 
 
-def merge(closed: Any, n_operands: int) -> Any:
+def merge(closed: Any, n_operands: int, machine: Machine) -> Any:
     """The same jaxpr with products merged that share an operand, the other being invariant.
 
     Args:
       closed: inputs are operands, carry, x; without nested jits.
       n_operands: how many of its inputs do not change from step to step.
+      machine: on which merging is to pay.
     """
     jaxpr = closed.jaxpr
     invariant = invariant_variables(jaxpr, n_operands)
-    groups = _groups(jaxpr.eqns, invariant, _differentiable(jaxpr))
+    groups = _groups(jaxpr.eqns, invariant, _differentiable(jaxpr), machine)
     if not groups:
         return closed
     group_of = {id(eqn): group for group in groups for eqn in group}
 
     def run(*args: Any) -> list[Any]:
         env = bind(jaxpr.constvars, closed.consts) | bind(jaxpr.invars, args)
-        ahead = [e for e in jaxpr.eqns if not e.effects and all(v in invariant for v in variables(e.invars))]
+        ahead = [e for e in jaxpr.eqns if not has_effects(e) and all(v in invariant for v in variables(e.invars))]
         evaluate(ahead, env)
         done = set(map(id, ahead))
         for eqn in jaxpr.eqns:
@@ -65,7 +76,7 @@ def invariant_variables(jaxpr: Any, n_operands: int) -> set[Any]:
     """The variables that do not depend on the step."""
     found = {*jaxpr.constvars, *jaxpr.invars[:n_operands]}
     for eqn in jaxpr.eqns:
-        if not eqn.effects and all(v in found for v in variables(eqn.invars)):
+        if not has_effects(eqn) and all(v in found for v in variables(eqn.invars)):
             found.update(v for v in eqn.outvars if not isinstance(v, core.DropVar))
     return found
 
@@ -83,13 +94,14 @@ def _differentiable(jaxpr: Any) -> set[Any]:
     return found
 
 
-def _groups(eqns: Sequence[Any], invariant: set[Any], differentiable: set[Any]) -> list[list[Any]]:
+def _groups(eqns: Sequence[Any], invariant: set[Any], differentiable: set[Any], machine: Machine) -> list[list[Any]]:
     groups = defaultdict(list)
     for eqn in eqns:
         if eqn.primitive is primitives.dot_general_p and not any(isinstance(v, core.Literal) for v in eqn.invars):
             side = _weight_side(eqn, invariant)
             is_placed = eqn.params.get("out_sharding") is not None  # for a result of other axes
-            if side is not None and not is_placed and eqn.outvars[0] in differentiable and merging_pays(_flops(eqn)):
+            is_used = eqn.outvars[0] in differentiable
+            if side is not None and not is_placed and is_used and machine.merging_pays(_flops(eqn)):
                 weight, other = eqn.invars[side], eqn.invars[1 - side]
                 shape = list(weight.aval.shape)
                 shape[_free_axis(eqn, side)] = -1

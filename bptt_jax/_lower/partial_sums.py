@@ -9,20 +9,22 @@ there weights are made to vary before the scan; and under automatic sharding typ
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bptt_jax._lower.jaxprs import explicit_sharding, variables, zeros_like
+from bptt_jax._lower.jaxprs import explicit_sharding, is_float, variables, zeros_like
 from bptt_jax._lower.split import SplitStep
-from bptt_jax._lower.step_vjp import StepVjp, floats, with_floats
+from bptt_jax._lower.step_vjp import StepVjp
 from bptt_jax._lower.taps import SUMS
-from bptt_jax._lower.tie import tie
-from bptt_jax._step import Arrays
+from bptt_jax._step import Arrays, replace, select
 
 Axes = dict[int, frozenset[Any]]  # of the mesh, by the position of what is summed over them among what a block holds
 
@@ -47,17 +49,22 @@ def _can_wait(parts: SplitStep, held: Sequence[Any], axes: Axes) -> bool:
 
     def gradients(held: Arrays) -> Any:
         typed = as_reduced(held, axes)
-        made, vjp = jax.vjp(lambda given: floats(derive(with_floats(typed, given))), floats(typed))
+        made, vjp = jax.vjp(lambda given: _floats(derive(replace(typed, mask, given))), select(typed, mask))
         waiting = {i: frozenset(jax.typeof(leaf).sharding.spec.reduced) for i, leaf in enumerate(made)}
         return vjp(list(unreduced(dict(enumerate(map(zeros_like, made))), waiting, []).values()))
 
     derive = parts.derive if parts.moves_only else list
+    mask = [is_float(v) for v in held]
     types = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, sharding=explicit_sharding(v.aval)) for v in held]
     try:
         jax.eval_shape(gradients, types)
     except (TypeError, ValueError, NotImplementedError, AssertionError):
         return False
     return True
+
+
+def _floats(leaves: Arrays) -> list[Any]:
+    return [leaf for leaf in leaves if is_float(leaf)]
 
 
 def as_reduced(held: Arrays, axes: Axes) -> Arrays:
@@ -68,10 +75,17 @@ def as_reduced(held: Arrays, axes: Axes) -> Arrays:
 def unreduced(zeros: dict[int, Any], axes: Axes, inputs: Arrays) -> dict[int, Any]:
     """Zeros, to which the gradients of what is held are added, typed so that those wait.
 
-    They are tied to all inputs: vmap, which gives them a batch axis where those have one, cannot do it later.
+    A choice between them and themselves makes them depend on all inputs, and XLA drops it: vmap of a derivative of the
+    sweep has to find the batch axis that the inputs have, because it cannot add one to a sum that waits.
     """
-    tied = tie([zeros[i] for i in axes], [True] * len(axes), inputs)
-    return zeros | {i: jax.reshard(z, _sharding(z, unreduced=axes[i])) for i, z in zip(axes, tied, strict=True)}
+    if axes and inputs:
+        mark = functools.reduce(jnp.logical_or, [jnp.any(leaf != leaf) for leaf in map(_data, inputs)])
+        zeros = zeros | {i: lax.select_n(mark, zeros[i], zeros[i]) for i in axes}
+    return zeros | {i: jax.reshard(zeros[i], _sharding(zeros[i], unreduced=axes[i])) for i in axes}
+
+
+def _data(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
 def summed(gradients: dict[int, Any], held: Arrays, axes: Axes) -> dict[int, Any]:

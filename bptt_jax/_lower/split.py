@@ -14,31 +14,30 @@ In the loop, sums and products with a constant are *taps*, whose gradients a blo
 from __future__ import annotations
 
 import dataclasses
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
 from jax.extend import core
 
+from bptt_jax._active import Active
+from bptt_jax._device.machine import Machine
 from bptt_jax._lower.jaxprs import (
     MOVES,
     PRODUCTS,
     Env,
     bind,
-    bytes_of,
     can_be_batched,
     evaluate,
-    inline,
+    has_effects,
     is_float,
     needed,
     read,
     variables,
     with_gradient,
 )
-from bptt_jax._lower.merge import invariant_variables, merge
-from bptt_jax._lower.roofline import hoisting_pays, platform
+from bptt_jax._lower.merge import invariant_variables
 from bptt_jax._lower.taps import SUMS, Tap, Taps
-from bptt_jax._step import Arrays, FlatStep
+from bptt_jax._step import Arrays, FlatStep, Mask, select
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +45,8 @@ class SplitStep:
     """The parts of a step.
 
     Attributes:
+      machine: for which its parts were chosen.
+      active: the leaves that are differentiated.
       jaxpr: flat, with merged products; its inputs are operands, carry and x.
       base: values of what it closes over.
       n_operands, n_carry: how its inputs divide.
@@ -56,6 +57,8 @@ class SplitStep:
       taps: the products and sums with a constant in the loop.
     """
 
+    machine: Machine
+    active: Active
     jaxpr: Any
     base: Env
     n_operands: int
@@ -85,6 +88,13 @@ class SplitStep:
         return [v for v in self.constants if v in used]
 
     @property
+    def active_features(self) -> Mask:
+        """Of which features a gradient is taken."""
+        given = [*self.differentiable, *select(self.x, self.active.x)]
+        reached = with_gradient(self.feature_eqns, given)
+        return tuple(v in reached for v in self.features)
+
+    @property
     def carry(self) -> Sequence[Any]:
         return tuple(self.jaxpr.invars[self.n_operands : self.n_operands + self.n_carry])
 
@@ -112,7 +122,7 @@ class SplitStep:
     def types(self, constants: Arrays, carry: Arrays, x: Arrays, features: Arrays) -> Env:
         """Values of the loop's variables, for their types (shardings too) only; effects are left out."""
         env = self.environment(constants, carry, x, features)
-        evaluate([e for e in self.loop_eqns if not e.effects], env)
+        evaluate([e for e in self.loop_eqns if not has_effects(e)], env)
         return env
 
     def loop(
@@ -125,45 +135,35 @@ class SplitStep:
         return outs[: self.n_carry], outs[self.n_carry :]
 
 
-_splits: weakref.WeakKeyDictionary[FlatStep, dict[tuple[str, bool], SplitStep]] = weakref.WeakKeyDictionary()
-
-
-def split(step: FlatStep, joined: bool) -> SplitStep:
-    """The parts of a step; the same object for the same arguments.
+def split(closed: Any, step: FlatStep, active: Active, machine: Machine) -> SplitStep:
+    """A step taken apart.
 
     Args:
-      step: the step.
-      joined: whether products that share an operand are merged, for which a copy of their weights is held.
+      closed: its jaxpr, inlined, perhaps with merged products.
+      step: how its inputs divide.
+      active: the leaves that are differentiated.
+      machine: for which parts are chosen.
     """
-    known, here = _splits.setdefault(step, {}), platform()
-    if (here, joined) not in known:
-        closed = inline(step.jaxpr)
-        merged = merge(closed, step.n_operands) if joined else closed
-        other = known.get((here, not joined))
-        # Where there is nothing to merge, both are one.
-        known[here, joined] = other if other is not None and merged is closed else _split(merged, step)
-    return known[here, joined]
-
-
-def _split(closed: Any, step: FlatStep) -> SplitStep:
     n_operands, n_carry = step.n_operands, step.n_carry
     jaxpr = closed.jaxpr
     base = bind(jaxpr.constvars, closed.consts)
     operands, x = jaxpr.invars[:n_operands], jaxpr.invars[n_operands + n_carry :]
     invariant = invariant_variables(jaxpr, n_operands)
-    feature_eqns = _feature_eqns(jaxpr, invariant, set(x))
+    feature_eqns = _feature_eqns(jaxpr, invariant, set(x), machine)
     made = {v for e in feature_eqns for v in e.outvars}
-    varying = [e for e in jaxpr.eqns if e.effects or any(v not in invariant for v in variables(e.invars))]
+    varying = [e for e in jaxpr.eqns if has_effects(e) or any(v not in invariant for v in variables(e.invars))]
     rest = needed([e for e in varying if e not in feature_eqns], jaxpr.outvars)
     derived_eqns = [e for e in jaxpr.eqns if any(v in invariant for v in e.outvars)]
     used = variables([*(v for e in (*rest, *feature_eqns) for v in e.invars), *jaxpr.outvars])
     known = {*operands, *base}
     crossing, repeated = _crossing(derived_eqns, [v for v in used if v in invariant and v not in known], known)
     constants = [*operands, *crossing]
-    differentiable = with_gradient(derived_eqns, operands).intersection(constants)
+    differentiable = with_gradient(derived_eqns, select(operands, active.operands)).intersection(constants)
     loop_eqns = needed([*repeated, *rest], jaxpr.outvars, {*constants, *base, *made})
     features = [v for v in variables([*(v for e in loop_eqns for v in e.invars), *jaxpr.outvars]) if v in made]
     return SplitStep(
+        machine=machine,
+        active=active,
         jaxpr=jaxpr,
         base=base,
         n_operands=n_operands,
@@ -198,7 +198,7 @@ def _crossing(derived_eqns: Sequence[Any], used: Sequence[Any], given: set[Any])
     return crossing, [e for e in derived_eqns if e in repeated]
 
 
-def _feature_eqns(jaxpr: Any, invariant: set[Any], x: set[Any]) -> list[Any]:
+def _feature_eqns(jaxpr: Any, invariant: set[Any], x: set[Any], machine: Machine) -> list[Any]:
     """The equations to evaluate for a whole block at once."""
     batchable: list[Any] = []
     producer: dict[Any, Any] = {}
@@ -212,22 +212,23 @@ def _feature_eqns(jaxpr: Any, invariant: set[Any], x: set[Any]) -> list[Any]:
     chosen: set[Any] = set()
     for eqn in batchable:
         if eqn.primitive in PRODUCTS and sum(v in invariant for v in eqn.invars) == 1:
-            if _pays_as_feature(eqn, invariant, x):
+            if _pays_as_feature(eqn, invariant, x, machine):
                 chosen.add(eqn)
                 chosen.update(needed(batchable, eqn.invars))
         else:
             inside = [v for v in variables(eqn.invars) if producer.get(v) in chosen]
             others = [v for v in variables(eqn.invars) if v not in invariant and v not in inside]
             is_part = eqn.primitive.name in ("split", "slice")
-            if inside and not others and not is_part and bytes_of(eqn.outvars) <= bytes_of(inside):
+            if inside and not others and not is_part and machine.bytes_of(eqn.outvars) <= machine.bytes_of(inside):
                 chosen.add(eqn)
     return [e for e in batchable if e in chosen]
 
 
-def _pays_as_feature(eqn: Any, invariant: set[Any], x: set[Any]) -> bool:
+def _pays_as_feature(eqn: Any, invariant: set[Any], x: set[Any], machine: Machine) -> bool:
     weight = next(v for v in eqn.invars if v in invariant)
     other = next(v for v in eqn.invars if v not in invariant)
-    return hoisting_pays(bytes_of([weight]), bytes_of(eqn.outvars) + (0 if other in x else bytes_of([other])))
+    stacked_bytes = machine.bytes_of(eqn.outvars) + (0 if other in x else machine.bytes_of([other]))
+    return machine.hoisting_pays(machine.bytes_of([weight]), stacked_bytes)
 
 
 def _taps(loop_eqns: Sequence[Any], constants: Sequence[Any], differentiable: frozenset[Any]) -> list[Tap]:

@@ -10,8 +10,7 @@ Tapped weights (see `taps`) are held fixed. Which taps pay is decided here, with
 from __future__ import annotations
 
 import dataclasses
-import weakref
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,40 +18,21 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.extend.core import primitives
 
-from bptt_jax._lower.jaxprs import CHEAP, Env, bind, bytes_of, inline, is_float, needed, variables, zeros_like
-from bptt_jax._lower.roofline import deferring_pays
+from bptt_jax._lower.jaxprs import (
+    CHEAP,
+    Env,
+    bind,
+    has_effects,
+    inline,
+    needed,
+    read_by,
+    variables,
+    zeros_like,
+)
+from bptt_jax._lower.pull import Pull, available, avals
 from bptt_jax._lower.split import SplitStep
 from bptt_jax._lower.taps import Tap, Taps
-from bptt_jax._step import Arrays
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Pull:
-    """The backward program of one step.
-
-    Attributes:
-      base: values that its equations close over.
-      eqns: from residuals and incoming cotangents to cotangents.
-      residuals: its variables for what the step's vjp keeps.
-      ct_new, ct_y: its variables for incoming cotangents; no ct_y where y has none.
-      ct_carry, ct_x, ct_features, ct_taps, ct_constants: its results; None where a cotangent is zero.
-    """
-
-    base: Env
-    eqns: Sequence[Any]
-    residuals: Sequence[Any]
-    ct_new: Sequence[Any]
-    ct_y: Sequence[Any]
-    ct_carry: Sequence[Any]
-    ct_x: Sequence[Any]
-    ct_features: Sequence[Any]
-    ct_taps: Sequence[Any]
-    ct_constants: Sequence[Any]
-
-    @property
-    def stacked(self) -> list[Any]:
-        """The distinct variables that leave the loop for each step."""
-        return variables(v for v in (*self.ct_x, *self.ct_features, *self.ct_taps) if v is not None)
+from bptt_jax._step import Arrays, replace, select
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +50,7 @@ class StepVjp:
       residuals: of which the vjp consists, variables of `record`.
       lefts: for each tap what its weight is multiplied with, a variable of `record`; None for sums.
       saved: the variables of `record` that are saved.
-      pull, pull_without_y: the backward.
+      pull: the backward, of cotangents of all active leaves; see `pull.pull_of`.
     """
 
     parts: SplitStep
@@ -84,30 +64,13 @@ class StepVjp:
     lefts: Sequence[Any]
     saved: Sequence[Any]
     pull: Pull
-    pull_without_y: Pull
-
-
-_known: weakref.WeakKeyDictionary[SplitStep, StepVjp] = weakref.WeakKeyDictionary()
 
 
 def step_vjp(parts: SplitStep) -> StepVjp:
-    """The backward of a step, with the taps that pay; the same object for the same step."""
-    if parts not in _known:
-        everything = _trace(parts, parts.taps)
-        paying = _paying(everything)
-        _known[parts] = everything if len(paying) == len(parts.taps) else _trace(parts, paying)
-    return _known[parts]
-
-
-def floats(leaves: Sequence[Any]) -> list[Any]:
-    """Those that are differentiable."""
-    return [leaf for leaf in leaves if is_float(leaf)]
-
-
-def with_floats(leaves: Sequence[Any], new: Sequence[Any]) -> list[Any]:
-    """`leaves` with the differentiable ones replaced."""
-    given = iter(new)
-    return [next(given) if is_float(leaf) else leaf for leaf in leaves]
+    """The backward of a step, with the taps that pay."""
+    everything = _trace(parts, parts.taps)
+    paying = _paying(everything)
+    return everything if len(paying) == len(parts.taps) else _trace(parts, paying)
 
 
 def _paying(vjp: StepVjp) -> list[Tap]:
@@ -122,49 +85,15 @@ def _paying(vjp: StepVjp) -> list[Tap]:
     for tap, ct in zip(vjp.taps, pull.ct_taps, strict=True):
         if tap.left is None or ct is None:
             continue
-        weight = vjp.parts.constants[tap.const]
-        if available(ct, stacked, pull) or deferring_pays(bytes_of([weight]), bytes_of([ct])):
+        weight, machine = vjp.parts.constants[tap.const], vjp.parts.machine
+        pays = machine.deferring_pays(machine.bytes_of([weight]), machine.bytes_of([ct]))
+        if available(ct, stacked, pull) or pays:
             chosen.add(tap)
             stacked.add(ct)
     for tap, ct in zip(vjp.taps, pull.ct_taps, strict=True):
         if tap.left is None and (ct is None or available(ct, stacked, pull)):
             chosen.add(tap)
     return [tap for tap in vjp.taps if tap in chosen]
-
-
-def available(ct: Any, stacked: Container[Any], pull: Pull) -> bool:
-    """Whether a cotangent can be had from stacked ones: it is one of them, or a part of one."""
-    return ct in stacked or part_of(ct, stacked, pull) is not None
-
-
-def part_of(ct: Any, stacked: Container[Any], pull: Pull) -> tuple[Any, int, int] | None:
-    """The stacked concatenation that `ct` is a part of: its variable, the axis and the place where `ct` begins.
-
-    The part may have an axis of length 1 there, which `ct` has not: where weights are merged by stacking them.
-    """
-    same = {ct} | {e.outvars[0] for e in pull.eqns if e.invars[:1] == [ct] and _adds_an_axis(e)}
-    for eqn in pull.eqns:
-        if eqn.primitive is primitives.concatenate_p and eqn.outvars[0] in stacked:
-            index = next((i for i, v in enumerate(eqn.invars) if not isinstance(v, core.Literal) and v in same), None)
-            if index is not None:
-                axis = eqn.params["dimension"]
-                if _is_whole(ct, eqn.invars[index], axis):
-                    return eqn.outvars[0], axis, sum(v.aval.shape[axis] for v in eqn.invars[:index])
-    return None
-
-
-def _adds_an_axis(eqn: Any) -> bool:
-    return eqn.primitive.name in ("broadcast_in_dim", "reshape")
-
-
-def _is_whole(ct: Any, part: Any, axis: int) -> bool:
-    """Whether `part` is `ct`, or `ct` with an axis of length 1 before its axis number `axis`."""
-    shape = tuple(ct.aval.shape)
-    return part is ct or tuple(part.aval.shape) == (*shape[:axis], 1, *shape[axis:])
-
-
-def _avals(atoms: Sequence[Any]) -> list[Any]:
-    return [v.aval for v in atoms]
 
 
 def _trace(parts: SplitStep, taps: Sequence[Tap]) -> StepVjp:
@@ -178,7 +107,7 @@ def _trace(parts: SplitStep, taps: Sequence[Tap]) -> StepVjp:
         return [*new, *y, *(left for left in lefts if left is not None), *residuals]
 
     groups = (parts.constants, parts.carry, parts.x, parts.features)
-    closed = inline(jax.make_jaxpr(record)(*map(_avals, groups)))
+    closed = inline(jax.make_jaxpr(record)(*map(avals, groups)))
     jaxpr = closed.jaxpr
     results = iter(jaxpr.outvars)
     outs = [next(results) for _ in parts.jaxpr.outvars]
@@ -187,7 +116,6 @@ def _trace(parts: SplitStep, taps: Sequence[Tap]) -> StepVjp:
     unused = iter(jaxpr.invars)
     invars = tuple([next(unused) for _ in group] for group in groups)
     base = bind(jaxpr.constvars, closed.consts)
-    pull, without_y = (_trace_pull(parts, taps, in_loop, trees[0], residuals, with_y) for with_y in (True, False))
     return StepVjp(
         parts=parts,
         taps=taps,
@@ -199,8 +127,7 @@ def _trace(parts: SplitStep, taps: Sequence[Tap]) -> StepVjp:
         residuals=residuals,
         lefts=lefts,
         saved=_saved(jaxpr, invars, base, residuals, lefts),
-        pull=pull,
-        pull_without_y=without_y,
+        pull=_trace_pull(parts, taps, in_loop, trees[0], residuals),
     )
 
 
@@ -222,7 +149,7 @@ def _vjp_of_step(
     features: Arrays,
 ) -> tuple[tuple[Arrays, Arrays, Arrays], Any]:
     """((new carry, y, what tapped weights are multiplied with), vjp), the tapped weights being held fixed."""
-    weights = [constants[tap.const] for tap in taps]
+    active, weights = parts.active, [constants[tap.const] for tap in taps]
     types = parts.types(constants, carry, x, features)
     zeros = [zeros_like(types[tap.eqn.outvars[0]]) for tap in taps]
 
@@ -231,39 +158,48 @@ def _vjp_of_step(
         own = list(constants)
         for i, constant in zip(in_loop, constants_f, strict=True):
             own[i] = constant
-        given = (with_floats(carry, carry_f), with_floats(x, x_f), with_floats(features, features_f))
-        new, y = parts.loop(own, *given, tapped)
-        return (floats(new), floats(y)), (new, y, tapped.lefts)
+        new, y = parts.loop(
+            own,
+            replace(carry, active.carry, carry_f),
+            replace(x, active.x, x_f),
+            replace(features, parts.active_features, features_f),
+            tapped,
+        )
+        return (select(new, active.carry), select(y, active.y)), (new, y, tapped.lefts)
 
-    arguments = (floats(carry), floats(x), floats(features), zeros, [constants[i] for i in in_loop])
+    chosen = (select(carry, active.carry), select(x, active.x), select(features, parts.active_features))
+    arguments = (*chosen, zeros, [constants[i] for i in in_loop])
     _, vjp, results = jax.vjp(run, *arguments, has_aux=True)
     return results, vjp
 
 
 def _trace_pull(
-    parts: SplitStep, taps: Sequence[Tap], in_loop: Sequence[int], tree: Any, residuals: Sequence[Any], with_y: bool
+    parts: SplitStep, taps: Sequence[Tap], in_loop: Sequence[int], tree: Any, residuals: Sequence[Any]
 ) -> Pull:
-    new, y = (floats(vs) for vs in (parts.jaxpr.outvars[: parts.n_carry], parts.jaxpr.outvars[parts.n_carry :]))
-    given = (parts.constants, parts.carry, parts.x, parts.features)
+    active, outs = parts.active, parts.jaxpr.outvars
+    new, y = select(outs[: parts.n_carry], active.carry), select(outs[parts.n_carry :], active.y)
 
-    def pull(residuals: Arrays, ct_new: Arrays, ct_y: Arrays, given: Any) -> Any:
-        if not with_y:
-            types = parts.types(*given)
-            ct_y = [zeros_like(types[v]) for v in y]
+    def pull(residuals: Arrays, ct_new: Arrays, ct_y: Arrays) -> Any:
         return jax.tree.unflatten(tree, residuals)((list(ct_new), list(ct_y)))
 
-    groups = (residuals, new, y if with_y else [])
-    closed = inline(jax.make_jaxpr(pull)(*map(_avals, groups), list(map(_avals, given))))
+    groups = (residuals, new, y)
+    closed = inline(jax.make_jaxpr(pull)(*map(avals, groups)))
     jaxpr = closed.jaxpr
     zeros = {e.outvars[0] for e in jaxpr.eqns if e.primitive is primitives.broadcast_in_dim_p and _is_zero(e.invars[0])}
-    outs = iter(None if _is_zero(v) or v in zeros else v for v in jaxpr.outvars)
+    results = iter(None if _is_zero(v) or v in zeros else v for v in jaxpr.outvars)
     unused = iter(jaxpr.invars)
-    ct_groups = (floats(parts.carry), floats(parts.x), floats(parts.features), taps, in_loop)
+    ct_groups = (
+        select(parts.carry, active.carry),
+        select(parts.x, active.x),
+        select(parts.features, parts.active_features),
+        taps,
+        in_loop,
+    )
     return Pull(
         bind(jaxpr.constvars, closed.consts),
         needed(jaxpr.eqns, jaxpr.outvars),
         *([next(unused) for _ in group] for group in groups),
-        *([next(outs) for _ in group] for group in ct_groups),
+        *([next(results) for _ in group] for group in ct_groups),
     )
 
 
@@ -277,13 +213,13 @@ def _saved(jaxpr: Any, invars: Sequence[Sequence[Any]], base: Env, residuals: An
     producer = {v: e for e in jaxpr.eqns for v in e.outvars}
     free = {*constants, *x, *base}
     for eqn in jaxpr.eqns:
-        if not eqn.effects and eqn.primitive.name in CHEAP and all(v in free for v in variables(eqn.invars)):
+        if not has_effects(eqn) and eqn.primitive.name in CHEAP and all(v in free for v in variables(eqn.invars)):
             free.update(eqn.outvars)
     order = {v: i for i, v in enumerate([*jaxpr.invars, *(v for e in jaxpr.eqns for v in e.outvars)])}
     stacked = {v for v in variables(v for v in lefts if v is not None) if v not in {*constants, *x}}
     saved = {v for v in variables(residuals) if v not in free} | stacked
 
-    cheap = [e for e in jaxpr.eqns if not e.effects and e.primitive.name in CHEAP]
+    cheap = [e for e in jaxpr.eqns if not has_effects(e) and e.primitive.name in CHEAP]
     for v in sorted(saved - stacked, key=order.__getitem__, reverse=True):
         made = free | saved - {v}
         for eqn in cheap if producer.get(v) in cheap else []:
@@ -292,3 +228,16 @@ def _saved(jaxpr: Any, invars: Sequence[Sequence[Any]], base: Env, residuals: An
         if v in made:
             saved.remove(v)
     return sorted(saved, key=order.__getitem__)
+
+
+def rebuilding(vjp: StepVjp) -> Sequence[Any]:
+    """The equations that make the residuals of what is saved, constants and x."""
+    pure = [eqn for eqn in vjp.eqns if not has_effects(eqn)]
+    return needed(pure, vjp.residuals, {*vjp.saved, *vjp.invars[0], *vjp.invars[2], *vjp.base})
+
+
+def read_in_loop(vjp: StepVjp) -> set[Any]:
+    """The variables that the loop over a block's steps reads to take them backwards."""
+    found = read_by(vjp.pull.eqns)
+    residuals = [v for v, inside in zip(vjp.residuals, vjp.pull.residuals, strict=True) if inside in found]
+    return {*variables(residuals), *read_by(rebuilding(vjp))}

@@ -1,4 +1,4 @@
-"""The sweep: one `custom_vjp` around the scan, whose backward walks the plan's tree with loops of static length.
+"""The sweep: a scan whose backward walks the plan's tree with loops of static length.
 
     forward    run through the plan once, keeping the carries (and residuals) that it names
     backward   take the nodes from the last to the first; for a `Remat`, run forward again from its carry, keeping what
@@ -8,9 +8,6 @@ There is one xs, one ys and one dxs; blocks read and write at an index, so no le
 of the constants are one running sum, of each device where that can be (`partial_sums`). Steps that are only advanced
 are never linearised, and the last child of what is recomputed is not advanced, since nobody asks for the carry behind
 it.
-
-The first pass of a call that is not differentiated runs the same program as that of one that is, so that vmap finds
-the same batch axes in both. What is saved has the same structure whichever inputs are differentiated.
 """
 
 from __future__ import annotations
@@ -23,103 +20,109 @@ import jax.numpy as jnp
 from jax import lax
 
 from bptt_jax._lower.block import Block
-from bptt_jax._lower.block_sizes import block_sizes
-from bptt_jax._lower.jaxprs import has_own_gradient, is_float, varies, varying_axes, zeros_like
-from bptt_jax._lower.nested import Run
+from bptt_jax._lower.jaxprs import is_float, varying_axes, zeros_like
 from bptt_jax._lower.partial_sums import summed, unreduced
-from bptt_jax._lower.split import split
-from bptt_jax._lower.step_vjp import floats, step_vjp
-from bptt_jax._lower.style import FASTEST, Style
-from bptt_jax._lower.tie import independent_outputs, tie
+from bptt_jax._lower.swept import Swept
 from bptt_jax._lower.walk import Backward, Forward
-from bptt_jax._plan import Plan, in_blocks, length
-from bptt_jax._step import Arrays, FlatStep
-
-_EFFECTS = ("DebugEffect", "OrderedDebugEffect")  # of jax.debug; JAX exports no name for them
+from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, in_blocks
+from bptt_jax._step import Arrays, Mask, ScanCall, replace, select
 
 
-def lower(plan: Plan, step: FlatStep, *, style: Style = FASTEST, reverse: bool = False, unroll: int | bool = 1) -> Run:
-    """A function (operands, carry, xs) -> (carry, ys) that runs `plan`; see `nested.lower` and `Style`."""
-    block = Block(step, style, reverse, unroll)
-    rule = _Rule(in_blocks(plan, block_sizes(step, style).most_steps), block, reverse)
-    run = jax.custom_vjp(rule.primal)
-    run.defvjp(rule.forward, rule.backward, symbolic_zeros=True)
+class Sweep:
+    """A plan run by the sweep.
 
-    def run_flat(operands: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
-        last, ys = run(block.hold(operands), list(carry), list(xs))
-        return last, ys
-
-    return run_flat
-
-
-class _Rule:
-    """The functions of the custom_vjp: of what blocks hold, the first carry and xs."""
-
-    def __init__(self, plan: Plan, block: Block, reverse: bool):
-        self._plan = plan
-        self._block = block
-        self._reverse = reverse
-        self._independent = independent_outputs(block.parts)
-
-    def _walk(self, held: Arrays, xs: Arrays) -> Forward:
-        return Forward(self._block, length(self._plan), self._reverse, self._block.constants(held), xs)
-
-    def _run(self, held: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays, Any]:
-        walk = self._walk(held, xs)
-        last, written, saved = walk.record(self._plan, 0, carry, walk.no_ys(carry))
-        outs = tie([*last, *(written or [])], self._independent, [*held, *carry, *xs])
-        return outs[: len(last)], outs[len(last) :], saved
-
-    def primal(self, held: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
-        return self._run(held, carry, xs)[:2]
-
-    def forward(self, held: Any, carry: Any, xs: Any) -> Any:
-        held, carry, xs = ([leaf.value for leaf in group] for group in (held, carry, xs))
-        last, ys, saved = self._run(held, carry, xs)
-        return (last, ys), (held, carry, xs, saved)
-
-    def backward(self, kept: Any, cotangents: Any) -> Any:
-        held, carry, xs, saved = kept
-        ct_last, ct_ys = cotangents
-        ct_carry = _cotangents(ct_last, carry)
-        wanted = [ct for ct in ct_ys if jnp.issubdtype(ct.dtype, jnp.inexact)]
-        # No ys in the loss: then their cotangents cost nothing.
-        no_ys = all(map(_is_symbolic_zero, wanted))
-        ct_steps = None if no_ys else _cotangents(ct_ys, self._walk(held, xs).no_ys(carry))
-        walk = Backward(self._block, length(self._plan), self._reverse, held, xs, ct_steps)
-        zero = _late_zero(ct_last, ct_ys)
-        zeros = {i: _late_zeros(held[i], zero) for i in self._block.differentiable_positions}
-        waiting = self._block.partial_axes
-        gradients = unreduced(zeros, waiting, [*held, *carry, *xs, *ct_carry, *(ct_steps or [])])
-        ct_xs = [_late_zeros(leaf, zero) for leaf in floats(xs)]
-        ct_carry, ct_xs, gradients = walk.back(self._plan, 0, saved, (ct_carry, ct_xs, gradients))
-        gradients = summed(gradients, held, waiting)
-        return [gradients.get(i) for i in range(len(held))], _with_nones(carry, ct_carry), _with_nones(xs, ct_xs)
-
-
-def can_sweep(step: FlatStep) -> bool:
-    """Whether the sweep takes a step: its reverse-mode derivative with respect to all floating inputs exists.
-
-    The nest does not ask for that; it also runs effects that custom_vjp refuses, and takes higher derivatives of steps
-    with gradients of their own. In a `shard_map`, results that do not vary as the inputs do cannot be tied (`tie`).
+    Args:
+      call: the scan.
+      wrt: the inputs whose gradients are asked for, among the active ones.
+      plan: the plan.
+      swept: the step.
+      waits: whether gradients may wait to be summed over devices (see `partial_sums`).
     """
-    jaxpr = step.jaxpr.jaxpr
-    if any(type(effect).__name__ not in _EFFECTS for effect in jaxpr.effects) or has_own_gradient(jaxpr):
-        return False
-    try:
-        parts = split(step, joined=False)
-        step_vjp(parts)
-    except (TypeError, ValueError, NotImplementedError):
-        return False
-    return not (any(map(varies, jaxpr.invars)) and any(independent_outputs(parts)))
+
+    def __init__(self, call: ScanCall, wrt: Mask, plan: Plan, swept: Swept, waits: bool = True):
+        self._call = call
+        self._plan = in_blocks(plan, swept.sizes.most_steps)
+        self._block = Block(swept, call.reverse, call.unroll, waits)
+        self._active = swept.parts.active
+        self._wanted = call.step.split(wrt)[1]
+        self._n_saved = len(swept.vjp.saved)
+
+    def forward(self, inputs: Arrays) -> tuple[list[Any], list[Any]]:
+        """(last carry and ys, what is kept for `backward`)."""
+        walk, carry = self._walk(inputs)
+        last, ys, saved = walk.record(self._plan, 0, carry, walk.no_ys(carry))
+        return [*last, *(ys or [])], jax.tree.leaves(saved)
+
+    def kept(self, inputs: Arrays) -> list[Any]:
+        """The second result of `forward`, without room for ys."""
+        walk, carry = self._walk(inputs)
+        return jax.tree.leaves(walk.record(self._plan, 0, carry, None)[2])
+
+    def _walk(self, inputs: Arrays) -> tuple[Forward, list[Any]]:
+        operands, carry, xs = self._call.step.split(inputs)
+        return Forward(self._block, self._call, self._block.constants(self._block.hold(operands)), xs), list(carry)
+
+    def backward(self, inputs: Arrays, saved: Arrays, cotangents: Arrays) -> list[Any]:
+        """The gradients of the inputs that are differentiated; None where one is zero.
+
+        Args:
+          inputs: the scan's inputs.
+          saved: as returned by `forward`.
+          cotangents: of the active leaves of the last carry and of ys; None where they are zero.
+        """
+        operands, carry, xs = self._call.step.split(inputs)
+        active, block = self._active, self._block
+        ct_last, ct_ys = cotangents[: sum(active.carry)], cotangents[sum(active.carry) :]
+        pull = block.pull(*(tuple(ct is not None for ct in cts) for cts in (ct_last, ct_ys)))
+        zero = _late_zero(ct_last, ct_ys, select(self._call.y_axes, active.y))
+        carried = [v is not None for v in pull.ct_new]
+        like = select(select(carry, active.carry), carried)
+        ct_carry = [zeros_like(a) if ct is None else ct for a, ct in zip(like, select(ct_last, carried), strict=True)]
+        given = [ct for ct in ct_ys if ct is not None]
+        held, waiting = block.hold(operands), block.partial_axes
+        zeros = {i: _late_zeros(held[i], zero) for i in block.differentiable_positions}
+        gradients = unreduced(zeros, waiting, [*held, *carry, *xs, *ct_carry, *given])
+        with_cotangents = select(select(xs, active.x), block.x_with_cotangents(pull))
+        ct_xs = [_late_zeros(leaf, zero) for leaf in with_cotangents]
+        walk = Backward(block, self._call, pull, block.weights(held), xs, given)
+        kept, _ = _unflatten(self._plan, list(saved), len(carry), self._n_saved)
+        ct_carry, ct_xs, gradients = walk.back(self._plan, 0, kept, (ct_carry, ct_xs, gradients))
+        gradients = summed(gradients, held, waiting)
+        all_carry = replace([None] * len(carried), carried, ct_carry)
+        all_xs = replace([None] * sum(active.x), block.x_with_cotangents(pull), ct_xs)
+        of_carry = select(all_carry, select(self._wanted, active.carry))
+        return [*block.of_operands(gradients, operands), *of_carry, *all_xs]
 
 
-def _late_zero(ct_last: Sequence[Any], ct_ys: Sequence[Any]) -> Any:
-    """A scalar zero that XLA does not know to be one before it has the cotangents; None if all of them are zero."""
-    last, ys = (
-        [ct for ct in cts if not _is_symbolic_zero(ct) and is_float(ct) and ct.size] for cts in (ct_last, ct_ys)
-    )
-    largest = [jnp.max(jnp.real(lax.stop_gradient(ct))) for ct in [*last[:1], *(ct[0] for ct in ys[:1])]]
+def _unflatten(plan: Plan, saved: list[Any], n_carry: int, n_saved: int) -> tuple[Any, list[Any]]:
+    """From the leaves of what `Forward.record` keeps of a plan to its structure, and the leaves that are left."""
+    match plan:
+        case Steps(0):
+            return (), saved
+        case Steps():
+            return saved[:n_saved], saved[n_saved:]
+        case Remat():
+            return saved[:n_carry], saved[n_carry:]
+        case Repeat(_, child):
+            return _unflatten(child, saved, n_carry, n_saved)
+        case Chain(children):
+            kept = []
+            for child in children:
+                of_child, saved = _unflatten(child, saved, n_carry, n_saved)
+                kept.append(of_child)
+            return kept, saved
+    raise TypeError(f"not a plan node: {plan!r}")
+
+
+def _late_zero(ct_last: Sequence[Any], ct_ys: Sequence[Any], y_axes: Sequence[int]) -> Any:
+    """A scalar zero that XLA does not know to be one before it has the cotangents; None if all of them are empty."""
+    last = [ct for ct in ct_last if ct is not None and is_float(ct) and ct.size]
+    ys = [
+        lax.index_in_dim(ct, 0, axis)
+        for ct, axis in zip(ct_ys, y_axes, strict=True)
+        if ct is not None and is_float(ct) and ct.size
+    ]
+    largest = [jnp.max(jnp.real(lax.stop_gradient(ct))) for ct in [*last[:1], *ys[:1]]]
     return sum((value > jnp.inf).astype(jnp.float32) for value in largest) if largest else None
 
 
@@ -132,19 +135,3 @@ def _late_zeros(leaf: Any, zero: Any) -> Any:
     if zero is None or varying_axes(zero) - varying_axes(zeros):
         return zeros
     return zeros + zero.astype(zeros.dtype)
-
-
-def _is_symbolic_zero(ct: Any) -> bool:
-    return isinstance(ct, jax.custom_derivatives.SymbolicZero)
-
-
-def _cotangents(cts: Sequence[Any], like: Arrays) -> list[Any]:
-    """The cotangents of floating leaves, zeros of the type of `like` where they are zero."""
-    return [
-        zeros_like(leaf) if _is_symbolic_zero(ct) else ct for leaf, ct in zip(like, cts, strict=True) if is_float(leaf)
-    ]
-
-
-def _with_nones(leaves: Arrays, cts: Arrays) -> list[Any]:
-    given = iter(cts)
-    return [next(given) if is_float(leaf) else None for leaf in leaves]

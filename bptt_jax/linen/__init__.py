@@ -19,9 +19,10 @@ try:
 except ImportError as error:
     raise ImportError("bptt_jax.linen needs Flax; install it with: python -m pip install 'bptt_jax[flax]'") from error
 
+from bptt_jax._budget import Budget
 from bptt_jax._cells import check_cell, full_name
-from bptt_jax._choose import Budget
 from bptt_jax._explain import Report
+from bptt_jax._options import Lowering
 from bptt_jax._plan import Plan
 from bptt_jax._recurrent import split_call
 from bptt_jax._share_budget import share_budget
@@ -42,13 +43,12 @@ class RNN(Recurrent):
       cell: a recurrent cell: an instance, such as `nn.LSTMCell(8)` or a `Stack` of several.
       time_major, return_carry, reverse, keep_order, unroll, variable_axes, variable_broadcast, variable_carry,
         split_rngs: as in `flax.linen.RNN`.
-      budget, plan, differentiation, calibrate: as in `bptt_jax.scan`.
+      budget, plan, lowering, calibrate: as in `bptt_jax.scan`.
 
     Raises:
       TypeError, ValueError: for a cell that is none, and for malformed options; when called, for a plan of another
         length.
-      BudgetError: if no plan fits the budget: with "reverse" when a call is differentiated, not before; with "any"
-        at once when the layer is called, by `init` too.
+      BudgetError: if no plan fits the budget, when a call is differentiated; not by `init`.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> layer = RNN(nn.LSTMCell(features=8), budget="40%")
@@ -69,7 +69,7 @@ class RNN(Recurrent):
     split_rngs: Mapping[Any, bool] = FrozenDict({"params": False})
     budget: Budget = None
     plan: Plan | None = None
-    differentiation: str = "reverse"
+    lowering: Lowering | None = None
     calibrate: bool = True
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ def rnn(
     *,
     budget: Budget = None,
     plan: Plan | None = None,
-    differentiation: str = "reverse",
+    lowering: Lowering | None = None,
     unroll: int | bool = 1,
     time_major: bool = False,
     return_carry: bool = False,
@@ -112,7 +112,7 @@ def rnn(
 
     Args:
       cell_class: the cell class, where the decorator is written without options.
-      budget, plan, differentiation, calibrate: as in `bptt_jax.scan`.
+      budget, plan, lowering, calibrate: as in `bptt_jax.scan`.
       unroll, time_major, return_carry, reverse, keep_order, variable_axes, variable_broadcast, variable_carry,
         split_rngs: as in `flax.linen.RNN`, which says what can be overridden in the call.
 

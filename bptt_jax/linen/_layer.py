@@ -41,7 +41,7 @@ class Options(LayerOptions):
 
     @property
     def scan(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("budget", "plan", "differentiation", "calibrate", "unroll")}
+        return {name: getattr(self, name) for name in ("budget", "plan", "lowering", "calibrate", "unroll")}
 
     @property
     def lift(self) -> Lift:

@@ -17,9 +17,10 @@ try:
 except ImportError as error:
     raise ImportError("bptt_jax.nnx needs Flax; install it with: python -m pip install 'bptt_jax[flax]'") from error
 
+from bptt_jax._budget import Budget
 from bptt_jax._cells import check_cell, full_name
-from bptt_jax._choose import Budget
 from bptt_jax._explain import Report
+from bptt_jax._options import Lowering
 from bptt_jax._plan import Plan
 from bptt_jax._recurrent import split_call
 from bptt_jax._share_budget import share_budget
@@ -39,13 +40,12 @@ class RNN(Recurrent):
     Args:
       cell: a recurrent cell: an instance, such as `nnx.LSTMCell(3, 8, rngs=...)` or a `Stack` of several.
       time_major, return_carry, reverse, keep_order, unroll, state_axes, broadcast_rngs, rngs: as in `flax.nnx.RNN`.
-      budget, plan, differentiation, calibrate: as in `bptt_jax.scan`.
+      budget, plan, lowering, calibrate: as in `bptt_jax.scan`.
 
     Raises:
       TypeError, ValueError: for a cell that is none, and for malformed options; when called, for a plan of another
         length.
-      BudgetError: if no plan fits the budget: with "reverse" when a call is differentiated, not before; with "any"
-        at once when the layer is called.
+      BudgetError: if no plan fits the budget, when a call is differentiated.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp
@@ -71,7 +71,7 @@ class RNN(Recurrent):
         rngs: nnx.Rngs | bool = True,
         budget: Budget = None,
         plan: Plan | None = None,
-        differentiation: str = "reverse",
+        lowering: Lowering | None = None,
         calibrate: bool = True,
     ):
         given = locals()
@@ -88,7 +88,7 @@ def rnn(
     *,
     budget: Budget = None,
     plan: Plan | None = None,
-    differentiation: str = "reverse",
+    lowering: Lowering | None = None,
     unroll: int | bool = 1,
     time_major: bool = False,
     return_carry: bool = False,
@@ -107,7 +107,7 @@ def rnn(
 
     Args:
       cell_class: the cell class, where the decorator is written without options.
-      budget, plan, differentiation, calibrate: as in `bptt_jax.scan`.
+      budget, plan, lowering, calibrate: as in `bptt_jax.scan`.
       unroll, time_major, return_carry, reverse, keep_order, state_axes, broadcast_rngs: as in `flax.nnx.RNN`, which
         says what can be overridden in the call.
       rngs: whether layers have keys of their own for the first carries, as `flax.nnx.RNN` has by default.

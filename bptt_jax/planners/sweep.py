@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bptt_jax._cost import chain_sums_bytes, cost, rest_bytes
+from bptt_jax._cost import ahead_bytes, chain_sums_bytes, cost, rest_bytes
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, in_blocks
 from bptt_jax._step_profile import StepProfile
 from bptt_jax._time import SECOND_BODY, time_of
@@ -255,7 +255,9 @@ def _rest_peaks(profile: StepProfile, most: int, n: int) -> Ints:
     """Bytes of rests of 0, 1, ... steps that are kept, up to so many, beside loops over n steps."""
     peaks, longest = _kept_peaks(profile, most), profile.block_steps
     placed = _placed_bytes(profile, min(most, longest), min(n, longest))
-    return np.concatenate([np.maximum(peaks[: len(placed)], placed), peaks[len(placed) :]])
+    placed = np.maximum(peaks[: len(placed)], placed)
+    placed[1:] += ahead_bytes(min(n, longest), profile)
+    return np.concatenate([placed, peaks[len(placed) :]])
 
 
 @functools.lru_cache(maxsize=4096)

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import bptt_jax
-from bptt_jax._choose import Choice, Options, choose
+from bptt_jax._choose import Choice, choose
+from bptt_jax._gradient import Gradient, gradient_of
+from bptt_jax._options import checked_options
 from bptt_jax._step import trace
 from bptt_jax.errors import BudgetError
 from tests.audit.kinds import Problem, problem_of, shape
@@ -30,20 +32,26 @@ class Case:
     """One kind of step at one length.
 
     Attributes:
+      lowering: "nested", or "sweep" where that can be, which is what `scan` does by itself.
       arguments: what is differentiated: "weights" or "all" (weights, init, xs).
       outputs: whether the step has per-step outputs, which are then in the loss.
     """
 
     kind: str
     length: int
-    differentiation: str = "reverse"
+    lowering: str = "sweep"
     arguments: str = "all"
     outputs: bool = True
 
     @property
+    def options(self) -> dict[str, Any]:
+        """What `scan` is asked for."""
+        return {"lowering": None if self.lowering == "sweep" else self.lowering}
+
+    @property
     def differentiates(self) -> bool:
-        """Whether there is anything to differentiate: a step without weights has no gradients for them."""
-        return self.arguments == "all" or bool(jax.tree.leaves(self.problem().params))
+        """Whether there is anything to differentiate: a step that reads no weights has no gradients for them."""
+        return any(gradient(self, self.problem(), None).wrt)
 
     def problem(self) -> Problem:
         problem = problem_of(self.kind)
@@ -71,7 +79,7 @@ def vjp(case: Case, problem: Problem, budget: int) -> Callable[..., Any]:
 
     def run(params: Any, init: Any, xs: Any) -> Any:
         step = functools.partial(problem.step, params)
-        return bptt_jax.scan(step, init, xs, case.length, budget=budget, differentiation=case.differentiation)
+        return bptt_jax.scan(step, init, xs, case.length, budget=budget, **case.options)
 
     def pullback(params: Any, init: Any, xs: Any, cotangents: Any) -> Any:
         if case.arguments == "all":
@@ -101,17 +109,26 @@ def temporaries(case: Case, problem: Problem, budget: int) -> int:
     return int(compiled.memory_analysis().temp_size_in_bytes)
 
 
-def decide(case: Case, problem: Problem, budget: int | None) -> Choice:
-    """What `scan` decides for a budget, without compiling the scan."""
-    found: list[Choice] = []
+def gradient(case: Case, problem: Problem, budget: int | None) -> Gradient:
+    """The gradient that `scan` is asked for."""
+    found: list[Gradient] = []
 
     def inspect(params: Any, init: Any, xs: Any) -> None:
         step = functools.partial(problem.step, params)
-        traced = trace(step, (), init, xs, case.length, reverse=False, unroll=1)
-        found.append(choose(traced, Options(budget, None, case.differentiation)))
+        traced = trace(step, init, xs, case.length, False, 1, checked_options(budget, **case.options))
+        whole = gradient_of(traced.call, traced.arguments)
+        weights = set(map(id, jax.tree.leaves(params)))
+        is_asked = [case.arguments == "all" or id(leaf) in weights for leaf in traced.arguments]
+        wrt = tuple(a and b for a, b in zip(whole.wrt, is_asked, strict=True))
+        found.append(Gradient(whole.call, wrt, whole.types))
 
     jax.eval_shape(inspect, problem.params, problem.init, problem.xs(case.length))
     return found[0]
+
+
+def decide(case: Case, problem: Problem, budget: int | None) -> Choice:
+    """What `scan` decides for a budget, without compiling the scan."""
+    return choose(gradient(case, problem, budget))
 
 
 def budgets(case: Case, problem: Problem, count: int) -> list[int]:
@@ -133,10 +150,10 @@ def smallest_budget(case: Case, problem: Problem) -> int:
 def could_be_faster(case: Case, problem: Problem, finding: Finding) -> bool:
     """Whether within this budget a plan with fewer recomputations would have been possible, with its margin.
 
-    For budgets of which little was used. A budget is about the gradients of all arguments, whatever `case` is about.
+    For budgets of which little was used.
     """
-    case = dataclasses.replace(case, arguments="all")
-    refused, accepted = finding.asked, decide(case, problem, None).predicted_bytes
+    # By the estimate everything may take less than the smallest budget of tiny steps.
+    refused, accepted = finding.asked, max(finding.asked, decide(case, problem, None).predicted_bytes)
     if _steps(decide(case, problem, accepted)) >= finding.forward_steps:
         return False
     while accepted - refused > max(refused // 500, 1):
@@ -155,7 +172,7 @@ def _steps(choice: Choice) -> int:
 def examine(case: Case, problem: Problem, asked: int) -> Finding:
     """One budget: planned, compiled, measured."""
     choice = decide(case, problem, asked)
-    name = f"{bptt_jax.plans.notation(choice.plan)} {choice.lowering}"
+    name = f"{bptt_jax.plans.notation(choice.plan)} {choice.profile.lowering}"
     return Finding(case, asked, choice.predicted_bytes, temporaries(case, problem, asked), name, _steps(choice))
 
 

@@ -21,15 +21,15 @@ from tests.audit import BUDGETS, LENGTHS, Case
 from tests.audit.kinds import KINDS, RANDOM, group
 from tests.audit.parallel import Audited, run
 
-HEAD = """| step | derivatives | programs | over what was asked | measured / asked: median | least | could be faster |
+HEAD = """| step | lowering | programs | over what was asked | measured / asked: median | least | could be faster |
 |---|---|---|---|---|---|---|"""
 
 
-def row(name: str, differentiation: str, found: Sequence[Audited]) -> str:
+def row(name: str, lowering: str, found: Sequence[Audited]) -> str:
     used = [one.finding.used for one in found]
     over, wasteful = sum(share > 1 for share in used), sum(one.wasteful for one in found)
     figures = f"{statistics.median(used):.2f} | {min(used):.2f}"
-    return f"| {name} | {differentiation} | {len(used)} | {over} | {figures} | {wasteful} |"
+    return f"| {name} | {lowering} | {len(used)} | {over} | {figures} | {wasteful} |"
 
 
 def plot(found: Sequence[Audited], path: Path) -> None:
@@ -54,7 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the first of them")
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
-    parser.add_argument("--differentiation", nargs="+", choices=["reverse", "any"], default=["reverse", "any"])
+    parser.add_argument("--lowering", nargs="+", choices=["sweep", "nested"], default=["sweep", "nested"])
     parser.add_argument("--arguments", nargs="+", choices=["weights", "all"], default=["weights", "all"])
     parser.add_argument("--outputs", nargs="+", type=int, choices=[0, 1], default=[0, 1])
     parser.add_argument("--budgets", type=int, default=BUDGETS)
@@ -67,8 +67,8 @@ def main() -> None:
     options = parse()
     drawn = [f"{RANDOM}-{seed}" for seed in range(options.seed, options.seed + options.random)]
     kinds = [*options.kinds, *drawn]
-    grid = itertools.product(kinds, options.lengths, options.differentiation, options.arguments, options.outputs)
-    cases = [case for given in grid if (case := Case(*given[:4], bool(given[4]))).differentiates]
+    grid = itertools.product(kinds, options.lengths, options.lowering, options.arguments, options.outputs)
+    cases = [Case(*given[:4], bool(given[4])) for given in grid]
     found: list[Audited] = []
     done = run(cases, options.budgets)
     for several in track(done, "auditing", len(cases), console=Console(stderr=True)):
@@ -77,11 +77,11 @@ def main() -> None:
             if one.finding.used > 1 or one.wasteful:
                 print("OVER" if one.finding.used > 1 else "could be faster", one.finding, file=sys.stderr, flush=True)
     print(HEAD)
-    for differentiation, kind in itertools.product(options.differentiation, dict.fromkeys(map(group, kinds))):
+    for lowering, kind in itertools.product(options.lowering, dict.fromkeys(map(group, kinds))):
         case_of = [one for one in found if group(one.finding.case.kind) == kind]
-        print(row(kind, differentiation, [o for o in case_of if o.finding.case.differentiation == differentiation]))
-    for differentiation in options.differentiation:
-        print(row("all", differentiation, [o for o in found if o.finding.case.differentiation == differentiation]))
+        print(row(kind, lowering, [o for o in case_of if o.finding.case.lowering == lowering]))
+    for lowering in options.lowering:
+        print(row("all", lowering, [o for o in found if o.finding.case.lowering == lowering]))
     if options.json:
         figures = [
             dataclasses.asdict(one.finding) | {"used": one.finding.used, "wasteful": one.wasteful} for one in found

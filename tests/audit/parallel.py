@@ -21,6 +21,9 @@ class Audited:
 
 
 def audited(case: Case, budgets: int) -> list[Audited]:
+    """The findings of a case; none where there is nothing to differentiate."""
+    if not case.differentiates:
+        return []
     problem = case.problem()
     return [
         Audited(finding, finding.used < LITTLE and could_be_faster(case, problem, finding))

@@ -1,0 +1,61 @@
+"""The options of a scan, checked once, at the door."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from bptt_jax._budget import Budget, budget_to_bytes
+from bptt_jax._device.machine import Machine, machine_for
+from bptt_jax._plan import Plan
+
+Lowering = Literal["nested", "sweep"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options of `scan`, beside the step and its arguments; see there. Hashable.
+
+    Attributes:
+      machine: the device that is compiled for.
+    """
+
+    machine: Machine
+    budget: Budget = None
+    plan: Plan | None = None
+    lowering: Lowering | None = None
+    calibrate: bool = True
+
+
+def check_options(budget: Any, plan: Any, lowering: Any, calibrate: Any, target: Any = None) -> None:
+    """Raises for malformed options, whatever the step, so also where nothing is differentiated."""
+    if lowering not in (None, "sweep", "nested"):
+        raise ValueError(f'lowering={lowering!r} is unknown; use None (the sweep where it can), "sweep" or "nested".')
+    if budget != "auto":
+        budget_to_bytes(budget, store_all_bytes=1)
+    if not isinstance(calibrate, bool):
+        raise TypeError(f"calibrate must be True or False, got {calibrate!r}.")
+    if plan is not None and not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a plan (Steps, Repeat, Chain or Remat) or None, got {plan!r}.")
+    if plan is not None and budget is not None:
+        raise ValueError(f"got budget={budget!r} and a plan: a plan is run as it is; pass one of the two.")
+    if target is not None and not isinstance(getattr(target, "platform", None), str):
+        raise TypeError(
+            f"target must be a device, such as one of jax.experimental.topologies.get_topology_desc(...).devices, or "
+            f"None, got {target!r}."
+        )
+
+
+def checked_options(
+    budget: Budget = None,
+    plan: Plan | None = None,
+    lowering: Lowering | None = None,
+    calibrate: bool = True,
+    target: Any = None,
+) -> Options:
+    """The options, for the machine of a target or of the default backend.
+
+    Raises: as `check_options`.
+    """
+    check_options(budget, plan, lowering, calibrate, target)
+    return Options(machine_for(target), budget, plan, lowering, calibrate)

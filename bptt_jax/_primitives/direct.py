@@ -1,0 +1,25 @@
+"""Scans that cannot be one equation: JAX lets only its own have effects on references, or callbacks with results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bptt_jax._choose import choose, has_vjp
+from bptt_jax._gradient import gradient_of
+from bptt_jax._lower import plain
+from bptt_jax._lower.nested import Nested
+from bptt_jax._step import Arrays, ScanCall
+
+
+def run_now(call: ScanCall, inputs: Arrays) -> list[Any]:
+    """The results of a call, in JAX's own equations.
+
+    With a plan or a budget as the nest, planned at once, for gradients of everything. Where there are none, because
+    what the callbacks return has no derivative, the budget is kept by every program.
+    """
+    if call.options.plan is None and call.options.budget is None:
+        return plain.run(call, inputs)
+    gradient = gradient_of(call, inputs)
+    if call.options.plan is None and not has_vjp(call, gradient.active):
+        return plain.run(call, inputs)
+    return Nested(call, gradient.wrt, choose(gradient).plan, gradient.active).evaluate(inputs)

@@ -1,0 +1,182 @@
+"""What the differentiation of a scan is made of.
+
+    forward    runs the scan and keeps what the plan says; its parameters are what was asked for (the call, and which
+               inputs are differentiated), from which the plan follows
+    tangent    from the tangents of inputs to those of results: evaluated it is forward mode, transposed `backward`
+    backward   from what was kept and the cotangents of results to those of inputs
+
+Under vmap every example has gradients of its own, and the plan is one for all of them. Which vmaps there are is found
+out where the scan is differentiated (`vmaps_around`), because the types of the arrays that are kept are settled there.
+Where a gradient is mapped only after it was traced (a `jit` of a gradient), they cannot change any more: then
+`backward` makes the plan for all examples, and runs forward once more.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.interpreters import ad, batching
+
+from bptt_jax._active import active, reached
+from bptt_jax._choose import Choice, choose
+from bptt_jax._gradient import Gradient, Vmap, mapped
+from bptt_jax._lower import plain
+from bptt_jax._lower.jaxprs import is_named_axis
+from bptt_jax._primitives.expansion import jvp_of, primitive, prune_unused_results
+from bptt_jax._step import Mask, ScanCall, replace, select
+
+Vmaps = tuple[Vmap, ...]
+
+
+def _forward(*inputs: Any, call: ScanCall, wrt: Mask, planned: Vmaps, vmaps: Vmaps) -> list[Any]:
+    mapped_over = _mapped_over(vmaps, len(wrt))
+
+    def of_one(*inputs: Any) -> list[Any]:
+        outs, saved = _choice(call, wrt, inputs, planned).program(waits=not vmaps).forward(inputs)
+        if _is_late(call, planned, mapped_over):
+            # The results by the plan for all examples; XLA drops the other pass, of which `backward` uses nothing.
+            outs, _ = _choice(call, wrt, inputs, mapped_over).program(waits=False).forward(inputs)
+        return [*outs, *saved]
+
+    return list(mapped(vmaps, of_one)(*inputs))
+
+
+def _tangent(*args: Any, call: ScanCall, wrt: Mask, planned: Vmaps, n_saved: int, vmaps: Vmaps) -> list[Any]:
+    del planned  # for its transpose
+    found, n, quiet = active(call.step, wrt), len(wrt), call.quiet
+
+    def of_one(*args: Any) -> list[Any]:
+        inputs, tangents = args[:n], iter(args[n + n_saved :])
+        given = [
+            next(tangents) if chosen else ad.Zero(jax.typeof(p).to_tangent_aval())
+            for p, chosen in zip(inputs, wrt, strict=True)
+        ]
+        _, outs = jvp_of(lambda *inputs: plain.run(quiet, inputs), inputs, given)
+        return select(outs, (*found.carry, *found.y))
+
+    return list(mapped(vmaps, of_one)(*args))
+
+
+def _backward(
+    *args: Any, call: ScanCall, wrt: Mask, given: Mask, n_saved: int, planned: Vmaps, vmaps: Vmaps
+) -> list[Any]:
+    n, n_kept = len(wrt), len(wrt) + n_saved
+    returned = select(_returned(call, wrt, given), wrt)
+    mapped_over = _mapped_over(vmaps, n)
+    is_late = _is_late(call, planned, mapped_over)
+
+    def of_one(*args: Any) -> list[Any]:
+        inputs, saved, cts = args[:n], list(args[n:n_kept]), args[n_kept:]
+        program = _choice(call, wrt, inputs, mapped_over if is_late else planned).program(waits=not vmaps)
+        if is_late:
+            saved = program.kept(inputs)
+        found = program.backward(inputs, saved, replace([None] * len(given), given, cts))
+        zeros = [ad.Zero(jax.typeof(leaf).to_tangent_aval()) for leaf in select(inputs, wrt)]
+        pairs = zip(found, zeros, returned, strict=True)
+        return [ad.instantiate_zeros(zero if ct is None else ct) for ct, zero, is_wanted in pairs if is_wanted]
+
+    return list(mapped(vmaps, of_one)(*args))
+
+
+forward_p = primitive("forward", _forward)
+tangent_p = primitive("tangent", _tangent)
+backward_p = primitive("backward", _backward)
+
+
+def _mapped_over(vmaps: Vmaps, n: int) -> Vmaps:
+    """The vmaps over some of the n inputs: where only cotangents are mapped over, the forward pass is not."""
+    return tuple(vmap.of_first(n) for vmap in vmaps if any(dim is not None for dim in vmap.dims[:n]))
+
+
+def _is_late(call: ScanCall, planned: Vmaps, mapped_over: Vmaps) -> bool:
+    """Whether a plan was made for other examples than there are; without a budget it is the same for all."""
+    return call.options.budget is not None and mapped_over != planned
+
+
+def _choice(call: ScanCall, wrt: Mask, inputs: Sequence[Any], planned: Vmaps) -> Choice:
+    return choose(Gradient(call, wrt, tuple(map(jax.typeof, inputs)), planned))
+
+
+def _returned(call: ScanCall, wrt: Mask, given: Mask) -> Mask:
+    """Of all inputs, those of which `backward` returns a gradient for cotangents of some active results."""
+    found = active(call.step, wrt)
+    n = sum(found.carry)
+    masks = reached(call.step, found, given[:n], given[n:])
+    return tuple(a and b for a, b in zip(wrt, (m for mask in masks for m in mask), strict=True))
+
+
+def _transpose(
+    cts: Sequence[Any], *args: Any, call: ScanCall, wrt: Mask, n_saved: int, vmaps: Vmaps, **params: Any
+) -> list[Any]:
+    n = len(wrt) + n_saved
+    given = tuple(type(ct) is not ad.Zero for ct in cts)
+    cts = select(cts, given)
+    of_cts = tuple(Vmap(v.name, v.size, v.spmd_name, (*v.dims[:n], *[0] * len(cts))) for v in vmaps)
+    params |= {"call": call, "wrt": wrt, "n_saved": n_saved, "vmaps": of_cts}
+    found = iter(backward_p.bind(*args[:n], *cts, given=given, **params))
+    gradients = [next(found) if is_returned else None for is_returned in select(_returned(call, wrt, given), wrt)]
+    results = [
+        None if gradient is None else _of_argument(gradient, i, vmaps) for i, gradient in enumerate(gradients, start=n)
+    ]
+    return [None] * n + [r if ad.is_undefined_primal(t) else None for r, t in zip(results, args[n:], strict=True)]
+
+
+def _of_argument(gradient: Any, i: int, vmaps: Vmaps) -> Any:
+    """The gradient of all examples, which are its first axes, as that of the argument: summed where they share it."""
+    if not vmaps:
+        return gradient
+    *inner, outer = vmaps
+    dim = outer.dims[i]
+    of_one = functools.partial(_of_argument, i=i, vmaps=tuple(inner))
+    found = jax.vmap(of_one, out_axes=0 if dim is None else dim)(gradient)
+    return jnp.sum(found, 0) if dim is None else found
+
+
+def _batch(
+    primitive: Any, axis: Any, args: Sequence[Any], dims: Sequence[Any], *, vmaps: Vmaps, **params: Any
+) -> tuple[list[Any], list[Any]]:
+    if all(dim is None for dim in dims) and not names_axis(params["call"], axis.name):
+        outs = primitive.bind(*args, vmaps=vmaps, **params)
+        return outs, [None] * len(outs)
+    vmaps = (*vmaps, Vmap(axis.name, axis.size, axis.spmd_name, tuple(dims)))
+    outs = primitive.bind(*args, vmaps=vmaps, **params)
+    return outs, [0] * len(outs)
+
+
+def names_axis(call: ScanCall, name: Any) -> bool:
+    """Whether the step uses a named axis: then it has to be mapped over it, even where no input is."""
+    return any(is_named_axis(effect) and effect.name == name for effect in call.step.jaxpr.effects)
+
+
+def vmaps_around(args: Sequence[Any]) -> Vmaps:
+    """The vmaps that are under way for some arguments, the innermost first."""
+    found = _Found()
+    probe_p.bind(*args, found=found)
+    return tuple(found.vmaps)
+
+
+class _Found:
+    """Filled by the rule for vmap."""
+
+    def __init__(self) -> None:
+        self.vmaps: list[Vmap] = []
+
+
+def _probe(axis: Any, args: Sequence[Any], dims: Sequence[Any], *, found: _Found) -> tuple[list[Any], list[Any]]:
+    if any(dim is not None for dim in dims):
+        found.vmaps.append(Vmap(axis.name, axis.size, axis.spmd_name, tuple(dims)))
+    return probe_p.bind(*args, found=found), []
+
+
+# Has no results, so where it is staged it is left out of the program.
+probe_p = primitive("probe", lambda *_, found: [])
+probe_p.def_impl(lambda *_, found: [])  # outside jit nothing is compiled for it
+batching.fancy_primitive_batchers[probe_p] = _probe
+prune_unused_results(forward_p, _forward)
+ad.primitive_transposes[tangent_p] = _transpose
+for _primitive in (forward_p, tangent_p, backward_p):
+    batching.fancy_primitive_batchers[_primitive] = functools.partial(_batch, _primitive)

@@ -1,0 +1,220 @@
+"""`scan`: the call itself.
+
+evaluated       the plain loop of `jax.lax.scan`: without derivatives nothing is planned
+under vmap      the batch goes into the step, so gradients of what examples share are summed where they are made
+differentiated  `forward` and `tangent`, for exactly the inputs that have a tangent
+transposed      where the step is linear, as `jax.lax.scan`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+from jax.interpreters import ad, batching
+from jax.interpreters import partial_eval as pe
+
+from bptt_jax._active import active
+from bptt_jax._choose import choose, has_vjp
+from bptt_jax._free_bytes import free_bytes
+from bptt_jax._gradient import Gradient, gradient_of
+from bptt_jax._lower import plain
+from bptt_jax._lower.jaxprs import is_debug, is_in, is_named_axis, needed, reachable
+from bptt_jax._lower.nested import Nested
+from bptt_jax._options import Options
+from bptt_jax._primitives.expansion import jvp_of, primitive
+from bptt_jax._primitives.gradient import forward_p, names_axis, tangent_p, vmaps_around
+from bptt_jax._step import Arrays, FlatStep, Mask, ScanCall, element, select
+
+
+def _expand(*inputs: Any, call: ScanCall) -> list[Any]:
+    return plain.run(call, inputs)
+
+
+scan_p = primitive("scan", _expand)
+
+
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: ScanCall) -> tuple[list[Any], list[Any]]:
+    tangents = [_symbolic(t) for t in tangents]
+    given = tuple(type(t) is not ad.Zero for t in tangents)
+    found = active(call.step, given)
+    moving = (*found.carry, *found.y)
+    if call.length > 0 and not any(moving):
+        outs = scan_p.bind(*primals, call=call)
+        return outs, [_zero(out) for out in outs]
+    if call.length == 0 or not has_vjp(call, found):
+        return jvp_of(functools.partial(_expand, call=call), primals, tangents)
+    if call.options.budget == "auto":
+        call = dataclasses.replace(call, options=_with_bytes(call.options))
+    wrt = gradient_of(call, primals, given).wrt
+    if (nest := _nest_with_callbacks(call, wrt, primals)) is not None:
+        return jvp_of(lambda *inputs: nest.evaluate(inputs), primals, tangents)
+    planned = vmaps_around(primals) if call.options.budget is not None else ()
+    outs = forward_p.bind(*primals, call=call, wrt=wrt, planned=planned, vmaps=())
+    outs, kept = outs[: len(moving)], outs[len(moving) :]
+    chosen = [t for t, differentiated in zip(tangents, wrt, strict=True) if differentiated]
+    params = {"call": call, "wrt": wrt, "planned": planned, "n_saved": len(kept), "vmaps": ()}
+    out_tangents = iter(tangent_p.bind(*primals, *kept, *chosen, **params))
+    return outs, [next(out_tangents) if moves else _zero(out) for out, moves in zip(outs, moving, strict=True)]
+
+
+def _nest_with_callbacks(call: ScanCall, wrt: Mask, inputs: Sequence[Any]) -> Nested | None:
+    """The nest, where its step has callbacks: JAX itself differentiates it then, so each runs once in each pass."""
+    if not any(map(is_debug, call.step.jaxpr.effects)):
+        return None
+    choice = choose(Gradient(call, wrt, tuple(map(jax.typeof, inputs))))
+    return Nested(call, wrt, choice.plan, choice.gradient.active) if choice.form is None else None
+
+
+def _with_bytes(options: Options) -> Options:
+    """Budget "auto" as the bytes that are free now, so that all rules of one gradient see the same."""
+    return dataclasses.replace(options, budget=free_bytes(options.machine.device))
+
+
+def _symbolic(tangent: Any) -> Any:
+    """Integers have no tangents."""
+    if type(tangent) is ad.Zero or jax.typeof(tangent).dtype != jax.dtypes.float0:
+        return tangent
+    return ad.Zero(jax.typeof(tangent))
+
+
+def _zero(out: Any) -> Any:
+    return ad.Zero(jax.typeof(out).to_tangent_aval())
+
+
+def _transpose(cts: Sequence[Any], *inputs: Any, call: ScanCall) -> list[Any]:
+    unknown = [ad.is_undefined_primal(leaf) for leaf in inputs]
+    types = [leaf.aval for leaf in inputs if ad.is_undefined_primal(leaf)]
+    given = [type(ct) is not ad.Zero for ct in cts]
+
+    def run(chosen: Arrays) -> list[Any]:
+        values = iter(chosen)
+        outs = _expand(*(next(values) if u else leaf for leaf, u in zip(inputs, unknown, strict=True)), call=call)
+        return [out for out, has_cotangent in zip(outs, given, strict=True) if has_cotangent]
+
+    transposed: Any = jax.linear_transpose(run, types)
+    (found,) = transposed([ct for ct in cts if type(ct) is not ad.Zero])
+    results = iter(found)
+    return [next(results) if u else None for u in unknown]
+
+
+def _batch(axis: Any, inputs: Sequence[Any], dims: Sequence[Any], *, call: ScanCall) -> tuple[list[Any], list[Any]]:
+    step = call.step
+    if all(dim is None for dim in dims) and not names_axis(call, axis.name):
+        outs = scan_p.bind(*inputs, call=call)
+        return outs, [None] * len(outs)
+    operands, carry, xs = step.split(inputs)
+    of_operands, of_carry, of_xs = step.split(dims)
+    moving, of_ys = _batched(step, dims)
+    example = next(((leaf, dim) for leaf, dim in zip(inputs, dims, strict=True) if dim is not None), (0, None))
+    carry = [
+        _first(axis, leaf, dim, example) if moves else leaf
+        for leaf, dim, moves in zip(carry, of_carry, moving, strict=True)
+    ]
+    # The axis of time of an array that has an axis for the batch, and that axis in one step's part of it.
+    x_axes = tuple(t + (d is not None and d <= t) for t, d in zip(call.x_axes, of_xs, strict=True))
+    of_x = tuple(None if d is None else d - (d > t) for t, d in zip(x_axes, of_xs, strict=True))
+    x = [element(leaf, t) for leaf, t in zip(xs, x_axes, strict=True)]
+    in_axes = (*of_operands, *(0 if moves else None for moves in moving), *of_x)
+    out_axes = tuple(0 if batched else None for batched in (*moving, *of_ys))
+    types = (*map(jax.typeof, (*operands, *carry)), *x)
+    inside = _batched_step(step, in_axes, out_axes, axis.name, axis.size, axis.spmd_name, types)
+    y_axes = tuple(t + batched for t, batched in zip(call.y_axes, of_ys, strict=True))
+    inner = dataclasses.replace(call, step=inside, x_axes=x_axes, y_axes=y_axes)
+    return scan_p.bind(*operands, *carry, *xs, call=inner), list(out_axes)
+
+
+def _batched(step: FlatStep, dims: Sequence[Any]) -> tuple[Mask, Mask]:
+    """Which leaves of the carry and of ys have the axis of a batch: those that depend on something that has it."""
+    jaxpr = step.jaxpr.jaxpr
+    if any(map(is_named_axis, jaxpr.effects)):  # the step may ask which example it is
+        return (True,) * step.n_carry, (True,) * (len(jaxpr.outvars) - step.n_carry)
+    return _reached_from(step, [dim is not None for dim in dims])
+
+
+def _reached_from(step: FlatStep, given: Sequence[bool]) -> tuple[Mask, Mask]:
+    """The leaves of the carry and of ys that depend on some of the inputs."""
+    jaxpr = step.jaxpr.jaxpr
+    inputs = {v for v, is_given in zip(jaxpr.invars, given, strict=True) if is_given}
+    carry = step.split(jaxpr.invars)[1]
+    while True:
+        reached = reachable(jaxpr.eqns, inputs)
+        new = {v for v, out in zip(carry, jaxpr.outvars, strict=False) if is_in(out, reached)}
+        if new <= inputs:
+            return tuple(v in inputs for v in carry), tuple(is_in(v, reached) for v in jaxpr.outvars[step.n_carry :])
+        inputs |= new
+
+
+def _first(axis: Any, leaf: Any, dim: int | None, example: tuple[Any, int | None]) -> Any:
+    """`leaf` with the batch as its first axis, sharded as that of an example is."""
+    take: Any = jax.vmap(
+        lambda leaf, _: leaf, in_axes=(dim, example[1]), axis_size=axis.size, spmd_axis_name=axis.spmd_name
+    )
+    return take(leaf, example[0])
+
+
+@functools.lru_cache(maxsize=256)
+def _batched_step(
+    step: FlatStep, in_axes: Any, out_axes: Any, name: Any, size: int, spmd_name: Any, types: Any
+) -> FlatStep:
+    """A step for a batch; the same object for the same arguments."""
+
+    def run(*inputs: Any) -> tuple[Any, ...]:
+        carry, y = step(*step.split(inputs))
+        return (*carry, *y)
+
+    inside: Any = jax.vmap(run, in_axes, out_axes, axis_name=name, axis_size=size, spmd_axis_name=spmd_name)
+    closed: Any = jax.make_jaxpr(inside)
+    return FlatStep(closed(*types), step.n_operands, step.n_carry)
+
+
+def _partial_eval(trace: Any, *tracers: Any, call: ScanCall) -> list[Any]:
+    """Where some inputs are known: the results that these make are known too, as in a rule that scans over both."""
+    unknown = [not tracer.is_known() for tracer in tracers]
+    outs = list(trace.default_process_primitive(scan_p, tracers, {"call": call}))
+    if not any(unknown):
+        return outs
+    moving, of_ys = _reached_from(call.step, unknown)
+    known_outs = [not reached for reached in (*moving, *of_ys)]
+    if not any(known_outs):
+        return outs
+    step = call.step
+    operands, _, xs = step.split([not u for u in unknown])
+    known_inputs = (*operands, *(not moves for moves in moving), *xs)
+    inside = _known_step(step, known_inputs, tuple(known_outs))
+    known_call = dataclasses.replace(
+        call,
+        step=inside,
+        x_axes=tuple(select(call.x_axes, xs)),
+        y_axes=tuple(select(call.y_axes, [not reached for reached in of_ys])),
+    )
+    found = iter(scan_p.bind(*(t.pval.get_known() for t in select(tracers, known_inputs)), call=known_call))
+    return [trace.to_jaxpr_tracer(next(found)) if known else out for out, known in zip(outs, known_outs, strict=True)]
+
+
+@functools.lru_cache(maxsize=256)
+def _known_step(step: FlatStep, inputs: Mask, outputs: Mask) -> FlatStep:
+    """The part of a step that makes some results of some inputs."""
+    closed = step.inlined
+    jaxpr = closed.jaxpr
+    outvars, invars = select(jaxpr.outvars, outputs), select(jaxpr.invars, inputs)
+    part = core.Jaxpr(
+        constvars=jaxpr.constvars,
+        invars=invars,
+        outvars=outvars,
+        eqns=needed(jaxpr.eqns, outvars),
+        effects=jaxpr.effects,
+        debug_info=jaxpr.debug_info,
+    )
+    n_operands, n_carry = (sum(mask) for mask in step.split(inputs)[:2])
+    return FlatStep(core.ClosedJaxpr(part, closed.consts), n_operands, n_carry)
+
+
+pe.custom_partial_eval_rules[scan_p] = _partial_eval
+ad.primitive_jvps[scan_p] = _jvp
+ad.primitive_transposes[scan_p] = _transpose
+batching.fancy_primitive_batchers[scan_p] = _batch

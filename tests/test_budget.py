@@ -257,6 +257,17 @@ def test_steps_of_a_few_bytes_are_within_the_budget(share):
     assert report.measured_bytes <= report.predicted_bytes <= budget
 
 
+def test_a_branch_in_the_nest_keeps_nothing_twice():
+    weights = jnp.ones((33, 33), jnp.float32)
+
+    def step(carry, x):
+        return jax.lax.cond(carry[0, 0] > 0, lambda v: jnp.tanh(v @ weights), jnp.sin, carry + x), None
+
+    arguments = step, jnp.ones((32, 33), jnp.float32), jnp.ones((40, 32, 33), jnp.float32)
+    report = bptt_jax.explain(*arguments, budget=900_000, lowering="nested")
+    assert report.measured_bytes <= report.predicted_bytes <= 900_000
+
+
 def test_arrays_with_axes_of_length_1_are_within_the_budget():
     """XLA copies some of them whole, which took several times such budgets."""
     for measured, predicted, asked in as_users_do(__name__, "with_axes_of_length_1"):

@@ -31,6 +31,7 @@ ROWS = [
     ["_active"],
     ["_gradient"],
     ["_temporaries"],
+    ["_lower.differentiated"],
     ["_lower.nested", "_lower.plain", "_lower.merge", "_lower.pull", "_lower.taps"],
     ["_lower.split"],
     ["_lower.step_vjp"],

@@ -55,8 +55,27 @@ def rows():
             yield row, row.steps[(i + j) % len(row.steps)], lowering, limit
 
 
+def checkpointed(f, init, xs=None, length=None, **options):
+    return lax.scan(jax.checkpoint(f), init, xs, length, **options)
+
+
+@functools.cache
+def depends_on_checkpoints(row, name):
+    """Whether a rule that is not the derivative of its function is applied elsewhere because of `jax.checkpoint`.
+
+    Second derivatives are then JAX's own business: under JAX_REMAT3=1 they have other values, or raise.
+    """
+    try:
+        comparison.assert_same(result_of(row, checkpointed, name), reference(row, name), tolerance=1e-9)
+    except (AssertionError, TypeError):
+        return True
+    return False
+
+
 @pytest.mark.parametrize(("row", "name", "lowering", "limit"), one_in(5, rows()), ids=str)
 def test_equals_lax_scan(row, name, lowering, limit):
+    if name == "own_rule" and limit != "none" and depends_on_checkpoints(row, name):
+        pytest.skip("jax.checkpoint has another second derivative than jax.lax.scan here")
     ours = in_a_way(lambda scan: result_of(row, scan, name), lowering, limit)
     theirs = reference(row, name)
     comparison.assert_same(ours, theirs, tolerance=1e-9)

@@ -59,7 +59,7 @@ def _run_inlined(closed: Any, args: Sequence[Any], known: dict[Any, Any]) -> lis
         # The same for equal arithmetic only: what others define may print alike and differ.
         if eqn.primitive.name not in _BATCHABLE or has_effects(eqn) or is_random(eqn) or has_inner_jaxpr(eqn):
             return apply(eqn, values)
-        literals = tuple(_value_of(v) if isinstance(v, core.Literal) else None for v in eqn.invars)
+        literals = tuple(value_of(v) if isinstance(v, core.Literal) else None for v in eqn.invars)
         tracers = [value for v, value in zip(eqn.invars, values, strict=True) if not isinstance(v, core.Literal)]
         params = tuple(sorted(eqn.params.items(), key=lambda item: item[0]))
         key = (eqn.primitive, tuple(map(id, tracers)), literals, params, str(eqn.ctx))
@@ -77,7 +77,7 @@ def _run_inlined(closed: Any, args: Sequence[Any], known: dict[Any, Any]) -> lis
     return [read(env, v) for v in closed.jaxpr.outvars]
 
 
-def _value_of(literal: Any) -> tuple[str, str, bytes]:
+def value_of(literal: Any) -> tuple[str, str, bytes]:
     """A literal's type and its bits: printed, two numbers may look the same."""
     value = np.asarray(literal.val)
     return str(literal.aval), value.dtype.str, value.tobytes()

@@ -11,7 +11,6 @@ step: the program has one copy of it per `Steps` leaf and its size does not depe
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,11 +19,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
-from jax.interpreters import ad
 
 from bptt_jax._active import Active
+from bptt_jax._lower.differentiated import Differentiated
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, length, runs_single_steps
-from bptt_jax._step import Arrays, FlatStep, Mask, ScanCall, replace, select
+from bptt_jax._step import Arrays, FlatStep, Mask, ScanCall, select
 
 Run = Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
 Axes = tuple[int, ...]
@@ -45,7 +44,7 @@ class Nested:
         self._wrt = wrt
         self._plan = plan
         self._active = (*active.carry, *active.y)
-        self._differentiated: dict[Any, _Differentiated] = {}  # by the types of inputs
+        self._by_types: dict[Any, Differentiated] = {}
 
     def evaluate(self, inputs: Arrays) -> list[Any]:
         """The last carry and ys."""
@@ -57,7 +56,7 @@ class Nested:
 
     def forward(self, inputs: Arrays) -> tuple[list[Any], list[Any]]:
         """(last carry and ys, what is kept for `backward`)."""
-        outs = core.jaxpr_as_fun(self._differentiate(inputs).forward)(*inputs)
+        outs = core.jaxpr_as_fun(self._differentiated(inputs).forward)(*inputs)
         n = len(self._active)
         return outs[:n], outs[n:]
 
@@ -67,79 +66,17 @@ class Nested:
 
     def backward(self, inputs: Arrays, saved: Arrays, cotangents: Arrays) -> list[Any]:
         """The gradients of the inputs that are differentiated; see `Sweep.backward`."""
-        known, left = self._differentiate(inputs), iter(saved)
-        leaves = [next(left) if place is None else inputs[place] for place in known.places]
-        pull = jax.tree.unflatten(known.tree, leaves)
-        if _vjp_takes_zeros():
-            zeros = [ad.Zero(aval.to_tangent_aval()) for aval in known.forward.out_avals[: len(self._active)]]
-            cts = replace(zeros, self._active, cotangents)
-            (found,) = pull([zero if ct is None else ct for zero, ct in zip(zeros, cts, strict=True)])
-        else:
-            given = [ct is not None for ct in cotangents]
-            transposed = jax.linear_transpose(
-                lambda chosen: select(select(pull(chosen), self._active), given), select(inputs, self._wrt)
-            )
-            (found,) = transposed(select(cotangents, given))
-        return list(found)
+        given = tuple(ct is not None for ct in cotangents)
+        pull = self._differentiated(inputs).pull(given)
+        return list(core.jaxpr_as_fun(pull)(*inputs, *saved, *select(cotangents, given)))
 
-    def _differentiate(self, inputs: Arrays) -> _Differentiated:
+    def _differentiated(self, inputs: Arrays) -> Differentiated:
         """The same for inputs of the same types, whatever maps over them: `backward` knows what `forward` has kept."""
         types = tuple(map(jax.typeof, inputs))
-        if types not in self._differentiated:
-            self._differentiated[types] = self._traced(types)
-        return self._differentiated[types]
-
-    def _traced(self, types: Sequence[Any]) -> _Differentiated:
-        found: list[Any] = []
-
-        def forward(*inputs: Any) -> list[Any]:
-            def run(chosen: Arrays) -> list[Any]:
-                return self.evaluate(replace(inputs, self._wrt, chosen))
-
-            differentiate = jax.vjp if _vjp_takes_zeros() else jax.linearize
-            outs, pull = differentiate(run, select(inputs, self._wrt))
-            leaves, tree = jax.tree.flatten(pull)
-            at = {id(leaf): i for i, leaf in enumerate(inputs)}
-            places = [at.get(id(leaf)) for leaf in leaves]
-            found.append((tree, places))
-            return [*outs, *(leaf for leaf, place in zip(leaves, places, strict=True) if place is None)]
-
-        closed = jax.make_jaxpr(forward)(*types)
-        return _Differentiated(closed, *found[0])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Differentiated:
-    """A nest with its gradient.
-
-    Attributes:
-      forward: a jaxpr, from inputs to results and the arrays that are kept.
-      tree: the structure of the gradient, whose leaves are arrays that are kept, and inputs.
-      places: for each of its leaves which input it is; None where it is kept.
-    """
-
-    forward: Any
-    tree: Any
-    places: Sequence[int | None]
-
-
-@functools.cache
-def _vjp_takes_zeros() -> bool:
-    """Whether `jax.vjp` of a scan takes symbolic zeros as cotangents of ys, which JAX 0.10 checks wrongly.
-
-    There `jax.linear_transpose` leaves out results without cotangents. Elsewhere it is not as good: under JAX_REMAT3 it
-    keeps arrays that checkpoints are to make again.
-    """
-
-    def gradient(x: Any) -> Any:
-        outs, vjp = jax.vjp(lambda x: lax.scan(lambda c, _: (2 * c, 3 * c), x, None, 2), x)
-        return vjp((outs[0], ad.Zero(jax.typeof(outs[1]))))
-
-    try:
-        jax.eval_shape(gradient, jax.ShapeDtypeStruct((), jax.numpy.float32))
-    except ValueError:
-        return False
-    return True
+        if types not in self._by_types:
+            active = [i for i, is_active in enumerate(self._active) if is_active]
+            self._by_types[types] = Differentiated(self.evaluate, types, self._wrt, active)
+        return self._by_types[types]
 
 
 def lower(plan: Plan, step: FlatStep, *, reverse: bool = False, unroll: int | bool = 1) -> Run:

@@ -17,6 +17,3 @@ class Style:
 
     joined: bool = True
     in_turn: bool = False
-
-
-FASTEST = Style()

@@ -172,7 +172,7 @@ def _probe(axis: Any, args: Sequence[Any], dims: Sequence[Any], *, found: _Found
     return probe_p.bind(*args, found=found), []
 
 
-# Has no results, so where it is staged it is left out of the program.
+# Has no results, so XLA is given nothing of it. What later vmaps of a staged jaxpr find, nobody reads.
 probe_p = primitive("probe", lambda *_, found: [])
 probe_p.def_impl(lambda *_, found: [])  # outside jit nothing is compiled for it
 batching.fancy_primitive_batchers[probe_p] = _probe

@@ -143,7 +143,7 @@ class Search:
             return None
         after = rest.plan.children if isinstance(rest.plan, Chain) else (rest.plan,)
         if len(after) > 1:  # one sum of gradients is counted already, those of the others are known only now
-            inner = self.find(split.inner_steps, inner_units - (len(after) - 1) * self._params, split.inner_leaves)
+            inner = self.find(split.inner_steps, inner_units - (len(after) - 1) * self._params, inner.leaves)
             if inner is None:
                 return None
         advances = k * (split.inner_steps + inner.advances) + rest.advances

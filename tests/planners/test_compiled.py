@@ -178,6 +178,7 @@ def test_the_full_budget_keeps_everything(steps):
 @hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(profiles(), st.integers(2, 600), st.integers(1, 127), st.sampled_from([(1, 2), (1, 1), (4, 1)]))
 @hypothesis.example(StepProfile(237, 100, param_bytes=100), 216, 31, (1, 2))  # a chain of three
+@hypothesis.example(StepProfile(67, 905, param_bytes=100), 304, 111, (1, 2))  # a child planned again for less memory
 def test_the_search_charges_at_least_what_cost_does(profile, steps, units, scale):
     profile = compiled.dataclasses.replace(profile, loop_bytes=0)
     lattice = next(iter(compiled._octaves(profile, 10**9)), None)

@@ -84,7 +84,7 @@ def calibrated(gradient: Gradient, form: Swept | None) -> Calibration:
         told_apart_by(call.step),
         call.step.n_operands,
         call.step.n_carry,
-        (call.x_axes, call.y_axes),
+        (call.x_along, call.y_along),
         tuple(str(leaf) for leaf in (*operands, *carry, *call.step.x)),
         gradient.wrt,
         gradient.vmaps,
@@ -115,7 +115,7 @@ def program_of(gradient: Gradient, plan: Plan, form: Swept | None, waits: bool =
     """
     call = dataclasses.replace(gradient.call, length=length_of(plan))
     if form is None:
-        return Nested(call, gradient.wrt, plan, gradient.active)
+        return Nested(call, gradient.wrt, plan, gradient.active, bool(gradient.vmaps))
     return Sweep(call, gradient.wrt, plan, form, waits and not gradient.vmaps)
 
 

@@ -19,7 +19,7 @@ from jax.extend import core
 from bptt_jax._device.machine import Machine
 from bptt_jax._gradient import Gradient
 from bptt_jax._lower.jaxprs import has_own_gradient, inline, is_float, needed, read_by
-from bptt_jax._lower.nested import lower, with_unit_axes
+from bptt_jax._lower.nested import lower, read_by_index, with_unit_axes
 from bptt_jax._lower.swept import Swept
 from bptt_jax._plan import Steps
 from bptt_jax._step import Arrays, FlatStep, Mask, element, replace, select
@@ -44,33 +44,46 @@ def measure(gradient: Gradient, form: Swept | None) -> StepProfile:
     """
     call = gradient.call
     operands, carry, xs = call.step.split(gradient.types)
-    x = tuple(element(leaf, axis) for leaf, axis in zip(xs, call.x_axes, strict=True))
+    x = tuple(element(leaf, along.axis) for leaf, along in zip(xs, call.x_along, strict=True))
     plain = _measure_plain(call.step, gradient.wrt, call.options.machine, (*operands, *carry, *x))
-    profile = plain if form is None else _of_sweep(call.step, plain, form)
-    moved_bytes = _moved_bytes(gradient, is_nested=form is None)
-    profile = dataclasses.replace(profile, copied_bytes=profile.copied_bytes + moved_bytes)
+    if form is None:
+        profile = _with_moved(plain, gradient)
+    else:
+        profile = _of_sweep(call.step, plain, form)
+        profile = dataclasses.replace(profile, copied_bytes=profile.copied_bytes + _moved_bytes(gradient))
     return profile if gradient.examples == 1 else _of_examples(profile, gradient.examples)
 
 
-def _moved_bytes(gradient: Gradient, is_nested: bool) -> int:
-    """Of each step of one example, what is there as a whole a second time, with its axes in another order.
+def _moved_bytes(gradient: Gradient) -> int:
+    """Of each step of one example, what the sweep has as a whole a second time: of xs what has not the examples first.
 
-    Under vmap JAX has the examples first in all that a loop reads: of the sweep these are xs. The nest has time first
-    in all that it slices, with cotangents.
+    Under vmap JAX has them first in all that a loop reads.
     """
-    call, active = gradient.call, gradient.active
+    call = gradient.call
     places = call.step.split(range(len(gradient.types)))[2]
-    nbytes, found = call.options.machine.type_bytes, 0
-    for i, leaf, axis, is_active in zip(places, call.step.x, call.x_axes, active.x, strict=True):
-        dims = [vmap.dims[i] for vmap in gradient.vmaps]
-        if not is_nested:
-            found += nbytes(leaf) if any(dims) else 0
-        elif axis or any(dim is not None for dim in dims):
-            found += nbytes(leaf) * (1 + is_active)
-    for leaf, axis, is_active in zip(call.step.y, call.y_axes, active.y, strict=True):
-        if is_nested and (axis or gradient.vmaps):
-            found += nbytes(leaf) * (1 + is_active)
-    return found
+    moved = [any(vmap.dims[i] for vmap in gradient.vmaps) for i in places]
+    return call.options.machine.nbytes(select(call.step.x, moved))
+
+
+def _with_moved(profile: StepProfile, gradient: Gradient) -> StepProfile:
+    """The profile of a nest with all that time first, which its loops want, takes for each step of one example.
+
+    What is read by index a block keeps for its backward. What is differentiated is there as a whole a second time, as
+    are its cotangents, and ys.
+    """
+    call, active, is_mapped = gradient.call, gradient.active, bool(gradient.vmaps)
+    by_index = read_by_index(call, gradient.wrt, is_mapped)
+    machine, copied = call.options.machine, 0
+    kept = machine.nbytes(select(call.step.x, by_index))
+    for leaf, along, is_active, is_read in zip(call.step.x, call.x_along, active.x, by_index, strict=True):
+        if not is_read and (is_mapped or not along.is_leading):
+            copied += machine.type_bytes(leaf) * (1 + is_active)
+    for leaf, along, is_active in zip(call.step.y, call.y_along, active.y, strict=True):
+        if is_mapped or not along.is_leading:
+            copied += machine.type_bytes(leaf) * (1 + is_active)
+    return dataclasses.replace(
+        profile, copied_bytes=profile.copied_bytes + copied, residual_bytes=profile.residual_bytes + kept
+    )
 
 
 def _of_examples(profile: StepProfile, examples: int) -> StepProfile:

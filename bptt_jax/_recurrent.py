@@ -1,21 +1,25 @@
 """What recurrent layers do around a scan: time axes, directions, sequences of several lengths, resets.
 
-Linen's and NNX's layers hand in a cell as a pure step and get back a `Recurrence`: the arguments of a scan, and what is
-made of its results.
+Linen's and NNX's layers hand in a cell as a pure step and get back a `Recurrence`: the arguments of a scan that reads
+and writes sequences where they are.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from bptt_jax._along import Along, Layout
 from bptt_jax._budget import Budget
-from bptt_jax._options import Lowering, check_options
+from bptt_jax._explain import explain_along
+from bptt_jax._options import Lowering, check_options, checked_options
 from bptt_jax._plan import Plan
+from bptt_jax._report import Report
+from bptt_jax._scan import scan_along
 
 # (carry, variables, x, given) -> (carry, variables, y, made)
 Step = Callable[[Any, Any, Any, Any], tuple[Any, Any, Any, Any]]
@@ -76,15 +80,59 @@ def split_call(given: Mapping[str, Any], *more: str) -> tuple[dict[str, Any], di
     return {name: given[name] for name in names}, {name: given[name] for name in given if name not in names}
 
 
+class PureCell(Protocol):
+    """A cell as a pure step.
+
+    Attributes:
+      step: (carry, carried, x, given) -> (carry, carried, y, made); what is given to and made by each step beside x and
+        y, keys and variables, are pytrees.
+      carried: what else than the carry each step hands to the next, of any shapes: all sequences share it, so neither
+        their lengths nor resets touch it.
+      given: what each step has its own of, stacked over time in the order in which the cell runs.
+      given_axes: the axes of time, an int or a pytree of ints that begins as `given` does.
+      made_axes: from what steps made to the axes along which it is to be stacked, likewise.
+    """
+
+    @property
+    def step(self) -> Step: ...
+    @property
+    def carried(self) -> Any: ...
+    @property
+    def given(self) -> Any: ...
+    @property
+    def given_axes(self) -> Any: ...
+    @property
+    def made_axes(self) -> Callable[[Any], Any]: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Recurrence:
-    """The arguments of a scan, and `finish`: from its results to (carry, variables, outputs, what steps made)."""
+    """The arguments of a scan.
+
+    Attributes:
+      step, init, xs, reverse: as in `jax.lax.scan`, but for the axes of time.
+      layout: where time is in xs and ys.
+      has_last: whether the carry behind each sequence's own last step is asked for.
+    """
 
     step: Callable[[Any, Any], tuple[Any, Any]]
     init: Any
     xs: Any
     reverse: bool
-    finish: Callable[[Any, Any], tuple[Any, Any, Any, Any]]
+    layout: Layout
+    has_last: bool
+
+    def run(self, unroll: int | bool, **options: Any) -> tuple[Any, Any, Any, Any]:
+        """(carry, what the last step carried, outputs, what steps made)."""
+        (carry, carried, last), (outputs, made) = scan_along(*self._arguments(unroll, options))
+        return last if self.has_last else carry, carried, outputs, made
+
+    def report(self, unroll: int | bool, **options: Any) -> Report:
+        """What `run` takes."""
+        return explain_along(*self._arguments(unroll, options))
+
+    def _arguments(self, unroll: int | bool, options: dict[str, Any]) -> tuple[Any, ...]:
+        return self.step, self.init, self.xs, None, self.reverse, unroll, checked_options(**options), self.layout
 
 
 def batch_shape(inputs: jax.Array, feature_axes: int, time_major: bool) -> tuple[int, ...]:
@@ -104,26 +152,15 @@ def batch_shape(inputs: jax.Array, feature_axes: int, time_major: bool) -> tuple
 
 
 def recurrence(
-    step: Step,
-    carry: Any,
-    variables: Any,
-    inputs: jax.Array,
-    batch: tuple[int, ...],
-    given: Any,
-    call: Call,
-    fresh: Any,
+    cell: PureCell, carry: Any, inputs: jax.Array, batch: tuple[int, ...], call: Call, fresh: Any
 ) -> Recurrence:
-    """The scan that runs a cell over `inputs`.
+    """The scan that runs a cell over `inputs`, which it reads where they are.
 
     Args:
-      step: the cell, (carry, variables, x, given) -> (carry, variables, y, made); what is given to and made by each
-        step beside x and y, keys and variables, are pytrees.
+      cell: the cell.
       carry: the first carry. Where sequences have lengths or resets, its leaves have the batch sizes first.
-      variables: what else each step hands to the next, of any shapes: all sequences share it, so neither their
-        lengths nor resets touch it.
       inputs: (*batch, time, *features), or (time, *batch, *features).
       batch: the batch sizes.
-      given: what the cell is given, stacked over time in the order in which the cell runs.
       call: the options.
       fresh: the carry that resets go back to.
 
@@ -131,32 +168,31 @@ def recurrence(
       TypeError, ValueError: for lengths or resets of another type or shape.
     """
     time_axis = 0 if call.time_major else len(batch)
-    xs = jnp.moveaxis(inputs, time_axis, 0)
-    lengths, resets = _checked_lengths(call.seq_lengths, batch), _checked_resets(call, batch, xs.shape[0])
-    # Without lengths the scan itself goes backwards: nothing is copied.
-    backwards = call.reverse and lengths is None
-    if call.reverse and lengths is not None:
-        xs, resets = _flip_sequences(xs, lengths), None if resets is None else _flip_sequences(resets, lengths)
-    last_step = _last_step(lengths, xs.shape[0]) if call.return_carry and lengths is not None else None
+    steps = inputs.shape[time_axis]
+    lengths, resets = _checked_lengths(call.seq_lengths, batch), _checked_resets(call, batch, steps)
+    last_step = _last_step(lengths, steps) if call.return_carry and lengths is not None else None
     if last_step is not None or resets is not None:
         _check_carry(carry, batch, "resets" if resets is not None else "seq_lengths with return_carry")
-    time = None if last_step is None else jnp.arange(xs.shape[0], dtype=jnp.int32)
+    # Without lengths the scan itself goes backwards; with them each sequence is read from its own end.
+    backwards, flips = call.reverse and lengths is None, call.reverse and lengths is not None
+    own = tuple(i + call.time_major for i in range(len(batch))) if flips else None
+    of_inputs = Along(time_axis, lengths=own)
+    of_outputs = of_inputs if call.keep_order else Along(time_axis, flipped=backwards)
 
-    def finish(results: Any, ys: Any) -> tuple[Any, Any, Any, Any]:
-        (carry, variables, last), (outputs, made) = results, ys
-        if backwards:
-            made, outputs = _flip(made), outputs if call.keep_order else _flip(outputs)
-        elif call.reverse and call.keep_order:
-            outputs = jax.tree.map(lambda leaf: _flip_sequences(leaf, lengths), outputs)
-        outputs = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, time_axis), outputs)
-        return carry if last_step is None else last, variables, outputs, made
+    def in_order_of_steps(axes: Any) -> Any:
+        return jax.tree.map(lambda axis: Along(axis, flipped=backwards), axes)
 
     return Recurrence(
-        step=_scanned(step, fresh, last_step),
-        init=(carry, variables, None if last_step is None else carry),
-        xs=(xs, _flip(given) if backwards else given, resets, time),
+        step=_scanned(cell.step, fresh, last_step),
+        init=(carry, cell.carried, None if last_step is None else carry),
+        xs=(inputs, cell.given, resets, None if last_step is None else jnp.arange(steps, dtype=jnp.int32)),
         reverse=backwards,
-        finish=finish,
+        layout=Layout(
+            xs=(of_inputs, in_order_of_steps(cell.given_axes), of_inputs, 0),
+            ys=lambda ys: (of_outputs, in_order_of_steps(cell.made_axes(ys[1]))),
+            lengths=lengths if flips else None,
+        ),
+        has_last=last_step is not None,
     )
 
 
@@ -191,18 +227,6 @@ def _last_step(lengths: jax.Array, steps: int) -> jax.Array:
     return jnp.clip(jnp.where(last < 0, last + steps, last), 0, max(steps - 1, 0))
 
 
-def _flip(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.flip(leaf, 0), tree)
-
-
-def _flip_sequences(xs: jax.Array, lengths: jax.Array) -> jax.Array:
-    """(time, *batch, ...) with each sequence backwards; padding stays at the end, backwards too, as Flax has it."""
-    steps = xs.shape[0]
-    time = jnp.arange(steps - 1, -1, -1, dtype=jnp.int32).reshape(steps, *[1] * lengths.ndim)
-    places = (time + lengths[None]) % max(steps, 1)
-    return jnp.take_along_axis(xs, places.reshape(places.shape + (1,) * (xs.ndim - places.ndim)), axis=0)
-
-
 def _check_carry(carry: Any, batch: tuple[int, ...], option: str) -> None:
     for leaf in jax.tree.leaves(carry):
         if jnp.shape(leaf)[: len(batch)] != batch:
@@ -224,7 +248,6 @@ def _checked_lengths(lengths: Any, batch: tuple[int, ...]) -> Any:
 
 
 def _checked_resets(call: Call, batch: tuple[int, ...], steps: int) -> Any:
-    """The resets, time first."""
     if call.resets is None:
         return None
     resets = jnp.asarray(call.resets)
@@ -234,4 +257,4 @@ def _checked_resets(call: Call, batch: tuple[int, ...], steps: int) -> Any:
     if resets.shape != wanted:
         order = "(time, *batch)" if call.time_major else "(*batch, time)"
         raise ValueError(f"resets must have the shape {order}, {wanted}, got {resets.shape}.")
-    return resets if call.time_major else jnp.moveaxis(resets, -1, 0)
+    return resets

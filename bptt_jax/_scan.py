@@ -9,14 +9,16 @@ from typing import Any, cast
 import jax
 from jax import lax
 
+from bptt_jax._along import TIME_FIRST, Layout, layout_of
 from bptt_jax._budget import Budget
 from bptt_jax._lower.jaxprs import is_debug, is_named_axis
-from bptt_jax._options import Lowering, check_options, checked_options
+from bptt_jax._options import Lowering, Options, check_options, checked_options
 from bptt_jax._plan import Plan
 from bptt_jax._plan import length as length_of
 from bptt_jax._primitives.direct import run_now
 from bptt_jax._primitives.scan import scan_p
-from bptt_jax._step import Step, trace
+from bptt_jax._step import Step
+from bptt_jax._trace import trace
 
 
 def scan(
@@ -32,6 +34,8 @@ def scan(
     lowering: Lowering | None = None,
     calibrate: bool = True,
     target: Any = None,
+    in_axes: Any = 0,
+    out_axes: Any = 0,
 ) -> tuple[Any, Any]:
     """`jax.lax.scan`, whose backward pass stays within a budget of bytes.
 
@@ -55,7 +59,7 @@ def scan(
       f: the step, (carry, x) -> (carry, y), pytrees of arrays; the carry keeps its structure, shapes and dtypes.
         Floating arrays that it closes over are differentiated as well.
       init: the first carry.
-      xs: what to scan over, along the leading axes; or None with `length`.
+      xs: what to scan over, along the leading axes or `in_axes`; or None with `length`.
       length: the number of steps; must agree with `xs`.
       reverse: whether to go through `xs` from the end; `ys` are in the order of `xs`.
       unroll: steps per iteration of the innermost loops, as in `jax.lax.scan`.
@@ -75,6 +79,9 @@ def scan(
       target: the device that is compiled for, where it is not the default backend (`jax.export`, ahead-of-time
         compiling): one of `jax.experimental.topologies.get_topology_desc(...).devices`, say. Small programs are
         compiled for it.
+      in_axes, out_axes: the axes of time of `xs` and of `ys`, an int for all leaves or a pytree of ints that begins as
+        `xs` or `ys` does. `in_axes=1, out_axes=1` takes (batch, time, features) and returns them: steps are read and
+        written where they are, so a copy with time first, which `jnp.moveaxis` would make, is in no program.
 
     Returns:
       (carry, ys), as `jax.lax.scan`.
@@ -82,6 +89,13 @@ def scan(
     Raises:
       BudgetError: if no plan fits the budget, when the call is differentiated.
       TypeError, ValueError: what `jax.lax.scan` raises, or for malformed options.
+
+    >>> import jax, jax.numpy as jnp
+    >>> def running_sum(carry, x):
+    ...     return carry + x, carry + x
+    >>> total, sums = scan(running_sum, jnp.zeros(2), jnp.ones((2, 3)), in_axes=1, out_axes=1)
+    >>> sums.tolist()
+    [[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]
 
     >>> import jax, jax.numpy as jnp
     >>> def step(carry, x):
@@ -97,11 +111,26 @@ def scan(
     only costs compile time.
     """
     options = checked_options(budget, plan, lowering, calibrate, target)
+    return scan_along(f, init, xs, length, reverse, unroll, options, layout_of(in_axes, out_axes))
+
+
+def scan_along(
+    f: Step,
+    init: Any,
+    xs: Any,
+    length: int | None,
+    reverse: bool,
+    unroll: int | bool,
+    options: Options,
+    layout: Layout,
+) -> tuple[Any, Any]:
+    """`scan`, with time wherever it is in each leaf of xs and ys."""
+    pair: tuple[Any, Any]
     if cast(Any, jax.config).jax_disable_jit:  # the step runs in Python, with values, as in JAX
-        pair: tuple[Any, Any] = lax.scan(f, init, xs, length, reverse, unroll)
-        return pair
-    traced = trace(f, init, xs, length, reverse, unroll, options)
-    call = traced.call
+        pair = lax.scan(f, init, layout.first(xs), length, reverse, unroll)
+        return pair if layout is TIME_FIRST else (pair[0], layout.back(pair[1]))
+    traced = trace(f, init, xs, length, reverse, unroll, options, layout)
+    call, plan = traced.call, options.plan
     if plan is not None and length_of(plan) != call.length:
         raise ValueError(f"the plan has {length_of(plan)} steps, but the scan has {call.length}.")
     if all(is_debug(effect) or is_named_axis(effect) for effect in call.step.jaxpr.effects):
@@ -121,6 +150,8 @@ def checkpointed(
     lowering: Lowering | None = None,
     calibrate: bool = True,
     target: Any = None,
+    in_axes: Any = 0,
+    out_axes: Any = 0,
 ) -> Any:
     """Decorator form of `scan`: from a step to a function that scans it.
 
@@ -128,7 +159,7 @@ def checkpointed(
       step: (carry, x) -> (carry, y), or (params, carry, x) -> (carry, y) with `params=True`. Like a function under
         `jax.jit` it is traced once for inputs of the same types; what it reads from elsewhere is read then.
       params: whether the step, and so the decorated function, takes parameters first.
-      unroll, budget, plan, lowering, calibrate, target: as for `scan`.
+      unroll, budget, plan, lowering, calibrate, target, in_axes, out_axes: as for `scan`.
 
     Returns:
       run([params,] init, xs=None, length=None, reverse=False) -> (carry, ys).
@@ -144,7 +175,7 @@ def checkpointed(
     """
     check_options(budget, plan, lowering, calibrate, target)
     options: dict[str, Any] = {"budget": budget, "plan": plan, "lowering": lowering, "calibrate": calibrate}
-    options |= {"target": target, "unroll": unroll}
+    options |= {"target": target, "unroll": unroll, "in_axes": in_axes, "out_axes": out_axes}
     if step is None:
         return functools.partial(checkpointed, params=params, **options)
 

@@ -1,36 +1,23 @@
-"""A call of a scan, traced once and made flat: the form in which every later stage sees it.
+"""A call of a scan made flat: the form in which every stage sees it.
 
-`jax.lax.scan` itself checks and traces the call, so its errors are JAX's, in the user's names, and its cache of traces
-serves. The one equation that this leaves is then run by this library: its step is a jaxpr with all that it closes over
-as explicit operands, so gradients of closed-over arrays and tracers are those of ordinary arguments, and lowering a
-plan, however deep, never calls the user's Python again. JAX has also made operands of carry leaves that the step
-passes on unchanged: they need no checkpoint.
+Its step is a jaxpr with all that it closes over as explicit operands, so gradients of closed-over arrays and tracers
+are those of ordinary arguments, and lowering a plan, however deep, never calls the user's Python again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.extend import core
-from jax.extend.core import primitives
 
-from bptt_jax._lower.jaxprs import (
-    bind,
-    evaluate,
-    inline,
-    inner_jaxprs,
-    is_debug,
-    needed,
-    read,
-)
+from bptt_jax._along import Along
+from bptt_jax._lower.jaxprs import inline, is_debug, needed
 from bptt_jax._options import Options
 
 T = TypeVar("T")
@@ -135,17 +122,23 @@ class ScanCall:
       length: the number of steps.
       reverse: whether it goes through xs from the end.
       unroll: steps per iteration of the innermost loops.
-      x_axes, y_axes: the axis of time of each leaf of xs and of ys.
+      x_along, y_along: where time is in each leaf of xs and of ys.
       options: what was asked.
+      lengths: which of the inputs are the lengths of sequences; the step does not read it. None without any.
     """
 
     step: FlatStep
     length: int
     reverse: bool
     unroll: int
-    x_axes: tuple[int, ...]
-    y_axes: tuple[int, ...]
+    x_along: tuple[Along, ...]
+    y_along: tuple[Along, ...]
     options: Options
+    lengths: int | None = None
+
+    def lengths_of(self, inputs: Arrays) -> Any:
+        """The lengths of sequences, None without any."""
+        return None if self.lengths is None else inputs[self.lengths]
 
     @property
     def jaxpr(self) -> Any:
@@ -156,88 +149,3 @@ class ScanCall:
     def quiet(self) -> ScanCall:
         """The call without callbacks for debugging."""
         return dataclasses.replace(self, step=self.step.quiet)
-
-
-@dataclasses.dataclass(frozen=True)
-class TracedScan:
-    """A call with its arrays: operands, first carry and xs; `finish` makes the user's pair of the scan's results."""
-
-    call: ScanCall
-    arguments: Arrays
-    finish: Callable[[Arrays], Any]
-
-
-def trace(
-    step: Step, init: Any, xs: Any, length: Any, reverse: bool, unroll: int | bool, options: Options
-) -> TracedScan:
-    """Traces a call, as `jax.lax.scan` does.
-
-    Args:
-      step, init, xs, length, reverse, unroll: as in `jax.lax.scan`; the arrays may be tracers.
-      options: of the call.
-
-    Raises:
-      what `jax.lax.scan` raises, in its words and the user's names.
-    """
-    if any(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(xs)):
-        lax.scan(step, init, xs, length, reverse, unroll)  # raises, with the values and not the tracers of them
-    trees: list[Any] = []
-
-    def run(init: Any, xs: Any) -> Any:
-        leaves, tree = jax.tree.flatten(lax.scan(step, init, xs, length, reverse, unroll))
-        trees.append(tree)
-        return leaves
-
-    closed = jax.make_jaxpr(run)(init, xs)
-    jaxpr, arguments = closed.jaxpr, jax.tree.leaves((init, xs))
-    (at,) = [i for i, eqn in enumerate(jaxpr.eqns) if eqn.primitive is primitives.scan_p]
-    eqn = jaxpr.eqns[at]
-    env = bind(jaxpr.constvars, closed.consts) | bind(jaxpr.invars, arguments)
-    evaluate(jaxpr.eqns[:at], env)
-
-    def finish(outs: Arrays) -> Any:
-        known = env | {v: out for v, out in zip(eqn.outvars, outs, strict=True) if not isinstance(v, core.DropVar)}
-        evaluate(jaxpr.eqns[at + 1 :], known)
-        return jax.tree.unflatten(trees[0], [_as_array(read(known, v)) for v in jaxpr.outvars])
-
-    flat, inputs = _flat_step(eqn), [_as_array(read(env, v)) for v in eqn.invars]
-    over = flat.split(inputs)[2]
-    n = int(over[0].shape[0] if over else length)
-    whole = unroll if isinstance(unroll, bool) else unroll == 0
-    call = ScanCall(
-        step=flat,
-        length=n,
-        reverse=bool(reverse),
-        unroll=max(n if whole else int(unroll), 1),
-        x_axes=(0,) * len(flat.x),
-        y_axes=(0,) * len(flat.y),
-        options=options,
-    )
-    return TracedScan(call, inputs, finish)
-
-
-def _as_array(leaf: Any) -> Any:
-    """Numbers and NumPy's arrays as JAX's; references stay as they are."""
-    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic | int | float | complex) else leaf
-
-
-# From the body of an equation, which JAX keeps one of for a step and types, to the flat form. Weak, because the
-# equations hold what the step closes over, which the value does not.
-_flat_steps: weakref.WeakKeyDictionary[Any, FlatStep] = weakref.WeakKeyDictionary()
-
-
-def _flat_step(eqn: Any) -> FlatStep:
-    """The step of a scan's equation; the same object for the same body.
-
-    The equation's own parameters are private to JAX. Inputs and outputs over time are those with an axis more than in
-    the body.
-    """
-    (body,) = inner_jaxprs(eqn)
-    if body not in _flat_steps:
-        n_x = sum(outer.aval.ndim > inner.aval.ndim for outer, inner in zip(eqn.invars, body.invars, strict=True))
-        n_carry = sum(
-            outer.aval.ndim == inner.aval.ndim for outer, inner in zip(eqn.outvars, body.outvars, strict=True)
-        )
-        jaxpr = core.ClosedJaxpr(with_eqns(body, body.eqns), ())
-        _flat_steps[body] = FlatStep(jaxpr, len(body.invars) - n_carry - n_x, n_carry)
-    return _flat_steps[body]

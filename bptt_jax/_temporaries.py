@@ -125,7 +125,8 @@ def _inputs(gradient: Gradient, length: int) -> list[Any]:
     call, target = gradient.call, gradient.call.options.machine.device
     operands, carry, xs = call.step.split(gradient.types)
     shapes = [leaf.shape for leaf in (*operands, *carry)]
-    shapes += [(*leaf.shape[:t], length, *leaf.shape[t + 1 :]) for leaf, t in zip(xs, call.x_axes, strict=True)]
+    times = [along.axis for along in call.x_along]
+    shapes += [(*leaf.shape[:t], length, *leaf.shape[t + 1 :]) for leaf, t in zip(xs, times, strict=True)]
     found = []
     for i, (leaf, shape) in enumerate(zip(gradient.types, shapes, strict=True)):
         sharding = explicit_sharding(leaf)

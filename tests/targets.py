@@ -64,10 +64,10 @@ def or_skip(target: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def planning_for(platform: str) -> Iterator[None]:
+def planning_for(platform: str, device: Any = None) -> Iterator[None]:
     """Plans for a platform where no `target` can be given: layers have none, and a mesh is many devices."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_options, "machine_for", lambda target=None: Machine(platform, target))
+        patch.setattr(_options, "machine_for", lambda target=None: Machine(platform, target or device))
         yield
 
 

@@ -1,25 +1,36 @@
 """What recurrent layers of both libraries share: lengths and resets are of the carry, not of a cell's variables."""
 
+import dataclasses
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 from bptt_jax._recurrent import Call, recurrence
 
 
-def counting(carry, variables, x, given):
-    """A step whose carry sums x, and whose variables, without a batch, count steps and sum what is given."""
-    variables = {"steps": variables["steps"] + 1, "sum": variables["sum"] + given}
-    return carry + x, variables, carry, variables["steps"]
+@dataclasses.dataclass(frozen=True)
+class Counting:
+    """A cell whose carry sums x, and whose variables, without a batch, count steps and sum what is given."""
+
+    carried: Any
+    given: Any
+    given_axes: Any = 1
+
+    def step(self, carry, variables, x, given):
+        variables = {"steps": variables["steps"] + 1, "sum": variables["sum"] + given}
+        return carry + x, variables, carry, variables["steps"]
+
+    def made_axes(self, made):
+        return 0
 
 
 def run(call, steps=5):
     xs = jnp.arange(1.0, 1 + 2 * steps).reshape(2, steps)
     variables = {"steps": jnp.int32(0), "sum": jnp.zeros(3)}
-    given = jnp.broadcast_to(jnp.arange(float(steps))[:, None], (steps, 3))
-    scanned = recurrence(counting, jnp.zeros(2), variables, xs, (2,), given, call, jnp.zeros(2))
-    return xs, scanned.finish(*lax.scan(scanned.step, scanned.init, scanned.xs, reverse=scanned.reverse))
+    given = jnp.broadcast_to(jnp.arange(float(steps)), (3, steps))
+    return xs, recurrence(Counting(variables, given), jnp.zeros(2), xs, (2,), call, jnp.zeros(2)).run(unroll=1)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -48,4 +59,4 @@ def test_variables_see_every_step_whatever_is_selected(reverse, lengths, resets)
 def test_a_carry_without_the_batch_is_refused():
     call = Call(resets=jnp.zeros((2, 5), bool))
     with pytest.raises(ValueError, match=r"resets need carries with the batch's axes, \(2,\), first.*shape \(\)"):
-        recurrence(counting, jnp.zeros(()), {}, jnp.zeros((2, 5)), (2,), None, call, jnp.zeros(()))
+        recurrence(Counting({}, None, None), jnp.zeros(()), jnp.zeros((2, 5)), (2,), call, jnp.zeros(()))

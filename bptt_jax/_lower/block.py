@@ -9,13 +9,14 @@ A block has no length of its own: it is as long as the xs that it is given. Its 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
+from bptt_jax._lower.block_values import Gradients, Into, Weights
 from bptt_jax._lower.jaxprs import Env, bind, evaluate, needed, read, with_gradient, zeros_like
 from bptt_jax._lower.partial_sums import Axes, as_reduced, partial_axes
 from bptt_jax._lower.pull import Pull, part_of, pull_of
@@ -24,23 +25,6 @@ from bptt_jax._lower.step_vjp import StepVjp, rebuilding
 from bptt_jax._lower.swept import Swept
 from bptt_jax._lower.taps import Tap, by_halves, is_large
 from bptt_jax._step import Arrays, Mask, replace, select
-
-Gradients = dict[int, Any]  # of the differentiable ones among what a block holds, or of its constants, by position
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """The values of what does not change from step to step.
-
-    Attributes:
-      held: the values of `SplitStep.held`, of the types that their gradients are to have.
-      constants: the constants of a step.
-      typed: the constants, of the types of `held` (see `partial_sums`).
-    """
-
-    held: Arrays
-    constants: Arrays
-    typed: Arrays
 
 
 class Block:
@@ -98,33 +82,48 @@ class Block:
         (found,) = vjp([gradients[i] for i in positions])
         return list(found)
 
-    def advance(self, constants: Arrays, carry: Arrays, xs: Arrays, n: int) -> tuple[Arrays, Arrays]:
-        """Runs n steps and keeps nothing: (carry, ys)."""
+    def advance(
+        self, constants: Arrays, carry: Arrays, xs: Arrays, n: int, into: Into | None = None
+    ) -> tuple[Arrays, Arrays]:
+        """Runs n steps and keeps nothing: (carry, ys, or the arrays that they are written into)."""
 
-        def body(carry: Arrays, at: Any) -> Any:
-            x, features = at
-            return self.parts.loop(constants, carry, x, features)
+        def step(carry: Arrays, x: Arrays, features: Arrays) -> Any:
+            return *self.parts.loop(constants, carry, x, features), []
 
-        carry, ys = self._scan(body, list(carry), (list(xs), self._features(constants, xs)), n)
-        return carry, ys
+        return self._run(step, carry, (list(xs), self._features(constants, xs)), n, into)[:2]
 
-    def record(self, constants: Arrays, carry: Arrays, xs: Arrays, n: int) -> tuple[Arrays, Arrays, Arrays]:
-        """Runs n steps: (carry, ys, what their backward needs)."""
+    def record(
+        self, constants: Arrays, carry: Arrays, xs: Arrays, n: int, into: Into | None = None
+    ) -> tuple[Arrays, Arrays, Arrays]:
+        """Runs n steps: (carry, ys as of `advance`, what their backward needs)."""
         vjp, n_carry = self._vjp, self.parts.n_carry
         features = self._features(constants, xs)
         feature_of = bind(vjp.invars[3], features)
         from_loop = [v for v in vjp.saved if v not in feature_of]
         eqns = needed(vjp.eqns, [*vjp.outs, *from_loop])
 
-        def body(carry: Arrays, at: Any) -> Any:
-            env = self._environment(constants, carry, *at)
+        def step(carry: Arrays, x: Arrays, features: Arrays) -> Any:
+            env = self._environment(constants, carry, x, features)
             evaluate(eqns, env)
             outs = [read(env, v) for v in vjp.outs]
-            return outs[:n_carry], (outs[n_carry:], [env[v] for v in from_loop])
+            return outs[:n_carry], outs[n_carry:], [env[v] for v in from_loop]
 
-        carry, (ys, stacks) = self._scan(body, list(carry), (list(xs), features), n)
+        carry, ys, stacks = self._run(step, carry, (list(xs), features), n, into)
         env = feature_of | bind(from_loop, stacks)
         return carry, ys, [env[v] for v in vjp.saved]
+
+    def _run(self, step: Any, carry: Arrays, over: Any, n: int, into: Into | None) -> tuple[Arrays, Arrays, Arrays]:
+        def body(state: Any, at: Any) -> Any:
+            (carry, arrays), (given, i) = state, at
+            carry, y, kept = step(carry, *given)
+            if into is None:
+                return (carry, arrays), (y, kept)
+            return (carry, into.write(arrays, y, i)), ([], kept)
+
+        init = list(carry), [] if into is None else list(into.arrays)
+        places = None if into is None else jnp.arange(n, dtype=jnp.int32)
+        (carry, arrays), (ys, kept) = self._scan(body, init, (over, places), n)
+        return carry, ys if into is None else arrays, kept
 
     def pull(self, last: Mask, y: Mask) -> Pull:
         """The backward of a step for cotangents of some active leaves of the last carry and of ys."""

@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
 from bptt_jax._active import Active
+from bptt_jax._lower.by_index import ByIndex, steps_of
 from bptt_jax._lower.differentiated import Differentiated
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, length, runs_single_steps
 from bptt_jax._step import Arrays, FlatStep, Mask, ScanCall, select
@@ -37,22 +37,25 @@ class Nested:
       wrt: the inputs whose gradients are asked for.
       plan: the plan.
       active: the leaves that are differentiated.
+      is_mapped: whether it runs under vmaps.
     """
 
-    def __init__(self, call: ScanCall, wrt: Mask, plan: Plan, active: Active):
+    def __init__(self, call: ScanCall, wrt: Mask, plan: Plan, active: Active, is_mapped: bool = False):
         self._call = call
         self._wrt = wrt
         self._plan = plan
         self._active = (*active.carry, *active.y)
+        self._by_index = read_by_index(call, wrt, is_mapped)
         self._by_types: dict[Any, Differentiated] = {}
 
     def evaluate(self, inputs: Arrays) -> list[Any]:
         """The last carry and ys."""
         call = self._call
-        operands, carry, xs = call.step.split(inputs)
-        xs = [jnp.moveaxis(leaf, axis, 0) for leaf, axis in zip(xs, call.x_axes, strict=True)]
-        last, ys = lower(self._plan, call.step, reverse=call.reverse, unroll=call.unroll)(operands, carry, xs)
-        return [*last, *(jnp.moveaxis(leaf, 0, axis) for leaf, axis in zip(ys, call.y_axes, strict=True))]
+        operands, carry, _ = call.step.split(inputs)
+        step, xs = steps_of(call, inputs, self._by_index)
+        last, ys = lower(self._plan, step, reverse=call.reverse, unroll=call.unroll)(operands, carry, xs)
+        lengths = call.lengths_of(inputs)
+        return [*last, *(along.back(leaf, lengths) for leaf, along in zip(ys, call.y_along, strict=True))]
 
     def forward(self, inputs: Arrays) -> tuple[list[Any], list[Any]]:
         """(last carry and ys, what is kept for `backward`)."""
@@ -79,7 +82,13 @@ class Nested:
         return self._by_types[types]
 
 
-def lower(plan: Plan, step: FlatStep, *, reverse: bool = False, unroll: int | bool = 1) -> Run:
+def read_by_index(call: ScanCall, wrt: Mask, is_mapped: bool) -> Mask:
+    """Which leaves of xs are read where they are: a loop would slice copies of them, and no gradient is asked for."""
+    of_xs = call.step.split(wrt)[2]
+    return tuple(not w and (is_mapped or not a.is_leading) for w, a in zip(of_xs, call.x_along, strict=True))
+
+
+def lower(plan: Plan, step: FlatStep | ByIndex, *, reverse: bool = False, unroll: int | bool = 1) -> Run:
     """A function (operands, carry, xs) -> (carry, ys) that runs `plan`.
 
     Args:

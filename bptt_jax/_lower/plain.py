@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from jax import lax
 
+from bptt_jax._lower.by_index import steps_of
 from bptt_jax._step import Arrays, ScanCall
 
 
 def run(call: ScanCall, inputs: Arrays) -> list[Any]:
     """The last carry and ys of a call."""
-    operands, init, xs = call.step.split(inputs)
+    return _run(call, inputs, [False] * len(call.x_along))
+
+
+def evaluate(call: ScanCall, inputs: Arrays) -> list[Any]:
+    """The same, where nothing is differentiated: xs are read where they are.
+
+    On accelerators they are brought into order as a whole, which is one kernel.
+    """
+    is_cpu = call.options.machine.is_cpu
+    return _run(call, inputs, [is_cpu and not along.is_leading for along in call.x_along])
+
+
+def _run(call: ScanCall, inputs: Arrays, by_index: Sequence[bool]) -> list[Any]:
+    operands, init, _ = call.step.split(inputs)
+    step, over = steps_of(call, inputs, tuple(by_index))
 
     def body(carry: Any, x: Any) -> Any:
-        return call.step(operands, carry, x)
+        return step(operands, carry, x)
 
-    over = [jnp.moveaxis(leaf, axis, 0) for leaf, axis in zip(xs, call.x_axes, strict=True)]
+    lengths = call.lengths_of(inputs)
     carry, ys = lax.scan(body, list(init), over, call.length, call.reverse, call.unroll)
-    return [*carry, *(jnp.moveaxis(leaf, 0, axis) for leaf, axis in zip(ys, call.y_axes, strict=True))]
+    return [*carry, *(along.back(leaf, lengths) for leaf, along in zip(ys, call.y_along, strict=True))]

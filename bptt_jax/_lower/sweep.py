@@ -60,7 +60,8 @@ class Sweep:
 
     def _walk(self, inputs: Arrays) -> tuple[Forward, list[Any]]:
         operands, carry, xs = self._call.step.split(inputs)
-        return Forward(self._block, self._call, self._block.constants(self._block.hold(operands)), xs), list(carry)
+        constants = self._block.constants(self._block.hold(operands))
+        return Forward(self._block, self._call, constants, xs, self._call.lengths_of(inputs)), list(carry)
 
     def backward(self, inputs: Arrays, saved: Arrays, cotangents: Arrays) -> list[Any]:
         """The gradients of the inputs that are differentiated; None where one is zero.
@@ -74,7 +75,7 @@ class Sweep:
         active, block = self._active, self._block
         ct_last, ct_ys = cotangents[: sum(active.carry)], cotangents[sum(active.carry) :]
         pull = block.pull(*(tuple(ct is not None for ct in cts) for cts in (ct_last, ct_ys)))
-        zero = _late_zero(ct_last, ct_ys, select(self._call.y_axes, active.y))
+        zero = _late_zero(ct_last, ct_ys, [along.axis for along in select(self._call.y_along, active.y)])
         carried = [v is not None for v in pull.ct_new]
         like = select(select(carry, active.carry), carried)
         ct_carry = [zeros_like(a) if ct is None else ct for a, ct in zip(like, select(ct_last, carried), strict=True)]
@@ -84,7 +85,8 @@ class Sweep:
         gradients = unreduced(zeros, waiting, [*held, *carry, *xs, *ct_carry, *given])
         with_cotangents = select(select(xs, active.x), block.x_with_cotangents(pull))
         ct_xs = [_late_zeros(leaf, zero) for leaf in with_cotangents]
-        walk = Backward(block, self._call, pull, block.weights(held), xs, given)
+        lengths = self._call.lengths_of(inputs)
+        walk = Backward(block, self._call, pull, block.weights(held), xs, given, lengths)
         kept, _ = _unflatten(self._plan, list(saved), len(carry), self._n_saved)
         ct_carry, ct_xs, gradients = walk.back(self._plan, 0, kept, (ct_carry, ct_xs, gradients))
         gradients = summed(gradients, held, waiting)

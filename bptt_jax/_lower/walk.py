@@ -13,85 +13,94 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bptt_jax._lower.block import Block, Gradients, Weights
+from bptt_jax._along import Along
+from bptt_jax._lower.block import Block
+from bptt_jax._lower.block_values import Gradients, Into, Weights
 from bptt_jax._lower.jaxprs import read, zeros_like
 from bptt_jax._lower.pull import Pull
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, length
 from bptt_jax._step import Arrays, ScanCall, select
 
-Axes = Sequence[int]  # of time, one for each array
-
 
 class Walk:
-    """What both directions share: one global xs, read at an index along each leaf's own axis of time."""
+    """What both directions share: one global xs, read at an index where time is in each leaf."""
 
-    def __init__(self, block: Block, call: ScanCall, xs: Arrays):
+    def __init__(self, block: Block, call: ScanCall, xs: Arrays, lengths: Any):
         self._block = block
         self._call = call
         self._xs = xs
+        self._lengths = lengths
 
     def _place(self, at: Any, n: int) -> Any:
         """Where the n steps from `at` on begin in arrays over time."""
         return self._call.length - n - at if self._call.reverse else at
 
-    def _read(self, arrays: Arrays, axes: Axes, at: Any, n: int) -> Arrays:
+    def _read(self, arrays: Arrays, alongs: Sequence[Along], at: Any, n: int) -> Arrays:
         """n steps of arrays, time first: only these are moved."""
-        if n != self._call.length:
-            start = self._place(at, n)
-            arrays = [self._part(a, start, n, axis) for a, axis in zip(arrays, axes, strict=True)]
-        return [jnp.moveaxis(a, axis, 0) for a, axis in zip(arrays, axes, strict=True)]
-
-    def _write(self, arrays: Arrays, axes: Axes, new: Arrays, at: Any, n: int) -> Arrays:
-        """The arrays with n steps replaced by new ones, which have time first."""
-        new = [jnp.moveaxis(b, 0, axis) for b, axis in zip(new, axes, strict=True)]
-        if n == self._call.length:
-            return new
         start = self._place(at, n)
-        return [self._with_part(a, b, start, axis) for a, b, axis in zip(arrays, new, axes, strict=True)]
+        return [
+            along.read(a, start, n, self._lengths, self._slices(along)) for a, along in zip(arrays, alongs, strict=True)
+        ]
 
-    def _part(self, array: Any, start: Any, n: int, axis: int) -> Any:
-        if self._slices(axis):
-            return lax.dynamic_slice_in_dim(array, start, n, axis)
-        return jnp.take(array, start + jnp.arange(n, dtype=jnp.int32), axis, mode="clip")
+    def _write(self, arrays: Arrays, alongs: Sequence[Along], new: Arrays, at: Any, n: int) -> Arrays:
+        """The arrays with n steps replaced by new ones, which have time first."""
+        return self._put(arrays, alongs, new, self._place(at, n))
 
-    def _with_part(self, array: Any, part: Any, start: Any, axis: int) -> Any:
-        if self._slices(axis):
-            return lax.dynamic_update_slice_in_dim(array, part, start, axis)
-        places = (*[slice(None)] * axis, start + jnp.arange(part.shape[axis], dtype=jnp.int32))
-        return array.at[places].set(part, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
+    def _put(self, arrays: Arrays, alongs: Sequence[Along], new: Arrays, start: Any) -> Arrays:
+        return [
+            along.write(a, b, start, self._lengths, self._slices(along))
+            for a, b, along in zip(arrays, new, alongs, strict=True)
+        ]
 
-    def _slices(self, axis: int) -> bool:
+    def _slices(self, along: Along) -> bool:
         """Whether parts are slices, or else gathered.
 
         XLA lays out what a slice is taken of as the slice is used, time first, for which it copies the whole; of a
         gather it does not (H100).
         """
-        return axis == 0 or self._block.parts.machine.is_cpu
+        return along.axis == 0 or self._block.parts.machine.is_cpu
 
     def _read_xs(self, at: Any, n: int) -> Arrays:
-        return self._read(self._xs, self._call.x_axes, at, n)
+        return self._read(self._xs, self._call.x_along, at, n)
 
 
 class Forward(Walk):
     """Forward through a plan. `at` is the number of steps before a node, ys what has been written so far, or None."""
 
-    def __init__(self, block: Block, call: ScanCall, constants: Arrays, xs: Arrays):
-        super().__init__(block, call, xs)
+    def __init__(self, block: Block, call: ScanCall, constants: Arrays, xs: Arrays, lengths: Any):
+        super().__init__(block, call, xs, lengths)
         self._constants = constants
 
     def no_ys(self, carry: Arrays) -> Arrays:
         """Room for ys, of the types that a step gives them."""
         parts, call = self._block.parts, self._call
-        x = [lax.index_in_dim(leaf, 0, axis, keepdims=False) for leaf, axis in zip(self._xs, call.x_axes, strict=True)]
+        x = [
+            lax.index_in_dim(leaf, 0, along.axis, keepdims=False)
+            for leaf, along in zip(self._xs, call.x_along, strict=True)
+        ]
         env = parts.types(self._constants, carry, x, parts.features_of(self._constants, x))
         blanks = [_blank(read(env, y)) for y in parts.jaxpr.outvars[parts.n_carry :]]
         return [
-            jnp.moveaxis(lax.broadcast(blank, (call.length,)), 0, axis)
-            for blank, axis in zip(blanks, call.y_axes, strict=True)
+            jnp.moveaxis(lax.broadcast(blank, (call.length,)), 0, along.axis)
+            for blank, along in zip(blanks, call.y_along, strict=True)
         ]
 
-    def _write_ys(self, ys: Arrays | None, new: Arrays, at: Any, n: int) -> Arrays | None:
-        return None if ys is None else self._write(ys, self._call.y_axes, new, at, n)
+    def _run(self, run: Any, carry: Arrays, ys: Arrays | None, at: Any, n: int) -> tuple[Any, ...]:
+        """(carry, ys, ...) of the block of n steps that `run` runs.
+
+        Outside of loops each step writes its own y. Of a block that is written there XLA makes the write once more for
+        each reader of ys, with a copy of all of them (CPU: a third of a program with ys in the loss).
+        """
+        over, alongs = self._read_xs(at, n), self._call.y_along
+        if ys is None or not isinstance(at, int) or n == self._call.length:
+            carry, new, *kept = run(self._constants, carry, over, n)
+            return carry, None if ys is None else self._write(ys, alongs, new, at, n), *kept
+        first = self._place(at, n)
+
+        def write(arrays: Arrays, y: Arrays, i: Any) -> Arrays:
+            return self._put(arrays, alongs, [leaf[None] for leaf in y], first + i)
+
+        return tuple(run(self._constants, carry, over, n, Into(ys, write)))
 
     def advance(self, node: Plan, at: Any, carry: Arrays, ys: Arrays | None) -> tuple[Arrays, Arrays | None]:
         """Runs a node and keeps nothing."""
@@ -99,8 +108,8 @@ class Forward(Walk):
             case Steps(n):
                 if n == 0:
                     return carry, ys
-                carry, new = self._block.advance(self._constants, carry, self._read_xs(at, n), n)
-                return carry, self._write_ys(ys, new, at, n)
+                carry, ys = self._run(self._block.advance, carry, ys, at, n)
+                return carry, ys
             case Remat(child):
                 return self.advance(child, at, carry, ys)
             case Repeat(1, child):
@@ -125,8 +134,8 @@ class Forward(Walk):
             case Steps(n):
                 if n == 0:
                     return carry, ys, ()
-                carry, new, saved = self._block.record(self._constants, carry, self._read_xs(at, n), n)
-                return carry, self._write_ys(ys, new, at, n), saved
+                carry, ys, saved = self._run(self._block.record, carry, ys, at, n)
+                return carry, ys, saved
             case Remat(child):
                 last, ys = self.advance(child, at, carry, ys)
                 return last, ys, list(carry)
@@ -186,17 +195,20 @@ class Backward(Walk):
       weights: see there.
       xs: the inputs.
       ct_ys: the cotangents of ys for which `pull` has a variable.
+      lengths: of sequences; None without any.
     """
 
-    def __init__(self, block: Block, call: ScanCall, pull: Pull, weights: Weights, xs: Arrays, ct_ys: Arrays):
-        super().__init__(block, call, xs)
+    def __init__(
+        self, block: Block, call: ScanCall, pull: Pull, weights: Weights, xs: Arrays, ct_ys: Arrays, lengths: Any
+    ):
+        super().__init__(block, call, xs, lengths)
         self._pull = pull
         self._weights = weights
         self._ct_ys = ct_ys
         active = block.parts.active
-        self._ct_y_axes = select(select(call.y_axes, active.y), [ct is not None for ct in pull.ct_y])
-        self._ct_x_axes = select(select(call.x_axes, active.x), block.x_with_cotangents(pull))
-        self._again = Forward(block, call, weights.constants, xs)
+        self._ct_y_along = select(select(call.y_along, active.y), [ct is not None for ct in pull.ct_y])
+        self._ct_x_along = select(select(call.x_along, active.x), block.x_with_cotangents(pull))
+        self._again = Forward(block, call, weights.constants, xs, lengths)
 
     def back(self, node: Plan, at: Any, saved: Any, state: tuple[Arrays, Arrays, Gradients]) -> Any:
         """Takes a node backwards; the state is cotangents of the carry, of xs, and the constants' gradients so far."""
@@ -205,11 +217,11 @@ class Backward(Walk):
                 return state
             case Steps(n):
                 ct_carry, ct_xs, gradients = state
-                ct_ys = self._read(self._ct_ys, self._ct_y_axes, at, n)
+                ct_ys = self._read(self._ct_ys, self._ct_y_along, at, n)
                 ct_carry, new, gradients = self._block.back(
                     self._pull, self._weights, self._read_xs(at, n), saved, ct_carry, ct_ys, gradients, n
                 )
-                return ct_carry, self._write(ct_xs, self._ct_x_axes, new, at, n), gradients
+                return ct_carry, self._write(ct_xs, self._ct_x_along, new, at, n), gradients
             case Remat(child):
                 return self.back(child, at, self._again.revisit(child, at, saved), state)
             case Repeat(1, child):

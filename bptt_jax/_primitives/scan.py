@@ -28,14 +28,9 @@ from bptt_jax._lower.nested import Nested
 from bptt_jax._options import Options
 from bptt_jax._primitives.expansion import jvp_of, primitive
 from bptt_jax._primitives.gradient import forward_p, names_axis, tangent_p, vmaps_around
-from bptt_jax._step import Arrays, FlatStep, Mask, ScanCall, element, select
+from bptt_jax._step import Arrays, FlatStep, Mask, ScanCall, element, replace, select
 
-
-def _expand(*inputs: Any, call: ScanCall) -> list[Any]:
-    return plain.run(call, inputs)
-
-
-scan_p = primitive("scan", _expand)
+scan_p = primitive("scan", lambda *inputs, call: plain.evaluate(call, inputs))
 
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: ScanCall) -> tuple[list[Any], list[Any]]:
@@ -47,7 +42,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: ScanCall) -> 
         outs = scan_p.bind(*primals, call=call)
         return outs, [_zero(out) for out in outs]
     if call.length == 0 or not has_vjp(call, found):
-        return jvp_of(functools.partial(_expand, call=call), primals, tangents)
+        return jvp_of(lambda *inputs: plain.run(call, inputs), primals, tangents)
     if call.options.budget == "auto":
         call = dataclasses.replace(call, options=_with_bytes(call.options))
     wrt = gradient_of(call, primals, given).wrt
@@ -93,7 +88,7 @@ def _transpose(cts: Sequence[Any], *inputs: Any, call: ScanCall) -> list[Any]:
 
     def run(chosen: Arrays) -> list[Any]:
         values = iter(chosen)
-        outs = _expand(*(next(values) if u else leaf for leaf, u in zip(inputs, unknown, strict=True)), call=call)
+        outs = plain.run(call, [next(values) if u else leaf for leaf, u in zip(inputs, unknown, strict=True)])
         return [out for out, has_cotangent in zip(outs, given, strict=True) if has_cotangent]
 
     transposed: Any = jax.linear_transpose(run, types)
@@ -107,25 +102,43 @@ def _batch(axis: Any, inputs: Sequence[Any], dims: Sequence[Any], *, call: ScanC
     if all(dim is None for dim in dims) and not names_axis(call, axis.name):
         outs = scan_p.bind(*inputs, call=call)
         return outs, [None] * len(outs)
+    example = next(((leaf, dim) for leaf, dim in zip(inputs, dims, strict=True) if dim is not None), (0, None))
+    of_lengths = call.lengths_of(dims)
+    inputs, dims = _with_lengths_of_their_own(axis, inputs, dims, call, example)
     operands, carry, xs = step.split(inputs)
     of_operands, of_carry, of_xs = step.split(dims)
     moving, of_ys = _batched(step, dims)
-    example = next(((leaf, dim) for leaf, dim in zip(inputs, dims, strict=True) if dim is not None), (0, None))
+    if of_lengths is not None:
+        of_ys = tuple(batched or along.lengths is not None for batched, along in zip(of_ys, call.y_along, strict=True))
     carry = [
         _first(axis, leaf, dim, example) if moves else leaf
         for leaf, dim, moves in zip(carry, of_carry, moving, strict=True)
     ]
-    # The axis of time of an array that has an axis for the batch, and that axis in one step's part of it.
-    x_axes = tuple(t + (d is not None and d <= t) for t, d in zip(call.x_axes, of_xs, strict=True))
-    of_x = tuple(None if d is None else d - (d > t) for t, d in zip(x_axes, of_xs, strict=True))
-    x = [element(leaf, t) for leaf, t in zip(xs, x_axes, strict=True)]
+    x_along = tuple(along.batched(d, of_lengths) for along, d in zip(call.x_along, of_xs, strict=True))
+    # Of an array with an axis for the batch, that axis in one step's part of it.
+    of_x = tuple(None if d is None else d - (d > t.axis) for t, d in zip(x_along, of_xs, strict=True))
+    x = [element(leaf, along.axis) for leaf, along in zip(xs, x_along, strict=True)]
     in_axes = (*of_operands, *(0 if moves else None for moves in moving), *of_x)
     out_axes = tuple(0 if batched else None for batched in (*moving, *of_ys))
     types = (*map(jax.typeof, (*operands, *carry)), *x)
     inside = _batched_step(step, in_axes, out_axes, axis.name, axis.size, axis.spmd_name, types)
-    y_axes = tuple(t + batched for t, batched in zip(call.y_axes, of_ys, strict=True))
-    inner = dataclasses.replace(call, step=inside, x_axes=x_axes, y_axes=y_axes)
+    y_along = tuple(
+        along.batched(0 if batched else None, of_lengths) for along, batched in zip(call.y_along, of_ys, strict=True)
+    )
+    inner = dataclasses.replace(call, step=inside, x_along=x_along, y_along=y_along)
     return scan_p.bind(*operands, *carry, *xs, call=inner), list(out_axes)
+
+
+def _with_lengths_of_their_own(
+    axis: Any, inputs: Sequence[Any], dims: Sequence[Any], call: ScanCall, example: Any
+) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Where examples have lengths of their own, what is read by these has an axis for the batch."""
+    if call.lengths is None or dims[call.lengths] is None:
+        return inputs, dims
+    is_read_by_them = [False] * (len(inputs) - len(call.x_along)) + [a.lengths is not None for a in call.x_along]
+    chosen = [is_read and d is None for is_read, d in zip(is_read_by_them, dims, strict=True)]
+    new = [_first(axis, leaf, None, example) for leaf in select(inputs, chosen)]
+    return replace(inputs, chosen, new), replace(dims, chosen, [0] * len(new))
 
 
 def _batched(step: FlatStep, dims: Sequence[Any]) -> tuple[Mask, Mask]:
@@ -176,7 +189,7 @@ def _partial_eval(trace: Any, *tracers: Any, call: ScanCall) -> list[Any]:
     """Where some inputs are known: the results that these make are known too, as in a rule that scans over both."""
     unknown = [not tracer.is_known() for tracer in tracers]
     outs = list(trace.default_process_primitive(scan_p, tracers, {"call": call}))
-    if not any(unknown):
+    if not any(unknown) or call.lengths_of(unknown):
         return outs
     moving, of_ys = _reached_from(call.step, unknown)
     known_outs = [not reached for reached in (*moving, *of_ys)]
@@ -189,8 +202,9 @@ def _partial_eval(trace: Any, *tracers: Any, call: ScanCall) -> list[Any]:
     known_call = dataclasses.replace(
         call,
         step=inside,
-        x_axes=tuple(select(call.x_axes, xs)),
-        y_axes=tuple(select(call.y_axes, [not reached for reached in of_ys])),
+        x_along=tuple(select(call.x_along, xs)),
+        y_along=tuple(select(call.y_along, [not reached for reached in of_ys])),
+        lengths=None if call.lengths is None else sum(operands[: call.lengths]),
     )
     found = iter(scan_p.bind(*(t.pval.get_known() for t in select(tracers, known_inputs)), call=known_call))
     return [trace.to_jaxpr_tracer(next(found)) if known else out for out, known in zip(outs, known_outs, strict=True)]

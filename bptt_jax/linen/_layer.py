@@ -11,10 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from bptt_jax._explain import Report
-from bptt_jax._explain import explain as explain_scan
 from bptt_jax._recurrent import Call, LayerOptions, Recurrence, batch_shape, recurrence
-from bptt_jax._scan import scan
+from bptt_jax._report import Report
 from bptt_jax.linen._lift import Lift, Lifted, lift_cell
 
 _VALUES = {"variable_axes": "axes", "split_rngs": "booleans"}  # of the options that are mappings
@@ -93,9 +91,8 @@ class Recurrent(nn.Module):
         flags = {"return_carry": return_carry, "time_major": time_major, "reverse": reverse, "keep_order": keep_order}
         call = options.call(seq_lengths=seq_lengths, resets=resets, **flags)
         lifted, run = self._prepare(inputs, initial_carry, init_key, call)
-        results = scan(run.step, run.init, run.xs, reverse=run.reverse, **options.scan)
-        carry, variables, outputs, made = run.finish(*results)
-        lifted.publish(variables, made)
+        carry, carried, outputs, made = run.run(**options.scan)
+        lifted.publish(carried, made)
         return (carry, outputs) if call.return_carry else outputs
 
     def _report(
@@ -104,7 +101,7 @@ class Recurrent(nn.Module):
         options = self._options()
         flags = dict.fromkeys(("seq_lengths", "resets", "return_carry", "time_major", "reverse", "keep_order"))
         _, run = self._prepare(inputs, initial_carry, init_key, options.call(**(flags | call)))
-        return explain_scan(run.step, run.init, run.xs, reverse=run.reverse, target=target, **options.scan)
+        return run.report(target=target, **options.scan)
 
     @nn.nowrap
     def _prepare(self, inputs: jax.Array, carry: Any, key: jax.Array | None, call: Call) -> tuple[Lifted, Recurrence]:
@@ -119,5 +116,4 @@ class Recurrent(nn.Module):
         any_steps = inputs.shape[time_axis] > 0
         first = jnp.take(inputs, 0, time_axis) if any_steps else jnp.zeros(shape, inputs.dtype)
         lifted = lift_cell(self.cell, self._options().lift, carry, first, inputs.shape[time_axis])
-        run = recurrence(lifted.step, carry, lifted.variables, inputs, batch, lifted.given, call, fresh)
-        return lifted, run
+        return lifted, recurrence(lifted, carry, inputs, batch, call, fresh)

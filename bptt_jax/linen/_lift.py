@@ -62,17 +62,20 @@ class _Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Lifted:
-    """A cell as a pure step (carry, variables, x, given) -> (carry, variables, y, made).
+    """A cell as a pure step (carry, carried, x, given) -> (carry, carried, y, made).
 
     Attributes:
-      variables: the collections that one step hands to the next.
-      given: per step, keys and variables, stacked along the leading axis.
-      publish: puts what came out of the scan, the last `variables` and what was `made`, into the cell's scope.
+      carried: the collections that one step hands to the next.
+      given: per step, keys and variables, stacked along `given_axes`.
+      made_axes: from the collections that steps made to the axes along which they are to be stacked.
+      publish: puts what came out of the scan, the last `carried` and what was `made`, into the cell's scope.
     """
 
     step: Step
-    variables: Any
+    carried: Any
     given: Any
+    given_axes: Any
+    made_axes: Callable[[Any], Any]
     publish: Callable[[Any, Any], None]
 
 
@@ -106,9 +109,10 @@ class _Lifting:
         self._counters: dict[Any, Any] = self._scope.rng_counters
 
     def lifted(self, carry: Any, x: Any) -> Lifted:
-        first = jax.tree.map(
-            lambda leaf: leaf[0], (self._own_keys, self._taken(lambda kind: _is_axis(kind, "goes_in")))
-        )
+        own = self._taken(lambda kind: _is_axis(kind, "goes_in"))
+        axes = self._axes(own)
+        first_key = jax.tree.map(lambda leaf: leaf[0], self._own_keys)
+        first = first_key, {name: _first(values, axes[name]) for name, values in own.items()}
         if self._cell.is_initializing():
             mutated = self._run(self._taken(_is_shared), first, carry, x)[2]
             self._put({name: value for name, value in mutated.items() if _is_shared(self._options.kind(name))})
@@ -125,17 +129,16 @@ class _Lifting:
             made = {n: value for n, value in mutated.items() if _is_axis(self._options.kind(n), "comes_out")}
             return carry, kept, y, made
 
-        given = (self._own_keys, self._taken(lambda kind: _is_axis(kind, "goes_in")))
-        return Lifted(step, self._taken(lambda kind: kind == "carry"), given, self._publish)
+        own = self._taken(lambda kind: _is_axis(kind, "goes_in"))
+        carried = self._taken(lambda kind: kind == "carry")
+        return Lifted(step, carried, (self._own_keys, own), (0, self._axes(own)), self._axes, self._publish)
 
     def _taken(self, wanted: Callable[[Any], bool]) -> dict[str, Any]:
-        """The cell's collections of some kinds; those with an axis have it in front."""
-        kinds = {name: self._options.kind(name) for name in self._cell.variables}
-        return {
-            name: _move(values, kinds[name].axis, 0) if isinstance(kinds[name], _Axis) else values
-            for name, values in self._cell.variables.items()
-            if wanted(kinds[name])
-        }
+        """The cell's collections of some kinds."""
+        return {name: values for name, values in self._cell.variables.items() if wanted(self._options.kind(name))}
+
+    def _axes(self, collections: Mapping[str, Any]) -> dict[str, int]:
+        return {name: self._options.kind(name).axis for name in collections}
 
     def _run(self, variables: Any, given: Any, carry: Any, x: Any) -> tuple[Any, Any, dict[str, Any]]:
         """One step, in a scope of its own: (carry, y, the collections that it may change)."""
@@ -169,8 +172,7 @@ class _Lifting:
                 )
 
     def _publish(self, variables: Any, made: Any) -> None:
-        moved = {name: _move(values, 0, self._options.kind(name).axis) for name, values in made.items()}
-        self._put({**variables, **moved})
+        self._put({**variables, **made})
         _update(self._scope.rng_counters, self._counters)
 
     def _put(self, collections: Mapping[str, Mapping[str, Any]]) -> None:
@@ -222,8 +224,8 @@ def _is_axis(kind: Any, way: str) -> bool:
     return isinstance(kind, _Axis) and bool(getattr(kind, way))
 
 
-def _move(tree: Any, source: int, destination: int) -> Any:
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, source, destination), tree)
+def _first(tree: Any, axis: int) -> Any:
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, axis, 0)[0], tree)
 
 
 def _matches(filter_: Any, name: str) -> bool:

@@ -19,10 +19,10 @@ except ImportError as error:
 
 from bptt_jax._budget import Budget
 from bptt_jax._cells import check_cell, full_name
-from bptt_jax._explain import Report
 from bptt_jax._options import Lowering
 from bptt_jax._plan import Plan
 from bptt_jax._recurrent import split_call
+from bptt_jax._report import Report
 from bptt_jax._share_budget import share_budget
 from bptt_jax.nnx._class import layer_class
 from bptt_jax.nnx._layer import Options, Recurrent

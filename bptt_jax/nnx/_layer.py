@@ -11,10 +11,8 @@ import jax
 from flax import nnx
 
 from bptt_jax._cells import check_cell
-from bptt_jax._explain import Report
-from bptt_jax._explain import explain as explain_scan
 from bptt_jax._recurrent import Call, LayerOptions, Recurrence, batch_shape, recurrence
-from bptt_jax._scan import scan
+from bptt_jax._report import Report
 from bptt_jax.nnx._lift import Lifted, lifted_cell
 
 _FLAGS = ("return_carry", "time_major", "reverse", "keep_order")
@@ -76,8 +74,7 @@ class Recurrent(nnx.RNN):
         flags = {"return_carry": return_carry, "time_major": time_major, "reverse": reverse, "keep_order": keep_order}
         call = self._call(seq_lengths=seq_lengths, resets=resets, **flags)
         with self._prepared(inputs, initial_carry, rngs, call) as (lifted, run):
-            results = scan(run.step, run.init, run.xs, reverse=run.reverse, **self._scan_options)
-            carry, carried, outputs, made = run.finish(*results)
+            carry, carried, outputs, made = run.run(**self._scan_options)
             lifted.publish(carried, made)
         return (carry, outputs) if call.return_carry else outputs
 
@@ -86,7 +83,7 @@ class Recurrent(nnx.RNN):
     ) -> Report:
         chosen = self._call(**(dict.fromkeys(("seq_lengths", "resets", *_FLAGS)) | call))
         with self._prepared(inputs, initial_carry, rngs, chosen) as (_, run):
-            return explain_scan(run.step, run.init, run.xs, reverse=run.reverse, target=target, **self._scan_options)
+            return run.report(target=target, **self._scan_options)
 
     @property
     def _scan_options(self) -> dict[str, Any]:
@@ -115,7 +112,7 @@ class Recurrent(nnx.RNN):
         only = self.broadcast_rngs
         streams = nnx.split_rngs(self.cell, splits=1, only=only, squeeze=True, graph=True, graph_updates=True)
         with streams, lifted_cell(self.cell, axes) as lifted:
-            yield lifted, recurrence(lifted.step, carry, lifted.carried, inputs, batch, lifted.given, call, fresh)
+            yield lifted, recurrence(lifted, carry, inputs, batch, call, fresh)
 
 
 def _checked_axes(state_axes: Any) -> nnx.StateAxes:

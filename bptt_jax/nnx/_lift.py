@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 _TAG = "bptt_jax.nnx"
@@ -26,7 +25,7 @@ class Lifted:
 
     Attributes:
       carried: the state that one step hands to the next.
-      given: that of which each step has its own, stacked along the leading axis.
+      given: that of which each step has its own, stacked along `given_axes`.
     """
 
     def __init__(self, axes: nnx.StateAxes, graphdef: Any, states: States):
@@ -34,7 +33,8 @@ class Lifted:
         self._graphdef = graphdef
         self._states = states
         self.carried = self._part(states, lambda axis: axis is nnx.Carry)
-        self.given = self._moved(self._part(states, _is_int), inwards=True)
+        self.given = self._part(states, _is_int)
+        self.given_axes = self.made_axes(self.given)
         self._shared = self._part(states, lambda axis: axis is None)
 
     def step(self, carry: Any, carried: States, x: Any, given: States) -> tuple[Any, States, Any, States]:
@@ -48,23 +48,16 @@ class Lifted:
 
     def publish(self, carried: States, made: States) -> None:
         """Puts what came out of the scan into the cell."""
-        states = _whole(self._shared, carried, self._moved(made, inwards=False))
+        states = _whole(self._shared, carried, made)
         with nnx.merge_context(_TAG, inner=False) as context:
             context.merge(self._graphdef_after, *states)
 
     def _part(self, states: States, wanted: Callable[[Any], bool]) -> States:
         return [state if wanted(axis) else None for state, axis in zip(states, self._axes.axes, strict=True)]
 
-    def _moved(self, states: States, inwards: bool) -> States:
-        """States with their axes moved to the front, or from there to their places."""
-
-        def move(leaf: Any, axis: int) -> Any:
-            return jnp.moveaxis(leaf, axis, 0) if inwards else jnp.moveaxis(leaf, 0, axis)
-
-        return [
-            None if state is None else jax.tree.map(lambda leaf, axis=axis: move(leaf, axis), state)
-            for state, axis in zip(states, self._axes.axes, strict=True)
-        ]
+    def made_axes(self, states: States) -> list[Any]:
+        """The axes along which states of steps are stacked; None for those of other parts."""
+        return [None if state is None else axis for state, axis in zip(states, self._axes.axes, strict=True)]
 
     def _check_structure(self, cell_class: type, after: States) -> None:
         """Raises for what a step adds to, or takes from, the state that there is one of for all steps."""

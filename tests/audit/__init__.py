@@ -18,7 +18,7 @@ import bptt_jax
 from bptt_jax._choose import Choice, choose
 from bptt_jax._gradient import Gradient, gradient_of
 from bptt_jax._options import checked_options
-from bptt_jax._step import trace
+from bptt_jax._trace import trace
 from bptt_jax.errors import BudgetError
 from tests.audit.kinds import Problem, problem_of, shape
 

@@ -7,10 +7,12 @@ which only the block is brought into the order that a loop wants.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -21,13 +23,13 @@ class Along:
     Attributes:
       axis: that of time.
       flipped: whether the first step is at its end.
-      lengths: None; or, of an array with axes of a batch, where these are, in the order in which the array of the
-        sequences' lengths has them. Each sequence is backwards then, and its padding behind it, backwards too.
+      batch_axes: None, or the axes of the batch, in the order in which the array of the sequences' lengths has them.
+        Each sequence is backwards then, and its padding behind it, backwards too.
     """
 
     axis: int = 0
     flipped: bool = False
-    lengths: tuple[int, ...] | None = None
+    batch_axes: tuple[int, ...] | None = None
 
     @property
     def is_leading(self) -> bool:
@@ -41,11 +43,17 @@ class Along:
     def back(self, steps: Any, lengths: Any) -> Any:
         """The array whose `whole` these steps are: to be brought into this order twice changes nothing."""
         array = jnp.moveaxis(steps, 0, self.axis)
-        return array if self._is_moved_only else jnp.moveaxis(self.whole(array, lengths), 0, self.axis)
+        if not self.flipped and self.batch_axes is None:
+            return array
+        return jnp.moveaxis(self.whole(array, lengths), 0, self.axis)
 
-    @property
-    def _is_moved_only(self) -> bool:
-        return not self.flipped and self.lengths is None
+    def is_sliced(self, is_cpu: bool) -> bool:
+        """Whether parts of an array are slices, or else gathered.
+
+        XLA lays out what a slice is taken of as the slice is used, time first, for which it copies the whole; of a
+        gather it does not (H100).
+        """
+        return is_cpu or self.axis == 0
 
     def read(self, array: Any, start: Any, n: int, lengths: Any, slices: bool = True) -> Any:
         """n steps from `start` on, time first.
@@ -53,13 +61,11 @@ class Along:
         Args:
           array: the array.
           start, n: which steps.
-          lengths: of the sequences; None where `self.lengths` is.
-          slices: whether to slice, or else to gather.
+          lengths: of the sequences; None where `batch_axes` is.
+          slices: see `is_sliced`.
         """
-        if self.lengths is not None:
-            places = self._places(array, start, n, lengths)
-            found = array.at[places].get(mode="promise_in_bounds", unique_indices=True)
-            return lax.transpose(found, self._order(array.ndim))
+        if self.batch_axes is not None:
+            return self._gathered(array, self._places(array, start, n, lengths))
         if n != array.shape[self.axis]:
             array = self._part(array, self._start(array, start, n), n, slices)
         steps = jnp.moveaxis(array, self.axis, 0)
@@ -70,11 +76,8 @@ class Along:
         n = steps.shape[0]
         if n == array.shape[self.axis]:
             return self.back(steps, lengths)
-        if self.lengths is not None:
-            order = self._order(array.ndim)
-            new = lax.transpose(steps, [order.index(i) for i in range(array.ndim)])
-            places = self._places(array, start, n, lengths)
-            return array.at[places].set(new, mode="promise_in_bounds", unique_indices=True)
+        if self.batch_axes is not None:
+            return self._scattered(array, steps, self._places(array, start, n, lengths))
         new = jnp.moveaxis(jnp.flip(steps, 0) if self.flipped else steps, 0, self.axis)
         start = self._start(array, start, n)
         if slices:
@@ -89,7 +92,7 @@ class Along:
         """
         if dim is None:
             return self
-        axis, of_lengths = self.axis + (dim <= self.axis), self.lengths
+        axis, of_lengths = self.axis + (dim <= self.axis), self.batch_axes
         if of_lengths is not None:
             moved = [at + (dim <= at) for at in of_lengths]
             if dim_of_lengths is not None:
@@ -105,28 +108,51 @@ class Along:
             return lax.dynamic_slice_in_dim(array, start, n, self.axis)
         return jnp.take(array, start + jnp.arange(n, dtype=jnp.int32), self.axis, mode="clip")
 
-    def _places(self, array: Any, start: Any, n: int, lengths: Any) -> tuple[Any, ...]:
-        """Where the steps of each sequence are: an index whose arrays have the axes (time, *batch)."""
-        assert self.lengths is not None
-        size, axes = array.shape[self.axis], lengths.ndim + 1
+    def _places(self, array: Any, start: Any, n: int, lengths: Any) -> Any:
+        """Where the steps of each sequence are: (n, *batch, 1)."""
+        size = array.shape[self.axis]
         steps = start + jnp.arange(n, dtype=jnp.int32).reshape(n, *[1] * lengths.ndim)
-        found: list[Any] = [slice(None)] * array.ndim
-        found[self.axis] = (size - 1 - steps + lengths[None]) % max(size, 1)
-        for i, at in enumerate(self.lengths, start=1):
-            found[at] = lax.broadcasted_iota(jnp.int32, tuple(array.shape[at] if j == i else 1 for j in range(axes)), i)
-        return tuple(found)
+        return ((size - 1 - steps + lengths[None]) % max(size, 1))[..., None]
 
-    def _order(self, ndim: int) -> list[int]:
-        """From the axes of what `_places` index to (time, *others in the array's order).
+    def _gathered(self, array: Any, places: Any) -> Any:
+        batch, of_places, order = self._batching(array.ndim)
+        numbers = lax.GatherDimensionNumbers(
+            offset_dims=tuple(range(places.ndim - 1, array.ndim)),
+            collapsed_slice_dims=(self.axis,),
+            start_index_map=(self.axis,),
+            operand_batching_dims=batch,
+            start_indices_batching_dims=of_places,
+        )
+        sizes = [1 if i in (self.axis, *batch) else size for i, size in enumerate(array.shape)]
+        mode = lax.GatherScatterMode.PROMISE_IN_BOUNDS
+        found = lax.gather(array, places, numbers, sizes, unique_indices=True, mode=mode)
+        return lax.transpose(found, [order.index(i) for i in self._by_steps(array.ndim)])
 
-        NumPy puts the axes of index arrays where the first of these is if they are neighbours, else in front.
+    def _scattered(self, array: Any, steps: Any, places: Any) -> Any:
+        batch, of_places, order = self._batching(array.ndim)
+        numbers = lax.ScatterDimensionNumbers(
+            update_window_dims=tuple(range(places.ndim - 1, array.ndim)),
+            inserted_window_dims=(self.axis,),
+            scatter_dims_to_operand_dims=(self.axis,),
+            operand_batching_dims=batch,
+            scatter_indices_batching_dims=of_places,
+        )
+        new = lax.transpose(steps, [self._by_steps(array.ndim).index(i) for i in order])
+        mode = lax.GatherScatterMode.PROMISE_IN_BOUNDS
+        return lax.scatter(array, places, new, numbers, unique_indices=True, mode=mode)
+
+    def _batching(self, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...], list[int]]:
+        """The axes of the batch in ascending order, those of `_places`, and the order of axes in what is gathered.
+
+        Axes of the batch are marked as such: with iotas for indices XLA would bring all shards of it to each device.
         """
-        assert self.lengths is not None
-        indexed = [self.axis, *self.lengths]
-        first = min(indexed) if max(indexed) - min(indexed) < len(indexed) else 0
-        rest = [i for i in range(ndim) if i not in indexed]
-        found = [*rest[:first], *indexed, *rest[first:]]
-        return [found.index(i) for i in (self.axis, *(i for i in range(ndim) if i != self.axis))]
+        assert self.batch_axes is not None
+        pairs = sorted(zip(self.batch_axes, range(1, len(self.batch_axes) + 1), strict=True))
+        rest = [i for i in range(ndim) if i != self.axis and i not in self.batch_axes]
+        return tuple(a for a, _ in pairs), tuple(b for _, b in pairs), [self.axis, *self.batch_axes, *rest]
+
+    def _by_steps(self, ndim: int) -> list[int]:
+        return [self.axis, *(i for i in range(ndim) if i != self.axis)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +162,7 @@ class Layout:
     Attributes:
       xs, ys: an axis or an `Along`, or a pytree of them that begins like xs, and like ys; or, of ys, a function from
         them to that.
-      lengths: the sequences' lengths, for those `Along`s that have some.
+      lengths: the sequences' lengths, (*batch), for those `Along`s that have axes of a batch.
     """
 
     xs: Any = 0
@@ -152,13 +178,13 @@ class Layout:
         return _of_leaves(self.xs, xs, "in_axes", "xs")
 
     def first(self, xs: Any) -> Any:
-        """xs with time first."""
+        """xs with time first, for who scans them without this library."""
         leaves, tree = jax.tree.flatten(xs)
         moved = [along.whole(leaf, self.lengths) for leaf, along in zip(leaves, self.of_xs(xs), strict=True)]
         return jax.tree.unflatten(tree, moved)
 
     def back(self, ys: Any) -> Any:
-        """ys, with time where it is to be, from those with time first."""
+        """ys with time where it is to be, likewise."""
         leaves, tree = jax.tree.flatten(ys)
         moved = [along.back(leaf, self.lengths) for leaf, along in zip(leaves, self.of_ys(ys), strict=True)]
         return jax.tree.unflatten(tree, moved)
@@ -177,7 +203,8 @@ TIME_FIRST = Layout()
 
 def layout_of(in_axes: Any, out_axes: Any) -> Layout:
     """The layout of a call with these arguments."""
-    return Layout(in_axes, out_axes) if (in_axes, out_axes) != (0, 0) else TIME_FIRST
+    is_first = all(type(axes) is int and axes == 0 for axes in (in_axes, out_axes))
+    return TIME_FIRST if is_first else Layout(in_axes, out_axes)
 
 
 def _of_leaves(axes: Any, tree: Any, argument: str, name: str) -> list[Along]:
@@ -198,7 +225,7 @@ def _of_leaves(axes: Any, tree: Any, argument: str, name: str) -> list[Along]:
 
 def _along(given: Any, ndim: int, argument: str, name: str) -> Along:
     along = given if isinstance(given, Along) else Along(given)
-    axis = along.axis
-    if isinstance(axis, bool) or not isinstance(axis, int) or not -ndim <= axis < ndim:
+    axis: Any = along.axis
+    if isinstance(axis, bool | np.bool_) or not hasattr(axis, "__index__") or not -ndim <= axis < ndim:
         raise ValueError(f"{argument} has {axis!r} for a leaf of {name} with {ndim} axes; an axis of it is an int.")
-    return dataclasses.replace(along, axis=axis % ndim)
+    return dataclasses.replace(along, axis=operator.index(axis) % ndim)

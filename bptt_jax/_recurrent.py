@@ -176,7 +176,7 @@ def recurrence(
     # Without lengths the scan itself goes backwards; with them each sequence is read from its own end.
     backwards, flips = call.reverse and lengths is None, call.reverse and lengths is not None
     own = tuple(i + call.time_major for i in range(len(batch))) if flips else None
-    of_inputs = Along(time_axis, lengths=own)
+    of_inputs = Along(time_axis, batch_axes=own)
     of_outputs = of_inputs if call.keep_order else Along(time_axis, flipped=backwards)
 
     def in_order_of_steps(axes: Any) -> Any:

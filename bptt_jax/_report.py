@@ -42,8 +42,8 @@ class Effort:
 class Report:
     """What a scan under a budget takes, as `explain` finds it. `str(report)` is a table and a timeline.
 
-    >>> import jax.numpy as jnp
-    >>> report = explain(lambda c, x: (jnp.sin(c) * x, None), jnp.ones(64), jnp.ones((100, 64)))
+    >>> import bptt_jax, jax.numpy as jnp
+    >>> report = bptt_jax.explain(lambda c, x: (jnp.sin(c) * x, None), jnp.ones(64), jnp.ones((100, 64)))
     >>> report.budget_bytes is None, report.forward_steps, report.overhead
     (True, 100, 1.0)
 

@@ -127,8 +127,11 @@ def scan_along(
     """`scan`, with time wherever it is in each leaf of xs and ys."""
     pair: tuple[Any, Any]
     if cast(Any, jax.config).jax_disable_jit:  # the step runs in Python, with values, as in JAX
-        pair = lax.scan(f, init, layout.first(xs), length, reverse, unroll)
-        return pair if layout is TIME_FIRST else (pair[0], layout.back(pair[1]))
+        if layout is TIME_FIRST:
+            pair = lax.scan(f, init, xs, length, reverse, unroll)
+            return pair
+        carry, ys = lax.scan(f, init, layout.first(xs), length, reverse, unroll)
+        return carry, layout.back(ys)
     traced = trace(f, init, xs, length, reverse, unroll, options, layout)
     call, plan = traced.call, options.plan
     if plan is not None and length_of(plan) != call.length:

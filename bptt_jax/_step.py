@@ -122,7 +122,7 @@ class ScanCall:
       length: the number of steps.
       reverse: whether it goes through xs from the end.
       unroll: steps per iteration of the innermost loops.
-      x_along, y_along: where time is in each leaf of xs and of ys.
+      x_along, y_along: where time is in each leaf of xs and of ys. Under vmap the batch is the first axis of ys.
       options: what was asked.
       lengths: which of the inputs are the lengths of sequences; the step does not read it. None without any.
     """

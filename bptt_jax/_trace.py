@@ -59,7 +59,6 @@ def trace(
     if any(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(xs)):
         lax.scan(step, init, xs, length, reverse, unroll)  # raises, with the values and not the tracers of them
     of_xs, results = layout.of_xs(xs), _Results(layout)
-
     leaves, tree = jax.tree.flatten(xs)
 
     def run(init: Any, leaves: Arrays) -> Any:
@@ -79,23 +78,14 @@ def trace(
         return jax.tree.unflatten(results.tree, placed.results(known))
 
     flat, inputs = _flat_step(eqn), [_as_array(read(env, v)) for v in eqn.invars]
-    of_x = [placed[v] for v in flat.split(eqn.invars)[2]]
+    of_x = tuple(placed[v] for v in flat.split(eqn.invars)[2])
+    of_y = tuple(placed[v] for v in eqn.outvars[flat.n_carry :])
     over = flat.split(inputs)[2]
     n = int(over[0].shape[of_x[0].axis] if over else length)
     whole = unroll if isinstance(unroll, bool) else unroll == 0
-    if layout.lengths is not None:
-        flat, inputs = _with_lengths(flat, jax.typeof(layout.lengths)), [layout.lengths, *inputs]
-    call = ScanCall(
-        step=flat,
-        length=n,
-        reverse=bool(reverse),
-        unroll=max(n if whole else int(unroll), 1),
-        x_along=tuple(of_x),
-        y_along=tuple(placed[v] for v in eqn.outvars[flat.n_carry :]),
-        options=options,
-        lengths=None if layout.lengths is None else 0,
-    )
-    return TracedScan(call, inputs, finish)
+    together = max(n if whole else int(unroll), 1)
+    call = ScanCall(flat, n, bool(reverse), together, of_x, of_y, options)
+    return TracedScan(*_with_lengths(call, inputs, layout.lengths), finish)
 
 
 class _Results:
@@ -152,11 +142,19 @@ def _time_first(leaf: Any, along: Along) -> Any:
     return leaf if along.axis == 0 else jax.eval_shape(lambda leaf: jnp.moveaxis(leaf, along.axis, 0), leaf)
 
 
+def _with_lengths(call: ScanCall, inputs: Arrays, lengths: Any) -> tuple[ScanCall, Arrays]:
+    """A call with the lengths of sequences, if there are some, before its other inputs."""
+    if lengths is None:
+        return call, inputs
+    step = _with_an_operand(call.step, jax.typeof(lengths))
+    return dataclasses.replace(call, step=step, lengths=0), [lengths, *inputs]
+
+
 @functools.lru_cache(maxsize=256)
-def _with_lengths(step: FlatStep, lengths: Any) -> FlatStep:
+def _with_an_operand(step: FlatStep, type_: Any) -> FlatStep:
     """The same step with an operand before the others, which it does not read."""
     run = core.jaxpr_as_fun(step.jaxpr)
-    closed: Any = jax.make_jaxpr(lambda _, *inputs: run(*inputs))(lengths, *step.jaxpr.in_avals)
+    closed: Any = jax.make_jaxpr(lambda _, *inputs: run(*inputs))(type_, *step.jaxpr.in_avals)
     return FlatStep(closed, step.n_operands + 1, step.n_carry)
 
 

@@ -99,6 +99,14 @@ def test_on_four_devices(mode, layout):
         assert not in_loops(ours)  # the gradients of the weights are added up among devices once
 
 
+def test_sequences_of_several_lengths_stay_on_their_devices():
+    """Read backwards, the batch divided: what is summed over devices are the gradients of the weights."""
+    report = json.loads(run_program("tests.ragged_devices"))
+    print(report)
+    assert len(report) == 4
+    assert {kind for found in report.values() for kind, _ in found} <= {"all-reduce"}
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

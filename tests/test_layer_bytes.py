@@ -1,7 +1,6 @@
 """The budget of a layer is that of the layer: batch-major, backwards, with lengths and resets."""
 
 import functools
-import itertools
 import re
 
 import flax.linen as nn
@@ -14,6 +13,7 @@ from bptt_jax import Chain, Remat, Repeat, Steps
 from tests import comparison, targets
 from tests.slow import one_in
 from tests.test_bytes import temporaries
+from tests.test_gradients import pairwise
 
 pytestmark = pytest.mark.usefixtures("implicit_broadcasting")
 LENGTH = 1000
@@ -34,6 +34,7 @@ FORMS = {
     "resets": {"resets": True},
 }
 PLAN = Chain((Repeat(16, Remat(Repeat(3, Remat(Steps(20))))), Repeat(2, Remat(Steps(20)))))
+NAMES = tuple(CELLS)
 SHARES = (0.03, 0.05, 0.1)
 WRT = {"weights": (0,), "all": (0, 1)}
 
@@ -97,10 +98,11 @@ def bytes_of_sequences(name, has_outputs):
     return 2 * 4 * LENGTH * batch * space * sum(widths if has_outputs else widths[:-1])
 
 
-CASES = list(itertools.product(CELLS, FORMS, SHARES, WRT, (False, True)))
+# Each pair of values of two columns; as a whole the table is 504 programs.
+CASES = list(pairwise(NAMES, tuple(FORMS), SHARES, tuple(WRT), (False, True)))
 
 
-@pytest.mark.parametrize(("name", "form", "share", "wrt", "has_outputs"), one_in(23, CASES))
+@pytest.mark.parametrize(("name", "form", "share", "wrt", "has_outputs"), one_in(3, CASES))
 def test_a_batch_major_layer_is_within_its_budget(name, form, share, wrt, has_outputs):
     layers = len(CELLS[name][0]())
     budget = int(share * bytes_of_flax(name, form, wrt, has_outputs))
@@ -113,7 +115,7 @@ def test_a_batch_major_layer_is_within_its_budget(name, form, share, wrt, has_ou
 
 
 @pytest.mark.parametrize(
-    ("name", "form", "wrt", "has_outputs"), one_in(7, itertools.product(CELLS, FORMS, WRT, (False, True)))
+    ("name", "form", "wrt", "has_outputs"), one_in(5, pairwise(NAMES, tuple(FORMS), tuple(WRT), (False, True)))
 )
 def test_batch_major_takes_what_time_major_takes(name, form, wrt, has_outputs):
     """By one plan; which plan the other budget of two finds, is another matter."""
@@ -128,7 +130,7 @@ def test_batch_major_takes_what_time_major_takes(name, form, wrt, has_outputs):
     assert batch_major <= 1.02 * time_major
 
 
-@pytest.mark.parametrize(("name", "form", "has_outputs"), one_in(5, itertools.product(CELLS, FORMS, (False, True))))
+@pytest.mark.parametrize(("name", "form", "has_outputs"), one_in(5, pairwise(NAMES, tuple(FORMS), (False, True))))
 def test_nothing_of_the_length_is_transposed(name, form, has_outputs):
     """Neither xs nor ys, nor their cotangents."""
     length = 1009  # of which no other size is a multiple
@@ -159,7 +161,7 @@ TOO_LOW = {(targets.h100, "convlstm"), (targets.v5e, "gru")}  # by 11 %, and wit
 @pytest.mark.parametrize("target", [targets.h100, targets.v5e], ids=lambda target: target.__name__)
 @pytest.mark.parametrize(
     ("name", "form", "share", "wrt", "has_outputs"),
-    one_in(11, itertools.product(CELLS, FORMS, SHARES, WRT, (False, True))),
+    CASES,
 )
 def test_on_a_target_that_is_not_here(target, name, form, share, wrt, has_outputs):
     device = targets.or_skip(target)

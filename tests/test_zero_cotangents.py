@@ -14,6 +14,12 @@ from jax import lax
 
 import bptt_jax
 from bptt_jax import Chain, Remat, Repeat, Steps
+from bptt_jax._gradient import gradient_of
+from bptt_jax._lower.differentiated import Differentiated
+from bptt_jax._lower.jaxprs import read_by
+from bptt_jax._lower.nested import Nested
+from bptt_jax._options import checked_options
+from bptt_jax._trace import trace
 from tests import comparison
 from tests.slow import one_in
 from tests.steps import normal
@@ -116,6 +122,26 @@ def assert_same(ours, theirs):
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_array_equal(jnp.isnan(a), jnp.isnan(b))
     comparison.assert_same(*(jax.tree.map(jnp.nan_to_num, tree) for tree in (ours, theirs)), tolerance=1e-9)
+
+
+@pytest.mark.parametrize("limit", LIMITS[:-1])
+def test_the_nest_finds_all_that_it_has_kept(limit):
+    """Whatever has a cotangent, the backward pass reads it again, and makes nothing of it anew."""
+
+    w, init, xs = normal(0, 3, 3), normal(1, 3), normal(2, LENGTH, 3)
+    plan = PLANS[limit] or Steps(LENGTH)
+    traced = trace(functools.partial(logged, w), init, xs, None, False, 1, checked_options(plan=plan))
+    asked = gradient_of(traced.call, traced.arguments)
+    nest = Nested(traced.call, asked.wrt, plan, asked.active)
+    n = len(traced.arguments)
+    results = [i for i, active in enumerate((*asked.active.carry, *asked.active.y)) if active]
+    known = Differentiated(nest.evaluate, asked.types, asked.wrt, results)
+    kept = len(known.forward.out_avals) - len(asked.active.carry) - len(asked.active.y)
+    for chosen in (results, results[:1], results[-1:]):
+        pull = known.pull(tuple(i in chosen for i in results)).jaxpr
+        read = read_by(pull.eqns, pull.outvars)
+        used = [v in read for v in pull.invars[n : n + kept]]
+        assert all(used) if chosen == results else any(used)
 
 
 def is_finite(tree):

@@ -28,7 +28,7 @@ class ByIndex:
       arrays: these, over time.
       alongs: where time is in them.
       lengths: of sequences, None without any.
-      slices: see `Along.read`.
+      is_cpu: whether it runs on a CPU.
     """
 
     step: FlatStep
@@ -36,7 +36,7 @@ class ByIndex:
     arrays: Arrays
     alongs: Sequence[Along]
     lengths: Any
-    slices: bool
+    is_cpu: bool
 
     @property
     def x(self) -> Arrays:
@@ -52,7 +52,7 @@ class ByIndex:
     def __call__(self, operands: Arrays, carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
         place, *sliced = x
         read = [
-            along.read(array, place, 1, self.lengths, self.slices or along.axis == 0)[0]
+            along.read(array, place, 1, self.lengths, along.is_sliced(self.is_cpu))[0]
             for array, along in zip(self.arrays, self.alongs, strict=True)
         ]
         whole: Arrays = [None] * len(self.mask)
@@ -69,12 +69,14 @@ def steps_of(call: ScanCall, inputs: Arrays, mask: Mask) -> tuple[FlatStep | ByI
       mask: which leaves of xs to read at an index.
     """
     xs, lengths = call.step.split(inputs)[2], call.lengths_of(inputs)
+    if call.length == 0:  # there is nothing to read, but a loop over no steps is traced
+        mask = (False,) * len(mask)
     sliced = [not is_read for is_read in mask]
     over = [
         along.whole(leaf, lengths) for leaf, along in zip(select(xs, sliced), select(call.x_along, sliced), strict=True)
     ]
     if not any(mask):
         return call.step, over
-    slices = call.options.machine.is_cpu
-    step = ByIndex(call.step, mask, select(xs, mask), select(call.x_along, mask), lengths, slices)
+    is_cpu = call.options.machine.is_cpu
+    step = ByIndex(call.step, mask, select(xs, mask), select(call.x_along, mask), lengths, is_cpu)
     return step, [jnp.arange(call.length, dtype=jnp.int32), *over]

@@ -110,7 +110,19 @@ def _is_same(left: Any, right: Any, same: dict[Any, Any]) -> bool:
     if left.primitive is not right.primitive or len(left.invars) != len(right.invars):
         return False
     of_same = all(_is_same_atom(v, w, same) for v, w in zip(left.invars, right.invars, strict=True))
-    return of_same and [v.aval for v in left.outvars] == [w.aval for w in right.outvars]
+    makes_same = [v.aval for v in left.outvars] == [w.aval for w in right.outvars]
+    return of_same and makes_same and _values(left.params) == _values(right.params)
+
+
+def _values(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that are plain values: of jaxprs and functions each trace may have its own."""
+    return {name: value for name, value in params.items() if _is_value(value)}
+
+
+def _is_value(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_value, value))
+    return value is None or isinstance(value, str | int | float)
 
 
 def _is_same_atom(v: Any, w: Any, same: dict[Any, Any]) -> bool:

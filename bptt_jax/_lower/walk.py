@@ -30,6 +30,7 @@ class Walk:
         self._call = call
         self._xs = xs
         self._lengths = lengths
+        self._is_cpu = call.options.machine.is_cpu
 
     def _place(self, at: Any, n: int) -> Any:
         """Where the n steps from `at` on begin in arrays over time."""
@@ -39,7 +40,8 @@ class Walk:
         """n steps of arrays, time first: only these are moved."""
         start = self._place(at, n)
         return [
-            along.read(a, start, n, self._lengths, self._slices(along)) for a, along in zip(arrays, alongs, strict=True)
+            along.read(a, start, n, self._lengths, along.is_sliced(self._is_cpu))
+            for a, along in zip(arrays, alongs, strict=True)
         ]
 
     def _write(self, arrays: Arrays, alongs: Sequence[Along], new: Arrays, at: Any, n: int) -> Arrays:
@@ -48,17 +50,9 @@ class Walk:
 
     def _put(self, arrays: Arrays, alongs: Sequence[Along], new: Arrays, start: Any) -> Arrays:
         return [
-            along.write(a, b, start, self._lengths, self._slices(along))
+            along.write(a, b, start, self._lengths, along.is_sliced(self._is_cpu))
             for a, b, along in zip(arrays, new, alongs, strict=True)
         ]
-
-    def _slices(self, along: Along) -> bool:
-        """Whether parts are slices, or else gathered.
-
-        XLA lays out what a slice is taken of as the slice is used, time first, for which it copies the whole; of a
-        gather it does not (H100).
-        """
-        return along.axis == 0 or self._block.parts.machine.is_cpu
 
     def _read_xs(self, at: Any, n: int) -> Arrays:
         return self._read(self._xs, self._call.x_along, at, n)
@@ -98,7 +92,9 @@ class Forward(Walk):
         first = self._place(at, n)
 
         def write(arrays: Arrays, y: Arrays, i: Any) -> Arrays:
-            return self._put(arrays, alongs, [leaf[None] for leaf in y], first + i)
+            # A literal among the results is a Python number.
+            steps = [leaf[None] if isinstance(leaf, jax.Array) else jnp.asarray(leaf)[None] for leaf in y]
+            return self._put(arrays, alongs, steps, first + i)
 
         return tuple(run(self._constants, carry, over, n, Into(ys, write)))
 

@@ -109,7 +109,9 @@ def _batch(axis: Any, inputs: Sequence[Any], dims: Sequence[Any], *, call: ScanC
     of_operands, of_carry, of_xs = step.split(dims)
     moving, of_ys = _batched(step, dims)
     if of_lengths is not None:
-        of_ys = tuple(batched or along.lengths is not None for batched, along in zip(of_ys, call.y_along, strict=True))
+        of_ys = tuple(
+            batched or along.batch_axes is not None for batched, along in zip(of_ys, call.y_along, strict=True)
+        )
     carry = [
         _first(axis, leaf, dim, example) if moves else leaf
         for leaf, dim, moves in zip(carry, of_carry, moving, strict=True)
@@ -135,7 +137,7 @@ def _with_lengths_of_their_own(
     """Where examples have lengths of their own, what is read by these has an axis for the batch."""
     if call.lengths is None or dims[call.lengths] is None:
         return inputs, dims
-    is_read_by_them = [False] * (len(inputs) - len(call.x_along)) + [a.lengths is not None for a in call.x_along]
+    is_read_by_them = [False] * (len(inputs) - len(call.x_along)) + [a.batch_axes is not None for a in call.x_along]
     chosen = [is_read and d is None for is_read, d in zip(is_read_by_them, dims, strict=True)]
     new = [_first(axis, leaf, None, example) for leaf in select(inputs, chosen)]
     return replace(inputs, chosen, new), replace(dims, chosen, [0] * len(new))

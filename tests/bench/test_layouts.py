@@ -57,4 +57,4 @@ def test_batch_major_takes_the_time_of_time_major(cell, batch, width, budget, wr
         ratio(batch_major, flax, arguments, arguments),
     )
     print(f"{cell} {batch}x{width} {budget} {call}: {of_time_major:.3f} of time-major, {of_flax:.3f} of Flax's")
-    assert of_time_major <= 1.03
+    assert (of_flax if wrt is None else of_time_major) <= 1.03  # an evaluation is the plain loop, as Flax's

@@ -239,6 +239,7 @@ def _padded(gradient: Gradient, form: Swept | None) -> tuple[StepProfile, int]:
         "stacked_bytes",
         "advance_bytes",
         "ahead_bytes",
+        "moved_bytes",
         "left_bytes",
         "reread_bytes",
         "reread_ct_bytes",

@@ -257,12 +257,13 @@ def rest_bytes(n: int, leaf: int, profile: StepProfile) -> int:
     """Bytes that n steps take in the sweep while they are worked on as the last block, beside loops over `leaf` steps.
 
     It records and reads at fixed places, for which XLA makes room before the first loop runs and until the block is
-    done: residuals, cotangents, x, and cotangents of ys. And a block of the loops is advanced meanwhile, beside the
-    sums of gradients.
+    done: residuals, cotangents, x, and cotangents of ys, and x or these once more where they have time elsewhere. And a
+    block of the loops is advanced meanwhile, beside the sums of gradients.
     """
     if n == 0:
         return 0
     by_step = profile.residual_bytes + profile.stacked_bytes + profile.x_bytes + profile.y_bytes
+    by_step += profile.moved_bytes
     return n * by_step + leaf * profile.advance_bytes + _sums_bytes(profile)
 
 

@@ -22,7 +22,7 @@ from bptt_jax._lower.jaxprs import has_own_gradient, inline, is_float, needed, r
 from bptt_jax._lower.nested import lower, read_by_index, with_unit_axes
 from bptt_jax._lower.swept import Swept
 from bptt_jax._plan import Steps
-from bptt_jax._step import Arrays, FlatStep, Mask, element, replace, select
+from bptt_jax._step import Arrays, FlatStep, Mask, ScanCall, element, replace, select
 from bptt_jax._step_profile import StepProfile, StepTimes
 
 _COUNTERS_BYTES = 256  # of loops and of the tables that they are called with
@@ -50,11 +50,24 @@ def measure(gradient: Gradient, form: Swept | None) -> StepProfile:
         profile = _with_moved(plain, gradient)
     else:
         profile = _of_sweep(call.step, plain, form)
-        profile = dataclasses.replace(profile, copied_bytes=profile.copied_bytes + _moved_bytes(gradient))
+        copied_bytes, moved_bytes = profile.copied_bytes + _copied_bytes(gradient), _moved_bytes(call)
+        profile = dataclasses.replace(profile, copied_bytes=copied_bytes, moved_bytes=moved_bytes)
     return profile if gradient.examples == 1 else _of_examples(profile, gradient.examples)
 
 
-def _moved_bytes(gradient: Gradient) -> int:
+def _moved_bytes(call: ScanCall) -> int:
+    """Of each step of a block at a fixed place, what XLA brings into the order of the loop beside reading it.
+
+    Of x or of the cotangents of y, whichever are more: not both are there at a time (CPU).
+    """
+    moved = [
+        call.options.machine.nbytes(leaf for leaf, along in zip(leaves, alongs, strict=True) if not along.is_leading)
+        for leaves, alongs in ((call.step.x, call.x_along), (call.step.y, call.y_along))
+    ]
+    return max(moved)
+
+
+def _copied_bytes(gradient: Gradient) -> int:
     """Of each step of one example, what the sweep has as a whole a second time: of xs what has not the examples first.
 
     Under vmap JAX has them first in all that a loop reads.

@@ -79,6 +79,7 @@ class StepProfile:
         left_bytes and product_bytes, and are interpolated. Empty: not measured.
       ahead_bytes: for each step of a block of the loops, the inputs that are there beside a last block: none where the
         inputs are differentiated, for then a block takes more at another time.
+      moved_bytes: for each step of a last block, what of x or y is there once more, because it has time elsewhere.
       loop_bytes: what each loop of a plan but one takes beside its children, whatever these are: counters, and tables
         of the arrays that it hands on.
       copied_bytes: what is there for each step of the scan from first to last, whatever the plan: copies of xs and ys.
@@ -105,6 +106,7 @@ class StepProfile:
     block_steps: int = 1
     block_peaks: tuple[tuple[int, int], ...] = ()
     ahead_bytes: int = 0
+    moved_bytes: int = 0
     loop_bytes: int = 0
     copied_bytes: int = 0
     nest_copied_bytes: int = 0

@@ -16,6 +16,7 @@ from bptt_jax._options import checked_options
 from bptt_jax._scan import scan_along
 from tests import comparison
 from tests.slow import one_in
+from tests.test_bytes import temporaries
 from tests.test_transformations import WAYS, in_a_way, reference, result_of, rows
 
 pytestmark = pytest.mark.usefixtures("implicit_broadcasting")
@@ -178,6 +179,33 @@ def test_an_audit_of_it_says_the_same_as_scan():
     report = bptt_jax.explain(functools.partial(step, w), *shapes, in_axes=AXES, out_axes=OUT_AXES, plan=PLANS["deep"])
     assert report.plan == PLANS["deep"]
     assert report.measured_bytes > 0
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize(("of_x", "of_y"), [(32, 32), (96, 32), (32, 96)])
+@pytest.mark.parametrize("budget", [307_200, 380_000, 500_000])
+def test_outputs_and_inputs_along_another_axis_are_within_the_budget(budget, of_x, of_y, axis):
+    """With a last block at a fixed place: a user's program was 3 % over."""
+    f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    weights = f32((32, 32)), f32((of_x, 32)), f32((32, of_y))
+
+    def gradient(weights, init, xs, cotangents):
+        def run(weights, init, xs):
+            own, of_inputs, of_outputs = weights
+
+            def body(c, x):
+                c = jnp.tanh(c @ own + x @ of_inputs)
+                return c, jnp.sin(c @ of_outputs)
+
+            return bptt_jax.scan(body, init, xs, budget=budget, in_axes=axis, out_axes=axis)
+
+        outs, pull = jax.vjp(run, weights, init, xs)
+        return outs, pull(cotangents)
+
+    init, shape = f32((4, 3, 32)), [4, 3]
+    shape.insert(axis, 200)
+    xs, ys = f32((*shape, of_x)), f32((*shape, of_y))
+    assert temporaries(gradient, weights, init, xs, (init, ys)) <= budget
 
 
 # Sequences of several lengths

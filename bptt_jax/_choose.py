@@ -136,7 +136,7 @@ def _has_vjp(call: ScanCall, active: Active) -> bool:
 
     try:
         jax.eval_shape(vjp, *step.jaxpr.in_avals)
-    except (TypeError, ValueError, NotImplementedError):
+    except (TypeError, ValueError, NotImplementedError):  # what JAX raises where there is no reverse-mode derivative
         return False
     return True
 

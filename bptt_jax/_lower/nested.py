@@ -45,7 +45,9 @@ class Nested:
         self._wrt = wrt
         self._plan = plan
         self._active = (*active.carry, *active.y)
-        self._by_index = read_by_index(call, wrt, is_mapped)
+        # One loop over all steps keeps each x that it reads: as many bytes as the copy that it would slice.
+        is_one_loop = isinstance(plan, Steps)
+        self._by_index = (False,) * len(call.x_along) if is_one_loop else read_by_index(call, wrt, is_mapped)
         self._by_types: dict[Any, Differentiated] = {}
 
     def evaluate(self, inputs: Arrays) -> list[Any]:

@@ -10,28 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax import lax
-from jax.extend import core
 
 from bptt_jax._device.machine import Machine
+from bptt_jax._figures import COUNTER_BYTES, IN_TURN_TIMES, MERGED_TIMES, SWEEP_TIMES
 from bptt_jax._gradient import Gradient
-from bptt_jax._lower.jaxprs import has_own_gradient, inline, is_float, needed, read_by
+from bptt_jax._lower.jaxprs import inner_jaxprs
 from bptt_jax._lower.nested import lower, read_by_index, with_unit_axes
 from bptt_jax._lower.swept import Swept
 from bptt_jax._plan import Steps
-from bptt_jax._step import Arrays, FlatStep, Mask, ScanCall, element, replace, select
-from bptt_jax._step_profile import StepProfile, StepTimes
+from bptt_jax._step import Arrays, FlatStep, Mask, element, replace, select
+from bptt_jax._step_profile import StepProfile, SweepProfile
 
-_COUNTERS_BYTES = 256  # of loops and of the tables that they are called with
-# Of each further loop, fitted to tiny steps (CPU); half as much again in a nest of checkpoints.
-_LOOP_BYTES, _BY_ARRAY, _BY_PARAM = 512, 96, 48
-# Of an LSTM on CPU, relative to a step that is advanced in the sweep; a block's products count as some steps.
-_SWEEP_TIMES = StepTimes(forward=1.0, recording=1.2, backward=1.6, block=2.0)
-_JOINED_TIMES = dataclasses.replace(_SWEEP_TIMES, backward=1.3)
-_IN_TURN_TIMES = dataclasses.replace(_SWEEP_TIMES, backward=2.1)
+Profile = TypeVar("Profile", StepProfile, SweepProfile)
+
 _SHORT, _LONG = 2, 4  # at least 2: a loop of one step is not a loop
 
 
@@ -46,25 +41,19 @@ def measure(gradient: Gradient, form: Swept | None) -> StepProfile:
     operands, carry, xs = call.step.split(gradient.types)
     x = tuple(element(leaf, along.axis) for leaf, along in zip(xs, call.x_along, strict=True))
     plain = _measure_plain(call.step, gradient.wrt, call.options.machine, (*operands, *carry, *x))
-    if form is None:
-        profile = _with_moved(plain, gradient)
-    else:
-        profile = _of_sweep(call.step, plain, form)
-        copied_bytes, moved_bytes = profile.copied_bytes + _copied_bytes(gradient), _moved_bytes(call)
-        profile = dataclasses.replace(profile, copied_bytes=copied_bytes, moved_bytes=moved_bytes)
+    profile = _with_moved(plain, gradient) if form is None else dataclasses.replace(plain, sweep=_swept(gradient, form))
     return profile if gradient.examples == 1 else _of_examples(profile, gradient.examples)
 
 
-def _moved_bytes(call: ScanCall) -> int:
-    """Of each step of a block at a fixed place, what XLA brings into the order of the loop beside reading it.
+def made_bytes(gradient: Gradient) -> int:
+    """Bytes of all that the equations of one step make, at any depth, for all examples."""
 
-    Of x or of the cotangents of y, whichever are more: not both are there at a time (CPU).
-    """
-    moved = [
-        call.options.machine.nbytes(leaf for leaf, along in zip(leaves, alongs, strict=True) if not along.is_leading)
-        for leaves, alongs in ((call.step.x, call.x_along), (call.step.y, call.y_along))
-    ]
-    return max(moved)
+    def made(jaxpr: Any) -> int:
+        inner = [int(eqn.params.get("length", 1)) * made(one) for eqn in jaxpr.eqns for one in inner_jaxprs(eqn)]
+        return sum(inner) + sum(machine.bytes_of(eqn.outvars) for eqn in jaxpr.eqns)
+
+    machine = gradient.call.options.machine
+    return gradient.examples * made(gradient.call.step.inlined.jaxpr)
 
 
 def _copied_bytes(gradient: Gradient) -> int:
@@ -99,39 +88,30 @@ def _with_moved(profile: StepProfile, gradient: Gradient) -> StepProfile:
     )
 
 
-def _of_examples(profile: StepProfile, examples: int) -> StepProfile:
+def _of_examples(profile: Profile, examples: int) -> Profile:
     """The profile of so many examples, each with gradients of its own."""
-    sizes = {
-        field.name: examples * getattr(profile, field.name)
-        for field in dataclasses.fields(profile)
-        if field.name.endswith("_bytes") and field.name != "loop_bytes"
-    }
-    plain = None if profile.plain is None else _of_examples(profile.plain, examples)
-    return dataclasses.replace(profile, plain=plain, **sizes)
+    names = [field.name for field in dataclasses.fields(profile) if field.name.endswith("_bytes")]
+    larger: dict[str, Any] = {name: examples * getattr(profile, name) for name in names}
+    if isinstance(profile, StepProfile) and profile.sweep is not None:
+        larger["sweep"] = _of_examples(profile.sweep, examples)
+    return dataclasses.replace(profile, **larger)
 
 
-def _of_sweep(step: FlatStep, plain: StepProfile, form: Swept) -> StepProfile:
-    sizes, style, machine = form.sizes, form.style, form.parts.machine
-    return StepProfile(
-        carry_bytes=plain.carry_bytes,
+def _swept(gradient: Gradient, form: Swept) -> SweepProfile:
+    call, sizes, style, machine = gradient.call, form.sizes, form.style, form.parts.machine
+    carry = call.step.split(call.step.jaxpr.in_avals)[1]
+    carry_bytes = machine.nbytes(carry) + machine.narrowing_bytes(carry)
+    return SweepProfile(
+        carry_bytes=carry_bytes,
         residual_bytes=sizes.saved_bytes,
-        x_bytes=machine.nbytes(step.x),
-        y_bytes=machine.nbytes(step.y),
-        param_bytes=plain.param_bytes,
-        fixed_bytes=sizes.fixed_bytes + 10 * plain.carry_bytes + _COUNTERS_BYTES,
-        copied_bytes=_widened_bytes(step, machine),
         block_bytes=sizes.working_bytes,
-        stacked_bytes=sizes.stacked_bytes,
-        advance_bytes=sizes.advance_bytes,
-        left_bytes=sizes.left_bytes,
-        reread_bytes=sizes.reread_bytes,
-        reread_ct_bytes=sizes.reread_ct_bytes,
+        operand_bytes=sizes.operand_bytes,
         product_bytes=sizes.product_bytes,
         block_steps=sizes.most_steps,
-        ahead_bytes=0 if any(form.parts.active.x) else 3 * machine.nbytes(step.x) // 2,
-        loop_bytes=2 * plain.loop_bytes // 3,
-        plain=plain,
-        times=_JOINED_TIMES if style.joined else _IN_TURN_TIMES if style.in_turn else _SWEEP_TIMES,
+        copied_bytes=_widened_bytes(call.step, machine) + _copied_bytes(gradient),
+        # The backward of one step works on cotangents of both its carries.
+        fixed_bytes=sizes.fixed_bytes + 2 * carry_bytes + COUNTER_BYTES,
+        times=MERGED_TIMES if style.joined else IN_TURN_TIMES if style.in_turn else SWEEP_TIMES,
     )
 
 
@@ -146,12 +126,11 @@ def _measure_plain(step: FlatStep, wrt: Mask, machine: Machine, types: tuple[Any
 
     short, long = kept(_SHORT), kept(_LONG)
     params = select(operands, step.split(wrt)[0])
-    stepwise = len(step.jaxpr.jaxpr.outvars) + len(x)
     by_length = [leaf for leaf, other in zip(short, long, strict=True) if leaf.shape != other.shape]
     once = [leaf for leaf, other in zip(short, long, strict=True) if leaf.shape == other.shape]
     residual_bytes = (machine.nbytes(by_length) + machine.narrowing_bytes(by_length)) // _SHORT
     # The backward of one step works on cotangents of its residuals and of both its carries, whatever is kept.
-    working_bytes = residual_bytes + 2 * machine.nbytes(carry) + _COUNTERS_BYTES
+    working_bytes = residual_bytes + 2 * machine.nbytes(carry) + COUNTER_BYTES
     fixed_bytes = machine.nbytes(once) + machine.narrowing_bytes(once) + working_bytes
     return StepProfile(
         carry_bytes=machine.nbytes(carry) + machine.narrowing_bytes(carry),
@@ -160,61 +139,14 @@ def _measure_plain(step: FlatStep, wrt: Mask, machine: Machine, types: tuple[Any
         y_bytes=_narrow_bytes(machine, step.y),
         param_bytes=machine.nbytes(params),
         fixed_bytes=fixed_bytes,
-        copied_bytes=_widened_bytes(step, machine) + machine.nbytes(_shared(step)),
-        nest_copied_bytes=machine.nbytes(with_unit_axes(step)),
-        loop_bytes=3 * (_LOOP_BYTES + _BY_ARRAY * stepwise + _BY_PARAM * len(params)) // 2,
+        copied_bytes=_widened_bytes(step, machine),
+        unit_axis_bytes=machine.nbytes(with_unit_axes(step)),
     )
 
 
 def _widened_bytes(step: FlatStep, machine: Machine) -> int:
     """Of the leaves of x and y of which XLA keeps the whole in another type."""
     return machine.nbytes(leaf for leaf in (*step.x, *step.y) if machine.widens(leaf))
-
-
-def _shared(step: FlatStep) -> Arrays:
-    """The types that both x and y have, of which XLA makes zeros for two loops in an array of its own.
-
-    Results are written into them. Where the backward loop waits for carries of the forward one, one of the two is
-    written into that array itself (CPU, JAX 0.10).
-    """
-    in_x = {(leaf.shape, leaf.dtype) for leaf in step.x if is_float(leaf)}
-    found = {(leaf.shape, leaf.dtype): leaf for leaf in step.y if (leaf.shape, leaf.dtype) in in_x}
-    return list(found.values()) if found and not _backward_reads_carry(step) else []
-
-
-def _backward_reads_carry(step: FlatStep) -> bool:
-    def residuals(*leaves: Any) -> Arrays:
-        _, vjp = jax.vjp(step, *step.split(leaves))
-        return jax.tree.leaves(vjp)
-
-    flat = inline(jax.make_jaxpr(residuals)(*step.jaxpr.in_avals)).jaxpr
-    read = read_by(needed(flat.eqns, flat.outvars), flat.outvars)
-    return any(v in read for v in step.split(flat.invars)[1])
-
-
-def told_apart_by(step: FlatStep) -> Any:
-    """Equal for steps that are compiled to equal programs.
-
-    Rules of the user's own are printed by their names, and closures have the same one; so the equations of their
-    gradient are added.
-    """
-    text = str(step.jaxpr)
-    if not has_own_gradient(step.jaxpr.jaxpr):
-        return text
-
-    def gradient(*leaves: Any) -> Any:
-        mask = [is_float(leaf) for leaf in leaves]
-
-        def run(given: Arrays) -> Arrays:
-            return [out for out in core.jaxpr_as_fun(step.jaxpr)(*replace(leaves, mask, given)) if is_float(out)]
-
-        outs, vjp = jax.vjp(run, select(leaves, mask))
-        return vjp(outs)
-
-    try:
-        return text, str(jax.make_jaxpr(gradient)(*step.jaxpr.in_avals))
-    except (TypeError, ValueError, NotImplementedError):  # there is no reverse-mode derivative
-        return step
 
 
 def _narrow_bytes(machine: Machine, leaves: Arrays) -> int:

@@ -15,8 +15,9 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
+from bptt_jax._figures import FURTHER_BODY, SECOND_BODY
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, _require_plan, fold, in_blocks, length
-from bptt_jax._step_profile import Lowering, StepProfile, StepTimes
+from bptt_jax._step_profile import Lowering, StepProfile, StepTimes, SweepProfile
 
 
 def predicted_time(plan: Plan, times: StepTimes, lowering: Lowering = "nested") -> float:
@@ -37,15 +38,13 @@ def predicted_time(plan: Plan, times: StepTimes, lowering: Lowering = "nested") 
     return steps * (times.recording + times.backward) + advances + counts.blocks * times.block
 
 
-# What the second block of a plan for the sweep has to gain, and each further one, as a share of the gradient's time: it
-# is one more body to compile, with its backward, and with two of them compiling takes up to three times lax.scan's.
-SECOND_BODY, FURTHER_BODY = 0.002, 0.02
-
-
 def time_of(plan: Plan, profile: StepProfile) -> float:
-    """What planners compare plans for a profile by: the predicted time of what runs, which for the sweep are blocks."""
-    if profile.lowering == "nested":
-        return predicted_time(plan, profile.times)
+    """What planners compare plans for a profile by: the predicted time of what runs."""
+    return predicted_time(plan, profile.times) if profile.sweep is None else sweep_time(plan, profile.sweep)
+
+
+def sweep_time(plan: Plan, profile: SweepProfile) -> float:
+    """The predicted time of the blocks that the sweep runs, with a charge for each further one to compile."""
     blocks = in_blocks(plan, profile.block_steps)
     further = _bodies(blocks) - 2
     charge = 0.0 if further < 0 else SECOND_BODY + FURTHER_BODY * further

@@ -96,8 +96,8 @@ def test_large_weights_are_used_by_block_and_small_ones_by_step():
 def test_less_is_saved_than_by_jax():
     """Seven arrays of an LSTM's step (i, f, g, o, c, tanh of the new c, h) in place of twelve."""
     report = block_of(16, 256)
-    assert report.profile.residual_bytes == 7 * 16 * 256 * 4
-    assert report.profile.plain.residual_bytes == 12 * 16 * 256 * 4
+    assert report.profile.sweep.residual_bytes == 7 * 16 * 256 * 4
+    assert report.profile.residual_bytes == 12 * 16 * 256 * 4
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,6 @@ def test_nothing_is_planned_for_gradients_that_there_are_not():
 
         report = bptt_jax.explain(step, init, xs, budget="50%")
         assert report.block.deferred == report.block.in_loop == (), name
-        assert report.profile.product_bytes == 0, name
+        assert report.profile.sweep.product_bytes == 0, name
         assert report.measured_bytes >= 0.85 * report.budget_bytes, name
-        estimated = bptt_jax.explain(step, init, xs, budget="50%", calibrate=False).profile
-        assert estimated.fixed_bytes - 10 * estimated.carry_bytes < 2 * w.nbytes, name  # the matrix, but no sum of it
+        assert report.profile.sweep.fixed_bytes - 2 * report.profile.carry_bytes < 2 * w.nbytes, name  # no sum of it

@@ -56,20 +56,17 @@ STEPS = {
 @pytest.mark.parametrize("lowering", [None, "nested"])
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("plan", EXACT + OVER_ESTIMATED, ids=notation)
-def test_prediction_bounds_what_xla_reports(name, plan, lowering):
+def test_a_prediction_is_near_what_xla_reports(name, plan, lowering):
     step, init, x = STEPS[name]()
     length = bptt_jax.plans.length(plan)
     xs = jax.ShapeDtypeStruct((length, *x.shape), x.dtype)
     report = bptt_jax.explain(step, init, xs, plan=plan, lowering=lowering)
-    assert report.measured_bytes <= report.predicted_bytes
-    # Without the margin that is stated beside the prediction.
-    expected = bptt_jax.cost(plan, dataclasses.replace(report.profile, margin=0.0)).peak_bytes
-    ratio = report.measured_bytes / expected
+    ratio = report.measured_bytes / report.predicted_bytes
     print(f"{name} {notation(plan)} {lowering}: measured over expected {ratio:.3f}")
-    # The sweep's blocks are charged for buffers that XLA may or may not share; the nest's loops are not.
+    # XLA may or may not share the buffers of the sweep's blocks, or those of a chain; the nest's loops have none.
     least = {"nested": (0.96, 0.5), "sweep": (0.70, 0.65)}[report.profile.lowering]
     assert report.profile.lowering == (lowering or "sweep")
-    assert ratio >= least[plan not in EXACT]
+    assert least[plan not in EXACT] <= ratio <= (1.01 if report.profile.lowering == "nested" else 1.25)
 
 
 @pytest.mark.parametrize("lowering", [None, "nested"])

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from bptt_jax import Chain, Remat, Repeat, StepProfile, Steps, cost, make_plan
 from bptt_jax._budget import budget_to_bytes
-from bptt_jax._cost import is_normal_chain
-from bptt_jax._plan import fold
+from bptt_jax._plan import fold, is_normal_chain
 from bptt_jax.errors import BudgetError
 from bptt_jax.plans import Advance, Record, length, notation, render, simulate
 
@@ -64,7 +63,7 @@ def test_what_is_no_profile_is_refused():
 def test_cost_by_hand():
     profile = StepProfile(carry_bytes=10, residual_bytes=100, x_bytes=1, y_bytes=2, param_bytes=1000, fixed_bytes=5)
     assert cost(Steps(7), profile).peak_bytes == 7 * 100 + 1000 + 5 == profile.store_all_bytes(7)
-    copying = dataclasses.replace(profile, copied_bytes=10, nest_copied_bytes=1)
+    copying = dataclasses.replace(profile, copied_bytes=10, unit_axis_bytes=1)
     assert cost(Steps(7), copying).peak_bytes == 7 * 110 + 1000 + 5 == copying.store_all_bytes(7)
     loop = cost(Repeat(4, Remat(Steps(5))), profile)
     slices = 5 * (2 * 1 + 2) + 1000

@@ -12,6 +12,7 @@ import pytest
 
 import bptt_jax
 from bptt_jax import Chain, Remat, Repeat, Steps
+from bptt_jax._step_profile import SweepProfile
 from bptt_jax.plans import Advance, Backward, Record, length, notation, simulate
 
 PLANS = [
@@ -61,7 +62,7 @@ def test_simulation_is_consistent(plan, lowering):
     """Evaluations as `cost` counts them; every step recorded once and taken back once, from the last to the first."""
     events = list(simulate(plan, lowering))
     plain = bptt_jax.StepProfile(carry_bytes=1, residual_bytes=1)
-    profile = plain if lowering == "nested" else dataclasses.replace(plain, plain=plain)
+    profile = plain if lowering == "nested" else dataclasses.replace(plain, sweep=SweepProfile(1, 1))
     assert profile.lowering == lowering
     assert len(evaluations(plan, lowering)) == bptt_jax.cost(plan, profile).forward_steps
     recorded = Counter(i for e in events if isinstance(e, Record) for i in range(e.start, e.stop))
@@ -119,16 +120,16 @@ def test_calls_outside_jit_compile_once(lowering):
         return jnp.sin(carry) * x, carry
 
     def loss(init, xs):
-        return bptt_jax.scan(step, init, xs, budget="80%", lowering=lowering)[0]
+        return jnp.sum(bptt_jax.scan(step, init, xs, budget="80%", lowering=lowering)[0])
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        first, second = jnp.ones(100), jnp.zeros(100)
+        first, second = jnp.ones((100, 64)), jnp.zeros((100, 64))
         for call in (loss, jax.grad(loss)):
-            call(1.0, first)
+            call(jnp.ones(64), first)
             before = len(compiled)
             assert before > 0
-            call(2.0, second)
+            call(jnp.zeros(64), second)
             assert len(compiled) == before
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)

@@ -16,31 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bptt_jax._figures import ACCELERATOR, CPU, LONGEST_BLOCK, SHORTEST_BLOCK, DeviceFigures
 from bptt_jax._lower.jaxprs import explicit_sharding, is_float
-
-
-@dataclasses.dataclass(frozen=True)
-class Figures:
-    """Rough figures of a kind of device.
-
-    Attributes:
-      launch_bytes: the bytes that could be moved while a kernel is launched.
-      stacking: cost of a byte that is written at one step and read for the block, relative to one of a weight.
-      hoisting: the same for a byte that is written for the block and read at one step.
-      merged_flops: operations of a product below which several are better run as one.
-      cache_bytes: the size that the arrays of a block should fit in.
-    """
-
-    launch_bytes: int
-    stacking: float
-    hoisting: float
-    merged_flops: int
-    cache_bytes: int
-
-
-_CPU = Figures(launch_bytes=1 << 14, stacking=5.0, hoisting=40.0, merged_flops=1 << 19, cache_bytes=6 << 20)
-_ACCELERATOR = Figures(launch_bytes=1 << 22, stacking=1.0, hoisting=1.0, merged_flops=1 << 28, cache_bytes=32 << 20)
-_SHORTEST, _LONGEST = 8, 48  # blocks; longer ones gained nothing at any size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +37,8 @@ class Machine:
         return self.platform == "cpu"
 
     @property
-    def _figures(self) -> Figures:
-        return _CPU if self.is_cpu else _ACCELERATOR
+    def _figures(self) -> DeviceFigures:
+        return CPU if self.is_cpu else ACCELERATOR
 
     def widens(self, leaf: Any) -> bool:
         """Whether XLA keeps an array in a program's loops as float32: of bfloat16 or float8, on CPU."""
@@ -74,6 +51,8 @@ class Machine:
             leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, leaf.dtype))
             return int(leaf.size * leaf.dtype.itemsize)
         shape = shape if sharding is None else sharding.shard_shape(shape)
+        if self.platform == "tpu":
+            shape = _in_tiles(shape)
         return int(math.prod(shape) * (4 if self.widens(leaf) else leaf.dtype.itemsize))
 
     def nbytes(self, leaves: Iterable[Any]) -> int:
@@ -113,7 +92,19 @@ class Machine:
 
     def block_steps(self, step_bytes: int) -> int:
         """The length of a block of steps of which each takes so many bytes."""
-        return max(_SHORTEST, min(_LONGEST, self._figures.cache_bytes // max(step_bytes, 1)))
+        return max(SHORTEST_BLOCK, min(LONGEST_BLOCK, self._figures.cache_bytes // max(step_bytes, 1)))
+
+
+def _in_tiles(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that an array has in a TPU's memory: its last axis in lanes of 128, the one before in rows of 8.
+
+    >>> _in_tiles((2, 12, 4)), _in_tiles((64,)), _in_tiles(())
+    ((2, 16, 128), (8, 128), ())
+    """
+    if not shape:
+        return ()
+    rows, lanes = (1, *shape)[-2:]
+    return (*shape[:-2], 8 * -(-rows // 8), 128 * -(-lanes // 128))
 
 
 def machine_for(target: Any = None) -> Machine:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bptt_jax._lower.jaxprs import variables
-from bptt_jax._lower.step_vjp import StepVjp, read_in_loop
+from bptt_jax._lower.step_vjp import StepVjp
 from bptt_jax._lower.style import Style
 from bptt_jax._lower.taps import is_large
 from bptt_jax._step import select
@@ -21,11 +21,7 @@ class BlockSizes:
     Attributes:
       saved_bytes: what a step's backward needs, for each step.
       working_bytes: what is held for each step of the block that is worked on, beside that.
-      stacked_bytes: of these, the cotangents that leave the loop.
-      advance_bytes: what is held for each step of a block that is only advanced.
-      left_bytes: of saved_bytes, the operands of the products at the end of a block.
-      reread_bytes: of left_bytes, what the loop over a block's steps reads as well.
-      reread_ct_bytes: the cotangents of ys that both read, the products as they are.
+      operand_bytes: of saved_bytes, the operands of the products at the end of a block.
       product_bytes: the results of these products.
       fixed_bytes: what is held however long the blocks are.
       most_steps: the length of the longest block.
@@ -33,11 +29,7 @@ class BlockSizes:
 
     saved_bytes: int
     working_bytes: int
-    stacked_bytes: int
-    advance_bytes: int
-    left_bytes: int
-    reread_bytes: int
-    reread_ct_bytes: int
+    operand_bytes: int
     product_bytes: int
     fixed_bytes: int
     most_steps: int
@@ -49,29 +41,23 @@ def block_sizes(vjp: StepVjp, style: Style) -> BlockSizes:
     bytes_of = machine.bytes_of
     x, y = parts.x, parts.jaxpr.outvars[parts.n_carry :]
     forward = bytes_of(parts.features) + bytes_of(x) + bytes_of(y)
-    stacked = bytes_of(vjp.pull.stacked)
     of_cotangents = bytes_of(select(x, parts.active.x)) + bytes_of(select(y, parts.active.y))
-    backward = stacked + bytes_of(x) + of_cotangents
+    backward = bytes_of(vjp.pull.stacked) + bytes_of(x) + of_cotangents
     derived = parts.constants[parts.n_operands :]
     sums = 0 if parts.moves_only else bytes_of(parts.differentiable.intersection(derived))
-    lefts = {v for v in vjp.lefts if v in vjp.saved}
-    left = bytes_of(lefts)
+    operands = bytes_of({v for v in vjp.lefts if v in vjp.saved})
     tapped = variables(parts.constants[tap.const] for tap in vjp.taps)
     products = bytes_of(variables([*tapped, *parts.feature_constants]))
     in_turn = alternating(vjp) if style.in_turn else {}
     if in_turn:
         products -= bytes_of(in_turn) - max(bytes_of([weight]) for weight in in_turn)
-        left += max(in_turn.values()) // 2  # a copy of the half that is worked on
+        operands += max(in_turn.values()) // 2  # a copy of the half that is worked on
     saved_bytes, working_bytes = bytes_of(vjp.saved), max(forward, backward)
     saved_bytes += machine.narrowing_bytes(atom.aval for atom in vjp.saved)
     return BlockSizes(
         saved_bytes=saved_bytes,
         working_bytes=working_bytes,
-        stacked_bytes=stacked,
-        advance_bytes=forward,
-        left_bytes=left,
-        reread_bytes=bytes_of(lefts & read_in_loop(vjp)),
-        reread_ct_bytes=bytes_of({*vjp.pull.ct_y} & {ct for ct in vjp.pull.ct_taps if ct is not None}),
+        operand_bytes=operands,
         product_bytes=products,
         fixed_bytes=bytes_of(derived) + sums,
         most_steps=machine.block_steps(saved_bytes + working_bytes),

@@ -25,7 +25,6 @@ from bptt_jax._lower.jaxprs import (
     has_effects,
     inline,
     needed,
-    read_by,
     variables,
     zeros_like,
 )
@@ -234,10 +233,3 @@ def rebuilding(vjp: StepVjp) -> Sequence[Any]:
     """The equations that make the residuals of what is saved, constants and x."""
     pure = [eqn for eqn in vjp.eqns if not has_effects(eqn)]
     return needed(pure, vjp.residuals, {*vjp.saved, *vjp.invars[0], *vjp.invars[2], *vjp.base})
-
-
-def read_in_loop(vjp: StepVjp) -> set[Any]:
-    """The variables that the loop over a block's steps reads to take them backwards."""
-    found = read_by(vjp.pull.eqns)
-    residuals = [v for v, inside in zip(vjp.residuals, vjp.pull.residuals, strict=True) if inside in found]
-    return {*variables(residuals), *read_by(rebuilding(vjp))}

@@ -6,8 +6,7 @@ child, of a length at which the table's plans are on the convex hull, and the lo
 by the table's lower bounds for its parts, in one NumPy expression, and the best few are tried in turn. Any n is
 covered exactly, since the rest takes what does not divide.
 
-The number of bytes that the search charges is that of `bptt_jax.cost` without loop_bytes, each term rounded up to
-whole units.
+The number of bytes that the search charges is that of `bptt_jax.cost`, each term rounded up to whole units.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from bptt_jax._cost import chain_bytes, slice_bytes
+from bptt_jax._nested_cost import chain_bytes, slice_bytes
 from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps
 from bptt_jax.planners._reach import MOST_LEAVES, Lattice, Reach
 from bptt_jax.planners._tables import Floats, Ints

@@ -22,15 +22,16 @@ import itertools
 from collections.abc import Iterator
 
 from bptt_jax._budget import budget_to_bytes
-from bptt_jax._cost import _require_profile, cost, slice_bytes
+from bptt_jax._cost import _require_profile, cost
+from bptt_jax._nested_cost import slice_bytes
 from bptt_jax._plan import Plan, Remat, Repeat, Steps, _as_count
+from bptt_jax._plan import length as length_of
 from bptt_jax._step_profile import StepProfile
 from bptt_jax._time import predicted_time
-from bptt_jax.errors import BudgetError
-from bptt_jax.planners import exact, sweep
+from bptt_jax.errors import FIXED_PART, BudgetError
+from bptt_jax.planners import _smallest, exact, sweep
 from bptt_jax.planners._reach import MOST_LEAVES, Lattice, reach_table
 from bptt_jax.planners._search import Search
-from bptt_jax.planners._smallest import shares, smallest_plan
 
 _UNITS = 128  # a budget is between half and all of this many units; every other one is on the lattice of budgets
 _FINEST = 2  # units of half a carry, where a carry is not larger than a step's residuals
@@ -67,22 +68,42 @@ def make_plan(profile: StepProfile, length: int, budget: int | str | None = None
     _require_profile(profile)
     length = _as_count(length, 0, "length")
     budget_bytes = budget_to_bytes(budget, profile.store_all_bytes(length))
-    everything = Steps(length)
-    if budget_bytes is None or cost(everything, profile).peak_bytes <= budget_bytes:
-        return everything
-    found = sweep.fastest if profile.lowering == "sweep" else _fastest
-    # Planners search without the margin and what is there in any case, in what these leave of the budget.
-    bare = dataclasses.replace(profile, margin=0.0, copied_bytes=0, nest_copied_bytes=0)
-    copies = length * (profile.copied_bytes + profile.nest_copied_bytes)
-    plan = found(bare, length, profile.within_margin(budget_bytes) - copies)
-    if profile.nest_copied_bytes and length > 1:
-        plan = _or_single_steps(plan, profile, length, budget_bytes)
+    plan = Steps(length) if budget_bytes is None else fastest_plan(profile, length, budget_bytes)
     if plan is None:
-        smallest = profile.with_margin(smallest_bytes(bare, length) + copies)
-        if profile.nest_copied_bytes and length > 1 and _single_steps(length, profile).peak_bytes < smallest:
-            smallest, copies = _single_steps(length, profile).peak_bytes, length * profile.copied_bytes
-        raise BudgetError(length, budget, budget_bytes, smallest, shares(profile, copies, smallest))
+        assert budget_bytes is not None
+        least = smallest_plan(profile, length)
+        smallest = cost(least, profile).peak_bytes
+        raise BudgetError(length, budget, budget_bytes, smallest, shares(profile, least, smallest))
     return plan
+
+
+def fastest_plan(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None:
+    """`make_plan` for a budget in bytes; None if nothing fits."""
+    everything, bare = Steps(length), _bare(profile)
+    if cost(everything, profile).peak_bytes <= budget_bytes:
+        return everything
+    # Planners search in what is left of the budget by all that is there in any case.
+    if profile.sweep is not None and bare.sweep is not None:
+        return sweep.fastest(bare.sweep, length, budget_bytes - length * profile.sweep.copied_bytes)
+    plan = _fastest(bare, length, budget_bytes - length * (profile.copied_bytes + profile.unit_axis_bytes))
+    return _or_single_steps(plan, profile, length, budget_bytes) if profile.unit_axis_bytes and length > 1 else plan
+
+
+def smallest_plan(profile: StepProfile, length: int) -> Plan:
+    """The plan that takes the fewest bytes, of those that are found."""
+    bare = _bare(profile)
+    if bare.sweep is not None:
+        return sweep.smallest_plan(bare.sweep, length)
+    plan = _smallest_nest(bare, length)
+    if profile.unit_axis_bytes and length > 1:
+        plan = min(plan, _single_steps(length, profile).plan, key=lambda plan: cost(plan, profile).peak_bytes)
+    return plan
+
+
+def _bare(profile: StepProfile) -> StepProfile:
+    """The profile without what is there for each step whatever the plan."""
+    sweep = None if profile.sweep is None else dataclasses.replace(profile.sweep, copied_bytes=0)
+    return dataclasses.replace(profile, copied_bytes=0, unit_axis_bytes=0, sweep=sweep)
 
 
 def _single_steps(length: int, profile: StepProfile) -> _Timed:
@@ -97,15 +118,22 @@ def _or_single_steps(plan: Plan | None, profile: StepProfile, length: int, budge
     return single.plan
 
 
-def smallest_bytes(profile: StepProfile, length: int) -> int:
-    """The smallest budget, in bytes, for which `make_plan` finds a plan of `length` steps, without `nest_copied_bytes`.
+def shares(profile: StepProfile, plan: Plan, smallest: int) -> dict[str, int]:
+    """What the smallest budget consists of: what is predicted for its plan, in proportion; adds up to it."""
+    run, sweep = profile.sweep or profile, profile.sweep
+    products, working = (profile.param_bytes, 0) if sweep is None else (sweep.product_bytes, sweep.block_bytes)
+    made_of = {
+        FIXED_PART: run.fixed_bytes + products,
+        "what one step keeps for its backward": run.residual_bytes + working,
+        "copies that XLA makes of all xs or ys": length_of(plan) * run.copied_bytes,
+    }
+    predicted = max(cost(plan, profile).peak_bytes, sum(made_of.values()), 1)
+    made_of = {name: size * smallest // predicted for name, size in made_of.items()}
+    return made_of | {f"carries ({run.carry_bytes:,} bytes each) and copies": smallest - sum(made_of.values())}
 
-    >>> smallest_bytes(StepProfile(carry_bytes=1, residual_bytes=4), 1000)
-    21
-    """
-    if profile.lowering == "sweep":
-        return cost(sweep.smallest_plan(profile, length), profile).peak_bytes
-    return cost(smallest_plan(profile, length, MOST_LEAVES), profile).peak_bytes
+
+def _smallest_nest(profile: StepProfile, length: int) -> Plan:
+    return _smallest.smallest_plan(profile, length, MOST_LEAVES)
 
 
 def _is_tight(profile: StepProfile, length: int, budget_bytes: int) -> bool:
@@ -113,15 +141,15 @@ def _is_tight(profile: StepProfile, length: int, budget_bytes: int) -> bool:
     levels = length.bit_length()
     by_level = profile.carry_bytes + profile.param_bytes
     # The smallest budget is at most that of nests of two, of which each level holds two carries.
-    loops_bytes = levels * profile.loop_bytes
-    little = profile.residual_bytes + 2 * (levels + 1) * by_level + loops_bytes + profile.fixed_bytes
+    little = profile.residual_bytes + 2 * (levels + 1) * by_level + profile.fixed_bytes
     return slice_bytes(profile) > 0 or budget_bytes < little
 
 
 @functools.lru_cache(maxsize=1024)
 def _fastest(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None:
     """The fastest plan that fits of those for all lattice budgets up to a little more, None if there is none."""
-    least_bytes = smallest_bytes(profile, length) if _is_tight(profile, length, budget_bytes) else 0
+    is_tight = _is_tight(profile, length, budget_bytes)
+    least_bytes = cost(_smallest_nest(profile, length), profile).peak_bytes if is_tight else 0
     if budget_bytes < least_bytes:
         return None
     # So near to the smallest budget a search of a million steps would take seconds; the smallest plan has to do.
@@ -145,8 +173,7 @@ def _fastest(profile: StepProfile, length: int, budget_bytes: int) -> Plan | Non
             if found is not None and found.peak_bytes <= budget_bytes and (best is None or found.time < best.time):
                 best = found
     if best is None or least_bytes:
-        smallest = smallest_plan(profile, length, MOST_LEAVES)
-        last_resort = _timed(smallest, profile)
+        last_resort = _timed(_smallest_nest(profile, length), profile)
         if last_resort.peak_bytes <= budget_bytes:
             best = last_resort if best is None or last_resort.time < best.time else best
     return None if best is None else best.plan

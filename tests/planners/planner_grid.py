@@ -51,6 +51,10 @@ class Measured:
     least_ratio: float
 
 
+def smallest_bytes(profile: StepProfile, steps: int) -> int:
+    return cost(compiled.smallest_plan(profile, steps), profile).peak_bytes
+
+
 def profile_of(ratio: float) -> StepProfile:
     return StepProfile(carry_bytes=1000, residual_bytes=int(1000 * ratio))
 
@@ -63,7 +67,7 @@ def sample(steps: int, ratio: float) -> Iterator[Point]:
 
 def points(steps: int, ratio: float) -> Iterator[Point]:
     profile = profile_of(ratio)
-    smallest, everything = compiled.smallest_bytes(profile, steps), profile.store_all_bytes(steps)
+    smallest, everything = smallest_bytes(profile, steps), profile.store_all_bytes(steps)
     for i in range(_BUDGETS + 1):
         yield Point(steps, ratio, round(smallest * (everything / smallest) ** (i / _BUDGETS)))
     # Where the bounds on the ratio apply, and most is to be gained.

@@ -14,8 +14,7 @@ import pytest
 from executor import Items, execute
 
 from bptt_jax import Chain, Remat, Repeat, StepProfile, Steps, cost, make_plan
-from bptt_jax._cost import is_normal_chain
-from bptt_jax._plan import fold
+from bptt_jax._plan import fold, is_normal_chain
 from bptt_jax._step_profile import StepTimes
 from bptt_jax._time import predicted_time
 from bptt_jax.errors import BudgetError
@@ -85,7 +84,7 @@ def test_short_plans_are_the_best_of_all(steps, ratio):
     # But for 6 % of the time, since budgets are rounded down (measured 5.8 %). No budget that has a plan is missed.
     profile = grid.profile_of(ratio)
     plans = all_plans(steps, profile.carry_bytes, profile.residual_bytes)
-    assert compiled.smallest_bytes(profile, steps) == plans[0][0]
+    assert grid.smallest_bytes(profile, steps) == plans[0][0]
     for budget in {peak + more for peak, _ in plans for more in (0, 300)}:
         advances = min(advances for peak, advances in plans if peak <= budget)
         time = predicted_time(make_plan(profile, steps, budget), profile.times)
@@ -122,15 +121,14 @@ def profiles(draw):
     slices = st.sampled_from([0, 0, 0, 1, 100, 16_384])
     times = StepTimes(block=draw(st.sampled_from([0, 0, 0, 3])))
     params = draw(st.sampled_from([0, 0, 100, 10**6]))
-    loop_bytes = draw(st.sampled_from([0, 0, 900, 10_000]))
     sizes = draw(SIZES), draw(SIZES), draw(slices), draw(slices), params, draw(st.sampled_from([0, 7]))
-    return StepProfile(*sizes, times, loop_bytes=loop_bytes)
+    return StepProfile(*sizes, times)
 
 
 @hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(profiles(), st.integers(0, 1100), st.lists(st.floats(0, 1), min_size=2, max_size=4))
 def test_more_bytes_never_cost_more_time_and_every_plan_fits(profile, steps, shares):
-    smallest, everything = compiled.smallest_bytes(profile, steps), cost(Steps(steps), profile).peak_bytes
+    smallest, everything = grid.smallest_bytes(profile, steps), cost(Steps(steps), profile).peak_bytes
     assert smallest <= everything
     budgets = {smallest, everything, *(int(smallest * (everything / max(smallest, 1)) ** share) for share in shares)}
     slowest = math.inf
@@ -149,7 +147,7 @@ def test_more_bytes_never_cost_more_time_and_every_plan_fits(profile, steps, sha
 @hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(profiles(), st.integers(1, 1100))
 def test_below_the_smallest_budget_the_error_names_it(profile, steps):
-    smallest = compiled.smallest_bytes(profile, steps)
+    smallest = grid.smallest_bytes(profile, steps)
     if smallest < 2:
         return
     with pytest.raises(BudgetError) as raised:
@@ -165,7 +163,7 @@ def test_the_smallest_budget_is_logarithmic(bits, ratio):
     steps = int(2**bits)
     profile = grid.profile_of(ratio)
     most = profile.residual_bytes + (2 * math.log2(steps) + 2) * profile.carry_bytes
-    assert compiled.smallest_bytes(profile, steps) <= most
+    assert grid.smallest_bytes(profile, steps) <= most
 
 
 @pytest.mark.parametrize("steps", grid.LENGTHS)
@@ -180,7 +178,6 @@ def test_the_full_budget_keeps_everything(steps):
 @hypothesis.example(StepProfile(237, 100, param_bytes=100), 216, 31, (1, 2))  # a chain of three
 @hypothesis.example(StepProfile(67, 905, param_bytes=100), 304, 111, (1, 2))  # a child planned again for less memory
 def test_the_search_charges_at_least_what_cost_does(profile, steps, units, scale):
-    profile = compiled.dataclasses.replace(profile, loop_bytes=0)
     lattice = next(iter(compiled._octaves(profile, 10**9)), None)
     if lattice is None:
         return
@@ -202,7 +199,7 @@ def test_slices_make_factorisations_without_a_rest_win():
     assert isinstance(plan, Repeat)
     assert cost(plan, sliced).peak_bytes <= 0.07 * sliced.store_all_bytes(1000)
     # A prime has none, and the rest of a chain copies the slices of all steps.
-    assert compiled.smallest_bytes(sliced, 1009) > 3 * compiled.smallest_bytes(sliced, 1000)
+    assert grid.smallest_bytes(sliced, 1009) > 3 * grid.smallest_bytes(sliced, 1000)
 
 
 def test_blocks_that_cost_time_are_made_longer():
@@ -227,7 +224,7 @@ def test_plans_are_remembered_and_the_same_in_every_process():
 @pytest.mark.parametrize("share", ["30%", "50%", "70%"])
 def test_what_the_search_charges_too_much_is_used(share):
     """With slices and parameters it rounds up; no loop with a rest that fits is faster than what is found."""
-    profile = StepProfile(1024, 7200, x_bytes=1024, param_bytes=65_536, loop_bytes=1488)
+    profile = StepProfile(1024, 7200, x_bytes=1024, param_bytes=65_536)
     budget = int(share[:-1]) * profile.store_all_bytes(1000) // 100
     loops = [Repeat(k, Remat(Steps(n))) for n in range(1, 501) for k in range(2, 1000 // n + 1)]
     plans = [Chain((loop, Steps(1000 - length(loop)))) for loop in loops if length(loop) < 1000]

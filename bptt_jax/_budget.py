@@ -56,6 +56,15 @@ def budget_to_bytes(budget: object, store_all_bytes: int) -> int | None:
     return bytes_
 
 
+def is_percentage(budget: object) -> bool:
+    """Whether a budget is a share of the bytes that `jax.lax.scan` would need.
+
+    >>> is_percentage("5%"), is_percentage("5MiB")
+    (True, False)
+    """
+    return isinstance(budget, str) and "%" in budget
+
+
 def _parse(budget: str, store_all_bytes: int) -> int:
     match = _SHAPE.fullmatch(budget)
     if match is None:

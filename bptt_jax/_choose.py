@@ -1,31 +1,33 @@
-"""From a gradient that is asked for to the way to run it: measure, plan, and pick the lowering."""
+"""From a gradient that is asked for to the way to run it: measure, plan, check, and pick the lowering."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from bptt_jax._active import Active
-from bptt_jax._budget import Budget, budget_to_bytes
-from bptt_jax._calibrate import Calibration, calibrated, estimate, program_of
+from bptt_jax._budget import budget_to_bytes, is_percentage
+from bptt_jax._check import CannotCompileError, check
 from bptt_jax._cost import cost
+from bptt_jax._figures import ACCELERATOR_SPARE, CERTAINLY_FITS, COUNTER_BYTES, ESTIMATE_MARGIN, LINE_BYTES
 from bptt_jax._gradient import Gradient
-from bptt_jax._lower.jaxprs import uses_16_bits
+from bptt_jax._lower.program import Program, program_of
 from bptt_jax._lower.swept import Swept, fastest_form, sweep_forms
-from bptt_jax._measure import measure
+from bptt_jax._measure import made_bytes, measure
 from bptt_jax._plan import Plan, Steps
 from bptt_jax._plan import length as length_of
-from bptt_jax._step import ScanCall, replace, select
+from bptt_jax._step import select
 from bptt_jax._step_profile import StepProfile
-from bptt_jax._temporaries import Program
 from bptt_jax._time import time_of
-from bptt_jax.errors import BudgetError
-from bptt_jax.planners import make_plan
+from bptt_jax._verify import Candidate, Check, Verdict, verify
+from bptt_jax.errors import BudgetError, BudgetWarning, UnverifiedWarning, warn
+from bptt_jax.planners.compiled import fastest_plan, shares, smallest_plan
+
+_SHORT = 4  # a scan is, if everything kept is predicted to take at most so many times the smallest plan
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,24 +38,22 @@ class Choice:
       gradient: which.
       plan: the plan.
       form: the step as the sweep runs it; None for the nest.
-      measured: gives sizes of one step, run so, and what it took to measure them.
-      plan_seconds: what planning took, without calibrating.
+      checks: the programs that were compiled to find it.
+      unchecked: why there are none, under a budget; empty if there are.
+      plan_seconds: what planning took, without the checks.
     """
 
     gradient: Gradient
     plan: Plan
     form: Swept | None
-    measured: Callable[[], Calibration]
+    checks: tuple[Check, ...] = ()
+    unchecked: str = ""
     plan_seconds: float = 0.0
 
     @functools.cached_property
-    def calibration(self) -> Calibration:
-        """What `measured` gives; with a plan or without a budget `scan` never asks for it."""
-        return self.measured()
-
-    @property
     def profile(self) -> StepProfile:
-        return self.calibration.profile
+        """Sizes of one step, from its shapes; with a plan or without a budget `scan` never asks for it."""
+        return measure(self.gradient, self.form)
 
     @property
     def predicted_bytes(self) -> int:
@@ -91,13 +91,16 @@ def _choose(gradient: Gradient, _mesh: Any, _devices: int) -> Choice:
     plan, budget = call.options.plan, call.options.budget
     if plan is not None and length_of(plan) != call.length:
         raise ValueError(f"the plan has {length_of(plan)} steps, but the scan has {call.length}.")
-    form = fastest(gradient)
-    unplanned = Choice(gradient, plan or Steps(call.length), form, lambda: estimate(gradient, form))
+    unplanned = Choice(gradient, plan or Steps(call.length), fastest(gradient))
     if plan is not None or budget is None or call.length == 0:
         return unplanned
-    if not _converted(gradient) and _fits(unplanned, budget):
-        return unplanned
-    return _planned(gradient, budget)
+    asked = budget_to_bytes(budget, unplanned.profile.store_all_bytes(call.length))
+    assert asked is not None
+    left = _left(gradient, asked)
+    # What one step makes and drops again is in no estimate.
+    if CERTAINLY_FITS * (unplanned.predicted_bytes + 2 * made_bytes(gradient)) <= left:
+        return dataclasses.replace(unplanned, unchecked="it plainly fits")
+    return _planned(gradient, asked, left)
 
 
 def fastest(gradient: Gradient) -> Swept | None:
@@ -114,91 +117,133 @@ def fastest(gradient: Gradient) -> Swept | None:
     return form
 
 
-def has_vjp(call: ScanCall, active: Active) -> bool:
-    """Whether a step has a reverse-mode derivative: one with a `jax.lax.while_loop` has none."""
-    if call.options.lowering != "nested" and fastest_form(call.step, active, call.options.machine) is not None:
-        return True
-    return _has_vjp(call, active)
+def _planned(gradient: Gradient, asked: int, left: int) -> Choice:
+    """The fastest plan that takes at most the bytes that are left of those asked for."""
+    start, spent, plans = time.perf_counter(), 0.0, Plans(gradient)
 
-
-@functools.lru_cache(maxsize=1024)
-def _has_vjp(call: ScanCall, active: Active) -> bool:
-    step = call.step
-    mask = (*active.operands, *active.carry, *active.x)
-
-    def vjp(*inputs: Any) -> Any:
-        def run(chosen: Any) -> Any:
-            carry, y = step(*step.split(replace(inputs, mask, chosen)))
-            return [*select(carry, active.carry), *select(y, active.y)]
-
-        outs, pull = jax.vjp(run, select(inputs, mask))
-        return pull(outs)
-
-    try:
-        jax.eval_shape(vjp, *step.jaxpr.in_avals)
-    except (TypeError, ValueError, NotImplementedError):  # what JAX raises where there is no reverse-mode derivative
-        return False
-    return True
-
-
-def _planned(gradient: Gradient, budget: Budget) -> Choice:
-    start, calibrating = time.perf_counter(), 0.0
-    errors: list[BudgetError] = []
-    for form in _ways(gradient, budget):
+    def compiled(candidate: Candidate) -> Check:
+        nonlocal spent
         before = time.perf_counter()
-        calibration = calibration_of(gradient, form)
-        calibrating += time.perf_counter() - before
+        found = check(gradient, candidate.plan, candidate.form)
+        spent += time.perf_counter() - before
+        return Check(candidate, found.temporary_bytes, found.seconds)
+
+    if gradient.call.options.verify:
         try:
-            plan = make_plan(calibration.profile, gradient.call.length, budget)
-        except BudgetError as error:
-            errors.append(error)
-            continue
-        seconds = time.perf_counter() - start - calibrating
-        return Choice(gradient, plan, form, functools.partial(_already, calibration), seconds)
-    raise min(errors, key=lambda error: error.smallest_bytes)
+            verdict = verify(plans, left, compiled)
+        except CannotCompileError as error:
+            verdict = _estimated(plans, left, f"it cannot be compiled by itself here ({error})")
+            if not is_percentage(gradient.call.options.budget):
+                warn(UnverifiedWarning(gradient.call.options.budget, str(error)))
+    else:
+        verdict = _estimated(plans, left, "verify=False")
+    found, taken = verdict.best.candidate, verdict.best.measured_bytes
+    if taken > left:
+        _refuse(gradient, asked, left, verdict.best)
+    seconds = time.perf_counter() - start - spent
+    return Choice(gradient, found.plan, found.form, verdict.checks, verdict.unchecked, seconds)
 
 
-def _converted(gradient: Gradient) -> bool:
-    """Whether arrays take what their types do not say: on a TPU, and where a step computes in 16 bits, in float32."""
-    return gradient.call.options.machine.platform == "tpu" or uses_16_bits(gradient.call.step.jaxpr.jaxpr)
+def _estimated(plans: Plans, asked: int, why: str) -> Verdict:
+    """The plan by what is predicted, with a margin."""
+    found = plans.within(int(asked / (1 + ESTIMATE_MARGIN))) or plans.last_resorts()[0]
+    return Verdict(Check(found, found.predicted_bytes * (1 + ESTIMATE_MARGIN)), (), why)
 
 
-# Estimates of what keeps everything were seen to be a quarter too low, without their margin: of products with a weight
-# and with its transpose, of rows wider than the carry.
-_CERTAINLY = 1.5
+def _left(gradient: Gradient, asked: int) -> int:
+    """Of the bytes asked for, those that the program which is checked may take."""
+    return int((asked - _beside_bytes(gradient)) / (1 + _spare(gradient)))
 
 
-def _fits(choice: Choice, budget: Budget) -> bool:
-    """Whether a choice is so far within its budget by the estimate that nothing need be compiled to know it."""
-    budget_bytes = budget_to_bytes(budget, choice.profile.store_all_bytes(length_of(choice.plan)))
-    return budget_bytes is None or _CERTAINLY * choice.predicted_bytes <= budget_bytes
+def _asked(gradient: Gradient, taken: float) -> int:
+    """The least budget for a program that takes so many bytes when it is checked."""
+    spare = _spare(gradient)
+    return math.ceil(taken * (1 + spare)) + (spare > 0) + _beside_bytes(gradient)
 
 
-def _already(calibration: Calibration) -> Calibration:
-    return calibration
+def _spare(gradient: Gradient) -> float:
+    return 0.0 if gradient.call.options.machine.is_cpu else ACCELERATOR_SPARE
 
 
-def calibration_of(gradient: Gradient, form: Swept | None) -> Calibration:
-    """The calibrated profile, or the estimate where calibrating is switched off."""
-    return calibrated(gradient, form) if gradient.call.options.calibrate else estimate(gradient, form)
+def _beside_bytes(gradient: Gradient) -> int:
+    """Bytes of what a program with a loss in it holds beside the one that is checked.
 
-
-def _ways(gradient: Gradient, budget: Budget) -> list[Swept | None]:
-    """Forms of the step: the one that looks fastest first, those that do not seem to fit last, and then the nest.
-
-    A step that keeps nothing for its backward needs less in the nest than the sweep's loops hold.
+    The last carry and its cotangent, which are a result and an argument there; and counters of the loops of a forward
+    pass that runs once more.
     """
-    options = gradient.call.options
-    known = [] if options.lowering == "nested" else sweep_forms(gradient.call.step, gradient.active, options.machine)
-    times: dict[Swept, float] = {}
-    for form in known:
-        profile = measure(gradient, form)
-        try:
-            times[form] = time_of(make_plan(profile, gradient.call.length, budget), profile)
-        except BudgetError:
-            continue
-    # What holds least comes last among the forms, and is the first to try of those that do not seem to fit.
-    order = [*sorted(times, key=times.__getitem__), *(form for form in reversed(known) if form not in times)]
-    # On a TPU the copies that a nest makes of padded slices are not foreseen.
-    with_nest = not known or (options.machine.platform != "tpu" and options.lowering is None)
-    return [*order, None] if with_nest else [*order]
+    step, machine = gradient.call.step, gradient.call.options.machine
+    carry = select(step.split(step.jaxpr.in_avals)[1], gradient.active.carry)
+    of_example = sum(max(machine.type_bytes(leaf), LINE_BYTES) for leaf in carry)
+    return 2 * (gradient.examples * of_example + COUNTER_BYTES * gradient.again)
+
+
+def _refuse(gradient: Gradient, asked: int, left: int, smallest: Check) -> None:
+    """Raises for bytes, which are a promise, and warns for a percentage, which is a wish."""
+    call, candidate, taken = gradient.call, smallest.candidate, smallest.measured_bytes
+    is_refused = math.isinf(taken)  # by the compiler; how many bytes the program takes is not known
+    known = _asked(gradient, max(candidate.predicted_bytes, left + 1) if is_refused else taken)
+    made_of = shares(measure(gradient, candidate.form), candidate.plan, known)
+    error = BudgetError(call.length, call.options.budget, asked, known, made_of)
+    if is_refused:
+        error.add_note(
+            "The compiler refuses the program of the smallest plan for its size: these bytes are an estimate."
+        )
+    if not is_percentage(call.options.budget):
+        raise error
+    warn(BudgetWarning(call.length, str(call.options.budget), asked, known))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plans:
+    """The plans for a gradient, by the bytes that they are predicted to take."""
+
+    gradient: Gradient
+
+    @functools.cached_property
+    def _forms(self) -> list[Swept]:
+        options = self.gradient.call.options
+        if options.lowering == "nested":
+            return []
+        return sweep_forms(self.gradient.call.step, self.gradient.active, options.machine)
+
+    @property
+    def _has_nest(self) -> bool:
+        return not self._forms or self.gradient.call.options.lowering is None
+
+    def within(self, bytes_: int) -> Candidate | None:
+        """The fastest plan that is predicted to take at most so many bytes; None if there is none.
+
+        The nest only where the sweep has none: a step that keeps nothing for its backward needs less there than the
+        sweep's loops hold.
+        """
+        swept = [self._within(form, bytes_) for form in self._forms]
+        found = min((one for one in swept if one is not None), key=lambda one: one.predicted_time, default=None)
+        return self._within(None, bytes_) if found is None and self._has_nest else found
+
+    def last_resorts(self) -> list[Candidate]:
+        """The smallest plans of both lowerings and, of short scans, everything kept; the least that is predicted first.
+
+        A step that keeps nothing may take less in the nest, but not where XLA copies its outputs there.
+        """
+        length = self.gradient.call.length
+        swept = [self._smallest(form) for form in self._forms]
+        found = [min(swept, key=lambda one: one.predicted_bytes)] if swept else []
+        if self._has_nest:
+            nest = self._smallest(None)
+            found += [nest] if not found or nest.predicted_bytes < found[0].predicted_bytes else []
+        everything = self.candidate(self._forms[0] if self._forms else None, Steps(length))
+        if everything.predicted_bytes <= _SHORT * min(one.predicted_bytes for one in found):
+            found.append(everything)
+        return sorted(dict.fromkeys(found), key=lambda one: one.predicted_bytes)
+
+    def _smallest(self, form: Swept | None) -> Candidate:
+        return self.candidate(form, smallest_plan(measure(self.gradient, form), self.gradient.call.length))
+
+    def _within(self, form: Swept | None, bytes_: int) -> Candidate | None:
+        plan = fastest_plan(measure(self.gradient, form), self.gradient.call.length, bytes_)
+        return None if plan is None else self.candidate(form, plan)
+
+    def candidate(self, form: Swept | None, plan: Plan) -> Candidate:
+        """A plan with what is predicted for it."""
+        profile = measure(self.gradient, form)
+        return Candidate(plan, form, cost(plan, profile).peak_bytes, time_of(plan, profile))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+import math
 from typing import Any
 
 import jax
@@ -11,17 +11,17 @@ import jax.numpy as jnp
 
 from bptt_jax._along import Layout, layout_of
 from bptt_jax._budget import Budget, budget_to_bytes
-from bptt_jax._calibrate import calibrated, estimate
-from bptt_jax._choose import calibration_of, choose, fastest
+from bptt_jax._check import measured
+from bptt_jax._choose import Choice, choose, fastest
 from bptt_jax._free_bytes import free_bytes
 from bptt_jax._gradient import Gradient, gradient_of
 from bptt_jax._lower.block_sizes import summary
-from bptt_jax._options import Lowering, Options, checked_options
+from bptt_jax._measure import measure
+from bptt_jax._options import Options, checked_options
 from bptt_jax._plan import Plan
-from bptt_jax._report import Effort, Report
+from bptt_jax._report import Compiled, Report
 from bptt_jax._step import Step
-from bptt_jax._step_profile import StepProfile
-from bptt_jax._temporaries import temporaries_of_gradient
+from bptt_jax._step_profile import Lowering, StepProfile
 from bptt_jax._trace import trace
 
 
@@ -36,7 +36,7 @@ def explain(
     budget: Budget = None,
     plan: Plan | None = None,
     lowering: Lowering | None = None,
-    calibrate: bool = True,
+    verify: bool = True,
     target: Any = None,
     in_axes: Any = 0,
     out_axes: Any = 0,
@@ -44,7 +44,8 @@ def explain(
     """What `scan` with the same arguments does, compiled but not run.
 
     Compiles the gradient of the scan with respect to its parameters, `init` and `xs`, for arguments of their shapes,
-    and reads the bytes that XLA reports. This takes as long as compiling the scan itself.
+    and reads the bytes that XLA reports; under a budget that is what `scan` does by itself to find the plan. In a job
+    of several processes all of them have to call it, if there is a budget.
 
     Args: as for `bptt_jax.scan`; the arrays may also be `jax.ShapeDtypeStruct`s, and
 
@@ -55,10 +56,10 @@ def explain(
 
     >>> import jax.numpy as jnp
     >>> report = explain(lambda c, x: (jnp.sin(c) * x, None), jnp.ones(64), jnp.ones((100, 64)), budget="40%")
-    >>> report.forward_steps, report.measured_bytes <= report.budget_bytes
-    (190, True)
+    >>> 100 < report.forward_steps < 200, report.measured_bytes <= report.budget_bytes
+    (True, True)
     """
-    options = checked_options(budget, plan, lowering, calibrate, target)
+    options = checked_options(budget, plan, lowering, verify, target)
     return explain_along(f, init, xs, length, reverse, unroll, options, layout_of(in_axes, out_axes))
 
 
@@ -107,37 +108,46 @@ def explain_params(step: Any, params: Any, init: Any, xs: Any, **options: Any) -
 
 def _report(gradient: Gradient) -> Report:
     call, choice = gradient.call, choose(gradient)
-    # A plan that was given was run without a prediction; here there is one to compare with.
-    calibration = choice.calibration
-    if call.length > 0 and calibration.programs == 0:
-        calibration = calibration_of(gradient, choice.form)
-    start = time.perf_counter()
-    measured_bytes = temporaries_of_gradient(gradient, choice.program(), call.length)
-    seconds = time.perf_counter() - start
-    form = choice.form
+    form, length = choice.form, call.length
+    checks = [
+        Compiled(
+            found.candidate.plan,
+            "nested" if found.candidate.form is None else "sweep",
+            found.candidate.predicted_bytes,
+            found.measured_bytes,
+            found.seconds,
+            (found.candidate.plan, found.candidate.form) == (choice.plan, form),
+        )
+        for found in choice.checks
+    ]
     return Report(
         plan=choice.plan,
-        profile=calibration.profile,
-        budget_bytes=budget_to_bytes(call.options.budget, choice.profile.store_all_bytes(call.length)),
-        measured_bytes=measured_bytes,
+        profile=choice.profile,
+        budget_bytes=budget_to_bytes(call.options.budget, choice.profile.store_all_bytes(length)),
+        measured_bytes=_measured_bytes(choice),
         block=None if form is None else summary(form.vjp, form.style),
-        effort=Effort(choice.plan_seconds, choice.calibration.seconds, choice.calibration.programs, seconds),
-        calibration_programs=calibration.programs,
+        checks=tuple(checks),
+        unchecked=choice.unchecked,
+        plan_seconds=choice.plan_seconds,
     )
 
 
-def profile(
-    f: Step, init: Any, x: Any, *, lowering: Lowering | None = None, calibrate: bool = False, target: Any = None
-) -> StepProfile:
-    """Bytes of one step of a scan, for planners.
+def _measured_bytes(choice: Choice) -> int | None:
+    """What XLA reports for the plan, as one of the checks has found; None where that is not to be had."""
+    known = (one.measured_bytes for one in choice.checks if one.candidate.plan == choice.plan)
+    # Processes agree on checks; here one may ask alone.
+    found = next(known, None) or measured(choice.gradient, choice.plan, choice.form).temporary_bytes
+    return int(found) if math.isfinite(found) else None
+
+
+def profile(f: Step, init: Any, x: Any, *, lowering: Lowering | None = None, target: Any = None) -> StepProfile:
+    """Bytes of one step of a scan, for planners: from its shapes, so nothing is compiled.
 
     Args:
       f: the step, (carry, x) -> (carry, y), as for `bptt_jax.scan`.
       init: the first carry: any pytree of arrays or `jax.ShapeDtypeStruct`s.
       x: one step's input (a slice of xs, without the time axis); likewise, or None.
       lowering: as for `bptt_jax.scan`; the sweep keeps less.
-      calibrate: whether to compile up to three small programs, as `scan` does, for bytes that XLA confirms; otherwise
-        they are estimated from shapes alone, and have a larger margin.
       target: as for `bptt_jax.scan`.
 
     Returns:
@@ -151,7 +161,7 @@ def profile(
     >>> measured.carry_bytes, measured.residual_bytes, measured.x_bytes, measured.y_bytes
     (1024, 1024, 1024, 1024)
     """
-    options = checked_options(lowering=lowering, calibrate=calibrate, target=target)
+    options = checked_options(lowering=lowering, target=target)
     found: list[StepProfile] = []
     length = 2  # nothing depends on it
 
@@ -159,7 +169,7 @@ def profile(
         xs = jax.tree.map(lambda leaf: jnp.stack([leaf] * length), x)
         traced = trace(f, init, xs, length, False, 1, options)
         gradient = gradient_of(traced.call, traced.arguments)
-        found.append((calibrated if calibrate else estimate)(gradient, fastest(gradient)).profile)
+        found.append(measure(gradient, fastest(gradient)))
 
     jax.eval_shape(measured_here, init, x)
     return found[0]

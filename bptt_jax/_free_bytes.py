@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+
+from bptt_jax._processes import least_of_processes
 
 # Of what is free, this share is left for what the estimate does not see: inputs and results of the scan that do not
 # exist yet, other programs, fragmentation.
@@ -31,7 +32,7 @@ def free_bytes(device: Any = None) -> int:
         raise ValueError(
             f'budget="auto" needs to know the free memory of {device}, which does not tell; pass bytes, or "5%".'
         )
-    return _round_down(int(_least_of_processes(free) * (1 - RESERVE)))
+    return _round_down(int(least_of_processes(free) * (1 - RESERVE)))
 
 
 def _round_down(size: int) -> int:
@@ -78,12 +79,3 @@ def _available_to_container(group: Path = Path("/sys/fs/cgroup")) -> int | None:
     except OSError:
         return None
     return None if limit == "max" else max(int(limit) - int(used), 0)
-
-
-def _least_of_processes(free: int) -> int:
-    """All processes of a job must compile the same program; each of them has to call this."""
-    if jax.process_count() == 1:
-        return free
-    from jax.experimental import multihost_utils  # imports what single processes need not have
-
-    return int(np.min(multihost_utils.process_allgather(np.asarray(free, dtype=np.float64))))

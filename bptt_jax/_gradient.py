@@ -56,12 +56,14 @@ class Gradient:
       wrt: of its inputs (operands, carry, xs) those whose gradients are asked for.
       types: of its inputs, for one example.
       vmaps: what is mapped over.
+      again: whether the forward pass runs once more, since it was mapped only after it was traced.
     """
 
     call: ScanCall
     wrt: Mask
     types: tuple[Any, ...]
     vmaps: tuple[Vmap, ...] = ()
+    again: bool = False
 
     @functools.cached_property
     def active(self) -> Active:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 from bptt_jax._budget import Budget, budget_to_bytes
 from bptt_jax._device.machine import Machine, machine_for
 from bptt_jax._plan import Plan
-
-Lowering = Literal["nested", "sweep"]
+from bptt_jax._step_profile import Lowering
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,17 +23,17 @@ class Options:
     budget: Budget = None
     plan: Plan | None = None
     lowering: Lowering | None = None
-    calibrate: bool = True
+    verify: bool = True
 
 
-def check_options(budget: Any, plan: Any, lowering: Any, calibrate: Any, target: Any = None) -> None:
+def check_options(budget: Any, plan: Any, lowering: Any, verify: Any, target: Any = None) -> None:
     """Raises for malformed options, whatever the step, so also where nothing is differentiated."""
     if lowering not in (None, "sweep", "nested"):
         raise ValueError(f'lowering={lowering!r} is unknown; use None (the sweep where it can), "sweep" or "nested".')
     if budget != "auto":
         budget_to_bytes(budget, store_all_bytes=1)
-    if not isinstance(calibrate, bool):
-        raise TypeError(f"calibrate must be True or False, got {calibrate!r}.")
+    if not isinstance(verify, bool):
+        raise TypeError(f"verify must be True or False, got {verify!r}.")
     if plan is not None and not isinstance(plan, Plan):
         raise TypeError(f"plan must be a plan (Steps, Repeat, Chain or Remat) or None, got {plan!r}.")
     if plan is not None and budget is not None:
@@ -50,12 +49,12 @@ def checked_options(
     budget: Budget = None,
     plan: Plan | None = None,
     lowering: Lowering | None = None,
-    calibrate: bool = True,
+    verify: bool = True,
     target: Any = None,
 ) -> Options:
     """The options, for the machine of a target or of the default backend.
 
     Raises: as `check_options`.
     """
-    check_options(budget, plan, lowering, calibrate, target)
-    return Options(machine_for(target), budget, plan, lowering, calibrate)
+    check_options(budget, plan, lowering, verify, target)
+    return Options(machine_for(target), budget, plan, lowering, verify)

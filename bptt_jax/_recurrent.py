@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from bptt_jax._along import Along, Layout
 from bptt_jax._budget import Budget
 from bptt_jax._explain import explain_along
-from bptt_jax._options import Lowering, check_options, checked_options
+from bptt_jax._options import check_options, checked_options
 from bptt_jax._plan import Plan
 from bptt_jax._report import Report
 from bptt_jax._scan import scan_along
+from bptt_jax._step_profile import Lowering
 
 # (carry, variables, x, given) -> (carry, variables, y, made)
 Step = Callable[[Any, Any, Any, Any], tuple[Any, Any, Any, Any]]
@@ -32,7 +33,7 @@ class LayerOptions:
     budget: Budget = None
     plan: Plan | None = None
     lowering: Lowering | None = None
-    calibrate: bool = True
+    verify: bool = True
     unroll: int | bool = 1
     time_major: bool = False
     return_carry: bool = False
@@ -40,7 +41,7 @@ class LayerOptions:
     keep_order: bool = False
 
     def __post_init__(self) -> None:
-        check_options(self.budget, self.plan, self.lowering, self.calibrate)
+        check_options(self.budget, self.plan, self.lowering, self.verify)
 
 
 @dataclasses.dataclass(frozen=True)

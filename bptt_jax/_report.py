@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from bptt_jax._cost import PlanCost, cost
 from bptt_jax._lower.block_sizes import BlockSummary
+from bptt_jax._notation import notation
 from bptt_jax._plan import Plan
 from bptt_jax._plan import length as length_of
 from bptt_jax._render import render
-from bptt_jax._step_profile import StepProfile
+from bptt_jax._step_profile import Lowering, StepProfile
 from bptt_jax.errors import format_bytes
 
 _BACKWARD_TIME = 2.0  # of one step, in evaluations of the step
 
 
 @dataclasses.dataclass(frozen=True)
-class Effort:
-    """Seconds that the first call takes before it runs, and the later ones do not.
+class Compiled:
+    """A program that was compiled by itself to see its bytes.
 
     Attributes:
-      plan_seconds: measuring the step and planning.
-      calibrate_seconds: compiling the small programs that the profile was corrected by, once in a process.
-      programs: how many; 0 where the call plans from an estimate, or does not plan.
-      compile_seconds: compiling the vjp of the scan itself.
+      plan: the plan that it runs.
+      lowering: "sweep" or "nested".
+      predicted_bytes: by the profile.
+      measured_bytes: `temp_size_in_bytes` as XLA reports it; infinite where the compiler refused it for its size.
+      seconds: that tracing and compiling took, once in a process.
+      runs: whether this plan is the one that runs.
     """
 
-    plan_seconds: float
-    calibrate_seconds: float
-    programs: int
-    compile_seconds: float
+    plan: Plan
+    lowering: Lowering
+    predicted_bytes: int
+    measured_bytes: float
+    seconds: float
+    runs: bool
 
     def __str__(self) -> str:
-        parts = [f"planning {self.plan_seconds:.2f} s"]
-        if self.programs:
-            parts.append(f"calibrating {self.calibrate_seconds:.2f} s ({self.programs} programs, once)")
-        return ", ".join([*parts, f"compiling {self.compile_seconds:.2f} s"])
+        found = f"{self.measured_bytes:,.0f} bytes" if math.isfinite(self.measured_bytes) else "too large to compile"
+        words = f"{notation(self.plan)}, {self.lowering}: {found} for {self.predicted_bytes:,} predicted"
+        return f"{words}, {self.seconds:.2f} s{', runs' * self.runs}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,24 +57,26 @@ class Report:
       profile: sizes of one step.
       budget_bytes: the budget in bytes, None without one.
       predicted_bytes: peak temporary bytes of the backward pass by the profile.
-      measured_bytes: `temp_size_in_bytes` that XLA reports for the jitted vjp over (params, init, xs).
+      measured_bytes: `temp_size_in_bytes` that XLA reports for the jitted vjp over (params, init, xs); None where it
+        cannot be compiled by itself, as inside some meshes, or is too large for the compiler.
       store_all_bytes: predicted bytes of `jax.lax.scan`'s own vjp.
       forward_steps: evaluations of the step, first pass included.
       program_size: copies of the step's loop in the plan.
       block: for the sweep, what is done by block and what by step; None for the nest.
-      effort: what planning and compiling took; None for a report put together by hand.
-      calibration_programs: how many programs the profile was corrected by; 0 where it is an estimate from the shapes.
-        A plan that is given is predicted by a calibrated profile, though the call itself does not calibrate.
+      checks: the programs that `scan` compiles by themselves to find the plan, in their order.
+      unchecked: why there are none, under a budget; empty if there are.
+      plan_seconds: planning, without the checks.
       overhead: predicted time over that of keeping everything, backward = 2 forwards.
     """
 
     plan: Plan
     profile: StepProfile
     budget_bytes: int | None
-    measured_bytes: int
+    measured_bytes: int | None
     block: BlockSummary | None = None
-    effort: Effort | None = None
-    calibration_programs: int = 0
+    checks: tuple[Compiled, ...] = ()
+    unchecked: str = ""
+    plan_seconds: float = 0.0
 
     @property
     def _cost(self) -> PlanCost:
@@ -109,39 +116,40 @@ class Report:
             ("products merged", ("yes",) if self.block.merged else ()),
             ("products in turn", ("yes",) if self.block.in_turn else ()),
         ]
-        lowering = ("lowering", f"sweep, blocks of at most {self.profile.block_steps} steps")
+        assert self.profile.sweep is not None
+        lowering = ("lowering", f"sweep, blocks of at most {self.profile.sweep.block_steps} steps")
         return [lowering, *((name, ", ".join(values)) for name, values in rows if values)]
 
-    @property
-    def _source(self) -> str:
-        """Where the prediction comes from."""
-        programs = self.calibration_programs
-        source = f"calibrated by {programs} programs" if programs else "estimated from shapes"
-        return f"{source}, with a margin of {self.profile.margin:.0%}"
+    def _check_rows(self) -> list[tuple[str, str]]:
+        """The programs that were compiled, one a row."""
+        if self.unchecked:
+            return [("checks", f"none, because {self.unchecked}")]
+        return [(f"check {number}", str(check)) for number, check in enumerate(self.checks, 1)]
 
     @property
-    def _verdict(self) -> str:
-        """What is wrong with the measured bytes, if anything is."""
-        if self.budget_bytes is not None and self.measured_bytes > self.budget_bytes:
-            return "  OVER THE BUDGET"
-        return "  above the prediction" if self.measured_bytes > self.predicted_bytes else ""
+    def _measured(self) -> str:
+        if self.measured_bytes is None:
+            return "not known: it cannot be compiled by itself here"
+        is_over = self.budget_bytes is not None and self.measured_bytes > self.budget_bytes
+        return _bytes(self.measured_bytes) + "  OVER THE BUDGET" * is_over
 
     def __str__(self) -> str:
         steps = length_of(self.plan)
         budget = "none" if self.budget_bytes is None else _bytes(self.budget_bytes)
         rows = [
             ("budget", budget),
-            ("predicted by the profile", f"{_bytes(self.predicted_bytes)}, {self._source}"),
-            ("measured by XLA", _bytes(self.measured_bytes) + self._verdict),
+            ("predicted from shapes", _bytes(self.predicted_bytes)),
+            ("measured by XLA", self._measured),
             ("keeping everything", _bytes(self.store_all_bytes)),
             ("one carry", _bytes(self.profile.carry_bytes)),
-            ("residuals of one step", _bytes(self.profile.residual_bytes)),
+            ("residuals of one step", _bytes((self.profile.sweep or self.profile).residual_bytes)),
             ("parameters", _bytes(self.profile.param_bytes)),
             ("forward steps", f"{self.forward_steps:,} for {steps:,}"),
             ("predicted time", f"{self.overhead:.2f} of keeping everything"),
             ("step loops in the program", f"{self.program_size}"),
             *self._block_rows(),
-            *([] if self.effort is None else [("the first call", str(self.effort))]),
+            ("planning", f"{self.plan_seconds:.2f} s"),
+            *self._check_rows(),
         ]
         table = "\n".join(f"{name:<26} {value}" for name, value in rows)
         return f"{table}\n\n{render(self.plan, lowering=self.profile.lowering)}"

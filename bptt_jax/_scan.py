@@ -12,12 +12,13 @@ from jax import lax
 from bptt_jax._along import TIME_FIRST, Layout, layout_of
 from bptt_jax._budget import Budget
 from bptt_jax._lower.jaxprs import is_debug, is_named_axis
-from bptt_jax._options import Lowering, Options, check_options, checked_options
+from bptt_jax._options import Options, check_options, checked_options
 from bptt_jax._plan import Plan
 from bptt_jax._plan import length as length_of
 from bptt_jax._primitives.direct import run_now
 from bptt_jax._primitives.scan import scan_p
 from bptt_jax._step import Step
+from bptt_jax._step_profile import Lowering
 from bptt_jax._trace import trace
 
 
@@ -32,7 +33,7 @@ def scan(
     budget: Budget = None,
     plan: Plan | None = None,
     lowering: Lowering | None = None,
-    calibrate: bool = True,
+    verify: bool = True,
     target: Any = None,
     in_axes: Any = 0,
     out_axes: Any = 0,
@@ -67,18 +68,20 @@ def scan(
         differentiated (params, init, xs, or some leaves of them), as XLA reports them: None (no limit), an int,
         "64MiB", "1.5GB", "5%" of the bytes that `jax.lax.scan` would need for it, as predicted from the step's shapes,
         or "auto", three quarters of the bytes that the device has free when the call is differentiated (rounded down
-        to three binary digits; the least of all processes, each of which has to trace the call). Under vmap all
-        examples count; in a shard_map and under explicit sharding the shard's shapes; under automatic sharding the
-        global array's, which is safe. Derivatives of gradients work, and are not bounded.
+        to three binary digits; the least of all processes). Bytes are a promise: where no plan keeps it, `BudgetError`
+        is raised. A percentage is a wish: there the smallest plan runs, with a `BudgetWarning`. Under vmap all examples
+        count; in a shard_map and under explicit sharding the shard's shapes; under automatic sharding the global
+        array's, which is safe. Derivatives of gradients work, and are not bounded. In a job of several processes each
+        has to trace the call: they agree on what was measured.
       plan: a plan to run as it is, instead of a budget.
       lowering: the way that a gradient runs: "sweep", "nested" (`jax.checkpoint` around `jax.lax.scan`, nested as the
         plan is), or None, the sweep where it can; steps with derivative rules of the user's own take the nest.
-      calibrate: whether to compile up to three small programs for a budget that XLA's own figures confirm, once in a
-        process for each kind of step; predictions then have a margin of 2 % (of 5 % for a nest). Without, sizes are
-        estimated from shapes and the margin is 5 % (8 %).
+      verify: whether to compile the gradient by itself, with one to four plans, until XLA's own figure is within the
+        budget; each step, length and budget once in a process. Without, sizes are estimated from shapes with a margin
+        of 15 %, which is no promise. Where the gradient cannot be compiled by itself, a budget of bytes is an estimate
+        as well, with an `UnverifiedWarning`.
       target: the device that is compiled for, where it is not the default backend (`jax.export`, ahead-of-time
-        compiling): one of `jax.experimental.topologies.get_topology_desc(...).devices`, say. Small programs are
-        compiled for it.
+        compiling): one of `jax.experimental.topologies.get_topology_desc(...).devices`, say. Plans are checked for it.
       in_axes, out_axes: the axes of time of `xs` and of `ys`, an int for all leaves or a pytree of ints that begins as
         `xs` or `ys` does. `in_axes=1, out_axes=1` takes (batch, time, features) and returns them: steps are read and
         written where they are, so a copy with time first, which `jnp.moveaxis` would make, is in no program.
@@ -87,7 +90,7 @@ def scan(
       (carry, ys), as `jax.lax.scan`.
 
     Raises:
-      BudgetError: if no plan fits the budget, when the call is differentiated.
+      BudgetError: if no plan takes as few bytes as asked, when the call is differentiated.
       TypeError, ValueError: what `jax.lax.scan` raises, or for malformed options.
 
     >>> import jax, jax.numpy as jnp
@@ -110,7 +113,7 @@ def scan(
     Not for loops whose length is not static (`jax.lax.while_loop`), nor where everything fits anyway: then a budget
     only costs compile time.
     """
-    options = checked_options(budget, plan, lowering, calibrate, target)
+    options = checked_options(budget, plan, lowering, verify, target)
     return scan_along(f, init, xs, length, reverse, unroll, options, layout_of(in_axes, out_axes))
 
 
@@ -151,7 +154,7 @@ def checkpointed(
     budget: Budget = None,
     plan: Plan | None = None,
     lowering: Lowering | None = None,
-    calibrate: bool = True,
+    verify: bool = True,
     target: Any = None,
     in_axes: Any = 0,
     out_axes: Any = 0,
@@ -162,13 +165,13 @@ def checkpointed(
       step: (carry, x) -> (carry, y), or (params, carry, x) -> (carry, y) with `params=True`. Like a function under
         `jax.jit` it is traced once for inputs of the same types; what it reads from elsewhere is read then.
       params: whether the step, and so the decorated function, takes parameters first.
-      unroll, budget, plan, lowering, calibrate, target, in_axes, out_axes: as for `scan`.
+      unroll, budget, plan, lowering, verify, target, in_axes, out_axes: as for `scan`.
 
     Returns:
       run([params,] init, xs=None, length=None, reverse=False) -> (carry, ys).
 
     >>> import jax, jax.numpy as jnp
-    >>> @checkpointed(budget="90%", params=True)
+    >>> @checkpointed(budget="1MiB", params=True)
     ... def run(w, carry, x):
     ...     carry = jnp.tanh(w * carry + x)
     ...     return carry, None
@@ -176,8 +179,8 @@ def checkpointed(
     >>> jax.grad(lambda w: run(w, 0.0, jnp.ones(100))[0])(0.5).shape
     ()
     """
-    check_options(budget, plan, lowering, calibrate, target)
-    options: dict[str, Any] = {"budget": budget, "plan": plan, "lowering": lowering, "calibrate": calibrate}
+    check_options(budget, plan, lowering, verify, target)
+    options: dict[str, Any] = {"budget": budget, "plan": plan, "lowering": lowering, "verify": verify}
     options |= {"target": target, "unroll": unroll, "in_axes": in_axes, "out_axes": out_axes}
     if step is None:
         return functools.partial(checkpointed, params=params, **options)

@@ -6,9 +6,14 @@ Every message says what was asked, what was found, and what would work.
 from __future__ import annotations
 
 import fractions
+import inspect
 import math
 import types
+import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+_NOT_THE_USERS = (str(Path(__file__).parent), str(Path(inspect.__file__).parent))  # this package, Python's own
 
 
 def format_bytes(count: int) -> str:
@@ -54,7 +59,7 @@ class BudgetError(ValueError):
 
     Attributes:
       budget_bytes: what was asked, in bytes.
-      smallest_bytes: the smallest budget, in bytes, for which a plan exists.
+      smallest_bytes: the smallest budget, in bytes, that was found to do; what XLA reports, if `scan` has compiled it.
       shares: what the smallest budget is made of, from names to bytes, which add up to it; empty
         where the planner does not tell.
 
@@ -84,7 +89,7 @@ class BudgetError(ValueError):
             order = ", the largest share first," if len(parts) > 1 else ""
             message += f" It consists{order} of {_listed(parts)}."
         if budget_bytes < shares.get(FIXED_PART, 0):
-            message += f" The budget is below {FIXED_PART}, which no plan makes smaller."
+            message += f" The budget is below {FIXED_PART}."
         super().__init__(message)
         self.length = length
         self.budget = budget
@@ -94,3 +99,52 @@ class BudgetError(ValueError):
 
     def __reduce__(self) -> tuple[type[BudgetError], tuple[int, object, int, int, dict[str, int]]]:
         return type(self), (self.length, self.budget, self.budget_bytes, self.smallest_bytes, self.shares)
+
+
+class BudgetWarning(UserWarning):
+    """No plan takes as few bytes as a percentage allows, so the smallest one runs; bytes raise `BudgetError`.
+
+    Attributes:
+      budget_bytes, smallest_bytes: as those of `BudgetError`.
+
+    >>> print(BudgetWarning(23, "5%", 800, 1624))
+    the smallest plan runs, because budget='5%' of this scan of length 23 is 800 bytes, and none takes so few; it needs a budget of 1,624 bytes (1.59 KiB, or "10.15%").
+    """  # noqa: E501  the text of a message is one line
+
+    def __init__(self, length: int, budget: str, budget_bytes: int, smallest_bytes: int):
+        percentage = _as_percentage(budget, budget_bytes, smallest_bytes)
+        super().__init__(
+            f"the smallest plan runs, because budget={budget!r} of this scan of length {length} is "
+            f"{_bytes(budget_bytes)}, and none takes so few; it needs a budget of {_bytes(smallest_bytes)} "
+            f"({format_bytes(smallest_bytes)}{percentage})."
+        )
+        self.budget_bytes = budget_bytes
+        self.smallest_bytes = smallest_bytes
+        self._given = length, budget, budget_bytes, smallest_bytes
+
+    def __reduce__(self) -> tuple[type[BudgetWarning], tuple[int, str, int, int]]:
+        return type(self), self._given
+
+
+class UnverifiedWarning(UserWarning):
+    """A budget of bytes is kept by an estimate only, because the gradient cannot be compiled by itself where it is."""
+
+    def __init__(self, budget: object, reason: str):
+        super().__init__(
+            f"budget={budget!r} is kept by an estimate, because this gradient cannot be compiled by itself here "
+            f"({reason}); verify=False says that this is meant."
+        )
+        self._given = budget, reason
+
+    def __reduce__(self) -> tuple[type[UnverifiedWarning], tuple[object, str]]:
+        return type(self), self._given
+
+
+def warn(warning: Warning) -> None:
+    """Warns at the line of the user's that led here: the innermost one outside of packages that are installed."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and (
+        frame.f_code.co_filename.startswith(_NOT_THE_USERS) or "site-packages" in frame.f_code.co_filename
+    ):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(warning, stacklevel=level if frame is not None else 1)

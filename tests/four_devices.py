@@ -7,11 +7,13 @@ The budget is bytes of a device, but under automatic sharding of the global arra
 
 import json
 import sys
+import warnings
 from typing import Any
 
 import jax
 from jax.sharding import AxisType
 
+from bptt_jax.errors import UnverifiedWarning
 from tests import comparison
 from tests.collectives import Collective, collectives
 from tests.devices import AXIS, LAYOUTS, make_arguments, make_cell, placed, plain, vjp, within
@@ -40,6 +42,7 @@ def described(found: list[Collective]) -> list[dict[str, Any]]:
 def main() -> None:
     mode, name = sys.argv[1:]
     jax.config.update("jax_enable_x64", True)
+    warnings.simplefilter("error", UnverifiedWarning)  # budgets are verified on all of them
     assert jax.device_count() == 4, "set XLA_FLAGS=--xla_force_host_platform_device_count=4"
     layout, is_gathering = LAYOUTS[name], (mode, name) == ("shard_map", "hidden")
     arguments = make_arguments(make_cell(is_gathering))

@@ -76,8 +76,8 @@ def outcome(layer, xs, **call):
 
 
 def pair(cell, budget="70%", **options):
-    """Ours and Flax's, with equal cells. Not calibrated: that compiles more, and changes no result."""
-    ours = bptt_jax.nnx.RNN(nnx.clone(cell), budget=budget, calibrate=False, **options)
+    """Ours and Flax's, with equal cells. Not verified: that compiles more, and changes no result."""
+    ours = bptt_jax.nnx.RNN(nnx.clone(cell), budget=budget, verify=False, **options)
     return ours, nnx.RNN(nnx.clone(cell), **options)
 
 

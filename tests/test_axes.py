@@ -304,7 +304,7 @@ def test_flips_and_blocks_within_a_budget(lowering, limit):
     w, init, xs = normal(0, 4, 4), normal(1, BATCH, 4), normal(2, BATCH, LENGTH, 4)
 
     def ours(budget, w, xs):
-        options = checked_options(budget=budget, lowering=lowering, calibrate=False)
+        options = checked_options(budget=budget, lowering=lowering, verify=False)
         layout = Layout((Along(1), Along(1, flipped=True)), Along(1, flipped=True))
         return scan_along(
             lambda h, x: (jnp.tanh(h @ w + x[0] * x[1]),) * 2, init, (xs, xs), None, True, 1, options, layout

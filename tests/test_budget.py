@@ -13,8 +13,9 @@ from bptt_jax import Remat, Repeat, Steps, _choose
 from bptt_jax._time import time_of
 from bptt_jax.errors import BudgetError
 from tests import audit
-from tests.audit import LITTLE, Case
+from tests.audit import LITTLE, MAPPINGS, Case
 from tests.audit.kinds import KINDS
+from tests.audit.parallel import PLANTED, audited
 from tests.quick_to_compile import as_users_do
 from tests.slow import one_in
 
@@ -40,7 +41,7 @@ def test_what_xla_reports_is_within_what_was_asked(case, share):
     asked = round((1 - share) * smallest + share * everything)
     finding = audit.examine(case, problem, asked)
     print(finding)
-    assert finding.measured <= finding.predicted <= asked
+    assert finding.measured <= asked
 
 
 @pytest.mark.parametrize(
@@ -54,10 +55,10 @@ def test_what_xla_reports_is_within_what_was_asked(case, share):
 def test_what_keeps_everything_in_16_bits_is_within_what_was_asked(kind, dtype, lowering):
     case = Case(kind, 100, lowering)
     problem = case.problem().of_type(dtype)
-    everything = audit.decide(case, problem, None).predicted_bytes
+    everything = audit.temporaries(case, problem, None)
     finding = audit.examine(case, problem, everything)
     print(finding)
-    assert finding.measured <= finding.predicted <= everything
+    assert finding.measured <= everything
 
 
 @pytest.mark.parametrize(("kind", "length"), [("gru", 997), ("stacked", 1000)])
@@ -72,14 +73,31 @@ def test_little_of_a_budget_is_used_only_where_no_faster_plan_fits(kind, length)
 @pytest.mark.parametrize("lowering", ["sweep", "nested"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_smallest_budget_is_the_smallest(kind, lowering):
-    """It is accepted; what it leads to is measured above."""
+    """It is what was measured, is accepted, and a byte less is refused."""
     case = Case(kind, 997, lowering)
     problem = case.problem()
     smallest = audit.smallest_budget(case, problem)
-    assert audit.decide(case, problem, smallest).predicted_bytes <= smallest
+    choice = audit.decide(case, problem, smallest)
+    assert smallest - _choose._beside_bytes(choice.gradient) in [check.measured_bytes for check in choice.checks]
     with pytest.raises(BudgetError) as info:
         audit.decide(case, problem, smallest - 1)
     assert info.value.smallest_bytes == smallest
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_the_audit_finds_checks_that_are_left_out_or_wrong(planted):
+    """Of outputs wider than the carry, whose estimates are too low."""
+    assert any(found.is_over for found in audited(Case("readout", 100), 4, planted))
+    assert not any(found.is_over for found in audited(Case("readout", 100), 4))
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS[1:])
+def test_of_several_examples(mapping):
+    for lowering, arguments in (("sweep", "all"), ("nested", "xs")):
+        case = Case("wide", 100, lowering, arguments, mapping=mapping)
+        for finding in audit.audit(case, 3):
+            print(finding)
+            assert finding.measured <= finding.asked
 
 
 @pytest.mark.parametrize(("kind", "lowering"), one_in(3, itertools.product(KINDS, ["sweep", "nested"])))
@@ -101,7 +119,7 @@ ARGUMENTS = (jnp.ones((8, 16), jnp.float32), jnp.ones((300, 8, 16), jnp.float32)
 
 @pytest.mark.parametrize("options", [{}, {"plan": Repeat(3, Remat(Steps(100)))}])
 def test_with_a_plan_or_without_a_budget_nothing_is_measured(monkeypatch, options):
-    monkeypatch.setattr(_choose, "estimate", None)
+    monkeypatch.setattr(_choose, "verify", None)
     monkeypatch.setattr(_choose, "measure", None)
 
     def loss(init, xs):
@@ -123,11 +141,11 @@ def test_a_kept_rest_of_several_blocks_with_wide_products_is_within_the_budget(b
 
     init, xs = jnp.zeros((16, 32), jnp.float32), jnp.ones((100, 16, 32), jnp.float32)
     report = bptt_jax.explain(step, init, xs, budget=budget)
-    assert report.measured_bytes <= report.predicted_bytes <= report.budget_bytes
+    assert report.measured_bytes <= report.budget_bytes
 
 
 def with_axes_of_length_1():
-    """(measured, predicted, asked) for steps at batch 1: the smallest budget, and more."""
+    """(measured, asked) for steps at batch 1: the smallest budget, and more."""
     cell = nn.LSTMCell(64)
     carry, x = (jnp.zeros((1, 64), jnp.float32),) * 2, jnp.ones((1, 512), jnp.float32)
     variables = cell.init(jax.random.key(0), carry, x[:, :64])
@@ -144,7 +162,7 @@ def with_axes_of_length_1():
         with pytest.raises(BudgetError) as info:
             report(budget=1)
         reports = [report(budget=int(factor * info.value.smallest_bytes)) for factor in (1, 1.1, 1.3)]
-        found += [(one.measured_bytes, one.predicted_bytes, one.budget_bytes) for one in reports]
+        found += [(one.measured_bytes, one.budget_bytes) for one in reports]
     return found
 
 
@@ -163,7 +181,7 @@ def test_loops_over_single_steps_are_not_charged_the_copies_of_a_nest():
     for budget, plan in ((smallest, Repeat(1000, Remat(Steps(1)))), (50_000, Steps(1000))):
         report = explain(budget=budget)
         assert report.plan == plan
-        assert report.measured_bytes <= report.predicted_bytes <= budget
+        assert report.measured_bytes <= budget
 
 
 @pytest.mark.parametrize("lowering", [None, "nested"])
@@ -178,7 +196,7 @@ def test_float8_is_within_the_budget(lowering):
         bptt_jax.explain(*arguments, budget=1, lowering=lowering)
     for budget in (info.value.smallest_bytes, "100%"):
         report = bptt_jax.explain(*arguments, budget=budget, lowering=lowering)
-        assert report.measured_bytes <= report.predicted_bytes <= report.budget_bytes
+        assert report.measured_bytes <= report.budget_bytes
 
 
 def test_bfloat16_inside_a_step_is_counted_where_xla_rounds_it():
@@ -191,7 +209,7 @@ def test_bfloat16_inside_a_step_is_counted_where_xla_rounds_it():
 
     arguments = step, jnp.zeros((16, 64), jnp.float32), jnp.zeros((300, 16, 64), jnp.float32)
     report = bptt_jax.explain(*arguments, plan=Steps(300), lowering="nested")
-    assert report.measured_bytes <= report.predicted_bytes
+    assert report.measured_bytes <= 1.05 * report.predicted_bytes
 
 
 @pytest.mark.parametrize("budget", [1_270_000, 2_000_000, 2_126_534, 2_200_000, 2_450_000])
@@ -206,7 +224,7 @@ def test_outputs_wider_than_the_carry_are_within_the_budget(budget):
     report = bptt_jax.explain(
         step, jnp.zeros((8, 64), jnp.float32), jnp.zeros((100, 8, 64), jnp.float32), budget=budget
     )
-    assert report.measured_bytes <= report.predicted_bytes <= budget
+    assert report.measured_bytes <= budget
 
 
 @pytest.mark.parametrize("budget", [4_300_000, 5_000_000, 5_300_000, 6_000_000])
@@ -220,7 +238,7 @@ def test_what_just_fits_by_the_estimate_is_measured(budget):
 
     arguments = step, jnp.zeros((2, 512), jnp.float32), jnp.zeros((150, 2, 512), jnp.float32)
     report = bptt_jax.explain(*arguments, budget=budget, lowering="nested")
-    assert report.measured_bytes <= report.predicted_bytes <= budget
+    assert report.measured_bytes <= budget
 
 
 @pytest.mark.parametrize("share", [1, 1.5])
@@ -237,7 +255,7 @@ def test_gradients_and_outputs_of_one_type_are_within_the_budget_where_loops_do_
         bptt_jax.explain(*arguments, budget=1, lowering="nested")
     budget = int(share * info.value.smallest_bytes)
     report = bptt_jax.explain(*arguments, budget=budget, lowering="nested")
-    assert report.measured_bytes <= report.predicted_bytes <= budget
+    assert report.measured_bytes <= budget
 
 
 @pytest.mark.parametrize("share", [1, 1.2, 1.5])
@@ -254,7 +272,7 @@ def test_steps_of_a_few_bytes_are_within_the_budget(share):
         bptt_jax.explain(*arguments, budget=1)
     budget = int(share * info.value.smallest_bytes)
     report = bptt_jax.explain(*arguments, budget=budget)
-    assert report.measured_bytes <= report.predicted_bytes <= budget
+    assert report.measured_bytes <= budget
 
 
 def test_a_branch_in_the_nest_keeps_nothing_twice():
@@ -265,14 +283,14 @@ def test_a_branch_in_the_nest_keeps_nothing_twice():
 
     arguments = step, jnp.ones((32, 33), jnp.float32), jnp.ones((40, 32, 33), jnp.float32)
     report = bptt_jax.explain(*arguments, budget=900_000, lowering="nested")
-    assert report.measured_bytes <= report.predicted_bytes <= 900_000
+    assert report.measured_bytes <= 900_000
 
 
 def test_arrays_with_axes_of_length_1_are_within_the_budget():
     """XLA copies some of them whole, which took several times such budgets."""
-    for measured, predicted, asked in as_users_do(__name__, "with_axes_of_length_1"):
-        print(measured, predicted, asked)
-        assert measured <= predicted <= asked
+    for measured, asked in as_users_do(__name__, "with_axes_of_length_1"):
+        print(measured, asked)
+        assert measured <= asked
 
 
 def test_a_small_budget_names_the_copies_that_no_plan_prevents():
@@ -288,10 +306,8 @@ def test_a_small_budget_names_what_dominates_it():
             lambda c, x: (jnp.tanh(c @ weights + x), None), jnp.ones(256), jnp.ones((100, 256)), budget=999
         )
     error = info.value
-    fixed, residuals, carries = error.shares.values()
-    assert fixed + residuals + carries == error.smallest_bytes
-    assert f"the largest share first, of {fixed:,} bytes for the part that does not grow with the length; " in str(
-        error
-    )
+    assert sum(error.shares.values()) == error.smallest_bytes
+    largest, *_ = sorted(error.shares, key=error.shares.get, reverse=True)
+    assert f"the largest share first, of {error.shares[largest]:,} bytes for {largest}; " in str(error)
     assert "carries (2,048 bytes each)" in str(error)
     assert "The budget is below the part that does not grow with the length" in str(error)

@@ -97,8 +97,8 @@ def test_bench_measures_every_method(tmp_path):
     assert rows["bptt_jax, 70%"]["temp_bytes"] < rows["lax.scan"]["temp_bytes"]
     assert rows["bptt_jax, 1kB"]["error"].startswith("the smallest budget is ")
     assert rows["bptt_jax, 1kB"]["time_ratio"] is None
-    assert rows["bptt_jax, no budget"]["calibrate_seconds"] == 0
-    assert rows["bptt_jax, 70%"]["calibrate_seconds"] > 0
+    assert rows["bptt_jax, no budget"]["check_seconds"] == 0
+    assert rows["bptt_jax, 70%"]["check_seconds"] > 0
     assert (
         bptt_jax.cost(parse(rows["bptt_jax, 70%"]["plan"]), StepProfile(1, 1)).forward_steps
         == (rows["bptt_jax, 70%"]["forward_steps"])

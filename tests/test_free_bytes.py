@@ -36,8 +36,9 @@ def test_auto_is_what_the_device_has_free_without_a_reserve():
 def test_auto_takes_the_least_of_all_processes(monkeypatch):
     from jax.experimental import multihost_utils
 
+    of_other = np.frombuffer(np.float64(4 << 30).tobytes(), np.uint8)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(multihost_utils, "process_allgather", lambda own: np.array([own, 4 << 30]))
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda own: np.stack([own, of_other]))
     assert _free_bytes.free_bytes(Device({"bytes_limit": 80 << 30})) == 3 << 30
 
 

@@ -11,10 +11,11 @@ import bptt_jax
 
 PACKAGE = Path(bptt_jax.__file__).parent
 
-# Rows from the bottom up. The first ten are pure: plain Python and NumPy.
+# Rows from the bottom up. The first eleven are pure: plain Python and NumPy.
 ROWS = [
     ["errors", "_plan", "_step_profile", "_budget"],
-    ["_notation", "_simulate", "_time"],
+    ["_notation", "_simulate", "_figures", "_cost_rules"],
+    ["_time", "_nested_cost", "_sweep_cost"],
     ["_cost", "_render", "_picture"],
     ["plans"],
     ["planners._tables"],
@@ -24,7 +25,8 @@ ROWS = [
     ["planners.compiled"],
     ["planners"],
     ["_lower", "_device", "_primitives"],
-    ["_lower.jaxprs", "_lower.style", "_free_bytes"],
+    ["_lower.jaxprs", "_lower.style", "_processes"],
+    ["_free_bytes"],
     ["_device.machine"],
     ["_options"],
     ["_along"],
@@ -32,7 +34,6 @@ ROWS = [
     ["_trace"],
     ["_active"],
     ["_gradient"],
-    ["_temporaries"],
     ["_lower.differentiated", "_lower.by_index", "_lower.block_values"],
     ["_lower.nested", "_lower.plain", "_lower.merge", "_lower.pull", "_lower.taps"],
     ["_lower.split"],
@@ -42,8 +43,11 @@ ROWS = [
     ["_lower.block"],
     ["_lower.walk"],
     ["_lower.sweep"],
+    ["_lower.program"],
+    ["_temporaries"],
     ["_measure"],
-    ["_calibrate"],
+    ["_check"],
+    ["_verify"],
     ["_choose"],
     ["_primitives.expansion"],
     ["_primitives.gradient", "_primitives.direct"],
@@ -64,7 +68,7 @@ ROWS = [
     ["__main__"],
     [""],
 ]
-PURE_ROWS = 10
+PURE_ROWS = 11
 WITHIN_A_ROW = {("_step_profile", "_plan")}
 
 

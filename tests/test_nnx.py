@@ -22,7 +22,7 @@ def flax_promotion():
 
 @pytest.mark.parametrize("cell_class", CELLS)
 def test_equals_flax(cell_class):
-    xs, layer_class = inputs(), bptt_jax.nnx.rnn(budget="80%", calibrate=False, return_carry=True)(cell_class)
+    xs, layer_class = inputs(), bptt_jax.nnx.rnn(budget="80%", verify=False, return_carry=True)(cell_class)
     arguments = {"dtype": jnp.float64, **DOUBLE}
     theirs = outcome(nnx.RNN(cell_class(5, 7, rngs=nnx.Rngs(0), **arguments), return_carry=True), xs)
     ours = outcome(layer_class(5, 7, rngs=nnx.Rngs(0), **arguments), xs)

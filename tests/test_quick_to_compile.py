@@ -11,7 +11,7 @@ from tests.quick_to_compile import as_users_do
 
 
 def measured():
-    """What XLA reports for gradients with given plans, which need no calibration."""
+    """What XLA reports for gradients with given plans, which need no check."""
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_numpy_rank_promotion", "allow")
     jax.config.update("jax_numpy_dtype_promotion", "standard")

@@ -38,7 +38,7 @@ def result_of(row, scan, name):
 def in_a_way(result, lowering, limit):
     """`result` of a scan without a budget, by a plan, or with the smallest budget that all gradients in it fit."""
     if limit == "budget":
-        ours = functools.partial(bptt_jax.scan, lowering=lowering, calibrate=False)
+        ours = functools.partial(bptt_jax.scan, lowering=lowering, verify=False)
         return comparison.in_smallest_budget(lambda budget: result(functools.partial(ours, budget=budget)))[0]
     return result(functools.partial(planned if limit == "plan" else bptt_jax.scan, lowering=lowering))
 

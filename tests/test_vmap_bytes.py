@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 import bptt_jax
-from bptt_jax.errors import BudgetError
+from bptt_jax.errors import BudgetWarning
 from tests import comparison
 from tests.quick_to_compile import as_users_do
 from tests.slow import one_in
@@ -159,9 +159,9 @@ def test_a_percentage_is_of_all_examples(order):
 
 
 @pytest.mark.parametrize("order", ORDERS[:3])
-def test_a_budget_that_is_refused_is_that_of_all_examples(order):
-    """Where the gradient was traced before it was mapped, what is too little for one example is refused already."""
+def test_a_percentage_that_no_plan_fits_is_that_of_all_examples(order):
+    """Where the gradient was traced before it was mapped, of one example as well."""
     whole = bytes_of_lax_scan(lstm, order, 16)
-    with pytest.raises(BudgetError) as failure:
+    with pytest.warns(BudgetWarning) as warned:
         bytes_of(lstm, order, 16, functools.partial(bptt_jax.scan, budget="1%"))
-    assert 0.9 * whole <= 100 * failure.value.budget_bytes <= 1.2 * whole
+    assert 0.9 * whole <= 100 * max(one.message.budget_bytes for one in warned) <= 1.2 * whole

@@ -13,7 +13,7 @@ from jax import lax
 
 import bptt_jax
 from bptt_jax import Remat, Repeat, Steps
-from bptt_jax.errors import BudgetError
+from bptt_jax.errors import BudgetError, BudgetWarning
 from tests import comparison
 from tests.slow import one_in
 from tests.steps import normal
@@ -97,7 +97,7 @@ def test_equals_lax_scan(part, lowering, limit):
 
     ours = functools.partial(bptt_jax.scan, lowering=lowering)
     if limit == "budget":
-        ours = functools.partial(ours, calibrate=False)
+        ours = functools.partial(ours, verify=False)
         found, _ = comparison.in_smallest_budget(lambda n: of(functools.partial(ours, budget=n)))
     else:
         found = of(ours)
@@ -115,9 +115,9 @@ def test_within_a_budget_of_its_own(lowering, part, share):
     found, budget = comparison.in_smallest_budget(measured, int(share * whole))
     print(f"{part} {lowering}: {found / whole:.3f} of {whole}, asked {budget / whole:.3f}")
     assert found <= budget <= 0.4 * whole
-    with pytest.raises(BudgetError) as failure:
+    with pytest.warns(BudgetWarning) as warned:
         measured("0.1%")
-    assert 0.9 * whole <= 1000 * failure.value.budget_bytes <= 1.1 * whole
+    assert 0.9 * whole <= 1000 * warned[0].message.budget_bytes <= 1.1 * whole
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
@@ -149,23 +149,23 @@ def test_without_a_budget_it_takes_what_lax_scan_takes(part, lowering):
 def test_a_weight_that_is_stopped_is_not_differentiated():
     """Like one that is no argument of the gradient: its budget is that of the others."""
 
-    def refused(stop):
+    def asked(stop):
         params, init, xs = inputs()
 
         def loss(params):
             frozen = params | {"encoder": jax.tree.map(stop, params["encoder"])}
             return jnp.sum(bptt_jax.scan(functools.partial(step, frozen), init, xs, budget="0.1%")[1])
 
-        with pytest.raises(BudgetError) as failure:
+        with pytest.warns(BudgetWarning) as warned:
             jax.eval_shape(jax.grad(loss), params)
-        return failure.value.budget_bytes
+        return warned[0].message.budget_bytes
 
-    assert refused(lax.stop_gradient) < 0.6 * refused(lambda leaf: leaf)
+    assert asked(lax.stop_gradient) < 0.6 * asked(lambda leaf: leaf)
 
 
 def test_results_without_a_tangent_are_not_differentiated():
     """Gradients of one program with respect to one input after another; then of none."""
-    loss, chosen = loss_of("everything", functools.partial(bptt_jax.scan, budget=1, calibrate=False), length=12)
+    loss, chosen = loss_of("everything", functools.partial(bptt_jax.scan, budget=1, verify=False), length=12)
     with pytest.raises(BudgetError):
         jax.eval_shape(jax.grad(loss), chosen)
     reference, _ = loss_of("everything", lax.scan, length=12)
@@ -229,18 +229,21 @@ def layer_made(budget):
 @pytest.mark.usefixtures("implicit_broadcasting")
 @pytest.mark.parametrize("make", [evaluated, evaluated_without_jit, evaluated_under_vmap, layer_applied, layer_made])
 def test_an_evaluation_compiles_nothing_for_its_budget(make):
-    """Nor is it refused, though no gradient fits 1 %."""
+    """Nor is anything said, though no gradient fits 1 %."""
     without, budgeted = (programs(make(budget)) for budget in (None, "1%"))
     assert budgeted == without > 0
 
 
 @pytest.mark.usefixtures("implicit_broadcasting")
-def test_the_gradient_of_the_layer_is_refused():
+def test_the_gradient_of_the_layer_takes_the_smallest_plan_and_says_so_once():
     layer = bptt_jax.linen.RNN(nn.GRUCell(8), budget="1%")
     xs = jnp.ones((2, LENGTH, 8), jnp.float32)
     variables = layer.init(jax.random.key(0), xs)
-    with pytest.raises(BudgetError):
-        jax.grad(lambda variables: layer.apply(variables, xs).sum())(variables)
+    with pytest.warns(BudgetWarning, match="the smallest plan runs, because budget='1%'") as warned:
+        found = jax.grad(lambda variables: layer.apply(variables, xs).sum())(variables)
+    assert len(warned) == 1
+    theirs = nn.RNN(nn.GRUCell(8))
+    comparison.assert_same(found, jax.grad(lambda variables: theirs.apply(variables, xs).sum())(variables), 1e-5)
 
 
 # Derivatives never run the Python of a step again.
@@ -256,7 +259,7 @@ FORMS = {
     "hessian": lambda loss, w, x: jax.jit(jax.hessian(loss))(w, x),
     "grad of checkpoint": lambda loss, w, x: jax.jit(jax.grad(jax.checkpoint(loss)))(w, x),
 }
-OPTIONS = ({}, {"lowering": "nested"}, {"plan": Repeat(2, Remat(Steps(2)))}, {"calibrate": False})
+OPTIONS = ({}, {"lowering": "nested"}, {"plan": Repeat(2, Remat(Steps(2)))}, {"verify": False})
 
 
 def traces(scan, form, deep):
@@ -283,7 +286,7 @@ def test_a_step_is_traced_as_often_as_in_lax_scan(deep, options, form):
     def counted(budget=None):
         return traces(functools.partial(bptt_jax.scan, budget=budget, **options), form, deep)
 
-    seen = comparison.in_smallest_budget(counted)[0] if "calibrate" in options else counted()
+    seen = comparison.in_smallest_budget(counted)[0] if "verify" in options else counted()
     assert seen == traces(lax.scan, form, deep)
     assert set(seen) == set(range(1, deep + 1))
     assert max(seen.values()) <= 2

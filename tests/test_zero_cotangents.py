@@ -110,7 +110,7 @@ def ours_and_theirs(loss, form, lowering, limit):
 
     ours = functools.partial(bptt_jax.scan, lowering=lowering)
     if limit == "budget":
-        ours = functools.partial(ours, calibrate=False)
+        ours = functools.partial(ours, verify=False)
         found, _ = comparison.in_smallest_budget(lambda n: of(functools.partial(ours, budget=n)))
     else:
         found = of(functools.partial(ours, plan=PLANS[limit]))

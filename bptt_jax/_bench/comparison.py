@@ -43,8 +43,8 @@ class Row:
       temp_bytes: that XLA reports.
       time_ratio: median of its time over that of `lax.scan`'s run right before it; infinite if that does not run.
       seconds: that ratio times the median of `lax.scan`'s; without it, the median of its own.
-      compile_seconds: to trace, plan and compile, without calibrating.
-      calibrate_seconds: paid once in a process for a kind of step.
+      compile_seconds: to trace, plan and compile, without the checks.
+      check_seconds: programs that are compiled by themselves to see their bytes.
       forward_steps: evaluations of the step, counted on a scan of numbers that runs the same way.
       floor_ratio: its time over that of the products alone; None for a step without any.
       plan: for this library.
@@ -56,7 +56,7 @@ class Row:
     time_ratio: float = math.inf
     seconds: float = math.inf
     compile_seconds: float = 0.0
-    calibrate_seconds: float = 0.0
+    check_seconds: float = 0.0
     forward_steps: int = 0
     floor_ratio: float | None = None
     plan: str = ""
@@ -137,7 +137,7 @@ def _peers(length: int) -> dict[str, Scan]:
 
 
 def _with_budget(budget: Budget, problem: Problem, xs: jax.Array) -> tuple[Program, Row]:
-    """This library. It is explained first, which calibrates, so that compiling can be timed without."""
+    """This library. It is explained first, with the checks, so that compiling can be timed without."""
     asked = "no budget" if budget is None else budget if isinstance(budget, str) else f"{budget:,} bytes"
     method = f"bptt_jax, {asked}"
     try:
@@ -146,13 +146,11 @@ def _with_budget(budget: Budget, problem: Problem, xs: jax.Array) -> tuple[Progr
         short = f"the smallest budget is {format_bytes(error.smallest_bytes)}"
         return Program(method, None, (), 0, 0.0, short), Row(method, error=short)
     program = compile_program(method, ours(budget=budget), problem, xs)
-    assert report.effort is not None
-    seconds = program.compile_seconds + report.effort.plan_seconds  # which `explain` spared it
+    seconds = program.compile_seconds + report.plan_seconds  # which `explain` spared it
     steps = evaluations(ours(plan=report.plan), xs.shape[0])
     row = dataclasses.replace(_row(program, steps), compile_seconds=seconds)
-    return program, dataclasses.replace(
-        row, calibrate_seconds=report.effort.calibrate_seconds, plan=notation(report.plan)
-    )
+    check_seconds = sum(check.seconds for check in report.checks)
+    return program, dataclasses.replace(row, check_seconds=check_seconds, plan=notation(report.plan))
 
 
 def _row(program: Program, forward_steps: int) -> Row:

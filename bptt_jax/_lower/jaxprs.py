@@ -257,8 +257,8 @@ def varies(variable: Any) -> bool:
 
 
 def varying_axes(leaf: Any) -> frozenset[Any]:
-    """The axes of a mesh over which an array's values differ, in a `shard_map`."""
-    return _varying(jax.typeof(leaf))
+    """The axes of a mesh over which the values of an array, or of a type, differ in a `shard_map`."""
+    return _varying(leaf if isinstance(leaf, jax.core.ShapedArray) else jax.typeof(leaf))
 
 
 def _varying(aval: Any) -> frozenset[Any]:

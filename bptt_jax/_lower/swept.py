@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
+
+import jax
 
 from bptt_jax._active import Active
 from bptt_jax._device.machine import Machine
@@ -13,7 +16,7 @@ from bptt_jax._lower.merge import merge
 from bptt_jax._lower.split import SplitStep, split
 from bptt_jax._lower.step_vjp import StepVjp, step_vjp
 from bptt_jax._lower.style import Style
-from bptt_jax._step import FlatStep
+from bptt_jax._step import FlatStep, ScanCall, replace, select
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,3 +72,29 @@ def _forms_of(step: FlatStep, active: Active, machine: Machine, merged: bool) ->
     if not merged and len(alternating(vjp)) > 1:
         styles.append(Style(joined=False, in_turn=True))
     return tuple(Swept(vjp, style) for style in styles)
+
+
+def has_vjp(call: ScanCall, active: Active) -> bool:
+    """Whether a step has a reverse-mode derivative: one with a `jax.lax.while_loop` has none."""
+    if call.options.lowering != "nested" and fastest_form(call.step, active, call.options.machine) is not None:
+        return True
+    return _has_vjp(call.step, active)
+
+
+@functools.lru_cache(maxsize=1024)
+def _has_vjp(step: FlatStep, active: Active) -> bool:
+    mask = (*active.operands, *active.carry, *active.x)
+
+    def vjp(*inputs: Any) -> Any:
+        def run(chosen: Any) -> Any:
+            carry, y = step(*step.split(replace(inputs, mask, chosen)))
+            return [*select(carry, active.carry), *select(y, active.y)]
+
+        outs, pull = jax.vjp(run, select(inputs, mask))
+        return pull(outs)
+
+    try:
+        jax.eval_shape(vjp, *step.jaxpr.in_avals)
+    except (TypeError, ValueError, NotImplementedError):  # what JAX raises where there is no reverse-mode derivative
+        return False
+    return True

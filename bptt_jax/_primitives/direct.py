@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from bptt_jax._choose import choose, has_vjp
+from bptt_jax._choose import choose
 from bptt_jax._gradient import gradient_of
 from bptt_jax._lower import plain
 from bptt_jax._lower.nested import Nested
+from bptt_jax._lower.swept import has_vjp
 from bptt_jax._step import Arrays, ScanCall
 
 

@@ -39,7 +39,7 @@ def _forward(*inputs: Any, call: ScanCall, wrt: Mask, planned: Vmaps, vmaps: Vma
         outs, saved = _choice(call, wrt, inputs, planned).program(waits=not vmaps).forward(inputs)
         if _is_late(call, planned, mapped_over):
             # The results by the plan for all examples; XLA drops the other pass, of which `backward` uses nothing.
-            outs, _ = _choice(call, wrt, inputs, mapped_over).program(waits=False).forward(inputs)
+            outs, _ = _choice(call, wrt, inputs, mapped_over, again=True).program(waits=False).forward(inputs)
         return [*outs, *saved]
 
     return list(mapped(vmaps, of_one)(*inputs))
@@ -71,7 +71,8 @@ def _backward(
 
     def of_one(*args: Any) -> list[Any]:
         inputs, saved, cts = args[:n], list(args[n:n_kept]), args[n_kept:]
-        program = _choice(call, wrt, inputs, mapped_over if is_late else planned).program(waits=not vmaps)
+        choice = _choice(call, wrt, inputs, mapped_over if is_late else planned, again=is_late)
+        program = choice.program(waits=not vmaps)
         if is_late:
             saved = program.kept(inputs)
         found = program.backward(inputs, saved, replace([None] * len(given), given, cts))
@@ -97,8 +98,8 @@ def _is_late(call: ScanCall, planned: Vmaps, mapped_over: Vmaps) -> bool:
     return call.options.budget is not None and mapped_over != planned
 
 
-def _choice(call: ScanCall, wrt: Mask, inputs: Sequence[Any], planned: Vmaps) -> Choice:
-    return choose(Gradient(call, wrt, tuple(map(jax.typeof, inputs)), planned))
+def _choice(call: ScanCall, wrt: Mask, inputs: Sequence[Any], planned: Vmaps, again: bool = False) -> Choice:
+    return choose(Gradient(call, wrt, tuple(map(jax.typeof, inputs)), planned, again))
 
 
 def _returned(call: ScanCall, wrt: Mask, given: Mask) -> Mask:

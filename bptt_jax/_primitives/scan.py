@@ -19,12 +19,13 @@ from jax.interpreters import ad, batching
 from jax.interpreters import partial_eval as pe
 
 from bptt_jax._active import active
-from bptt_jax._choose import choose, has_vjp
+from bptt_jax._choose import choose
 from bptt_jax._free_bytes import free_bytes
 from bptt_jax._gradient import Gradient, gradient_of
 from bptt_jax._lower import plain
 from bptt_jax._lower.jaxprs import is_debug, is_in, is_named_axis, needed, reachable
 from bptt_jax._lower.nested import Nested
+from bptt_jax._lower.swept import has_vjp
 from bptt_jax._options import Options
 from bptt_jax._primitives.expansion import jvp_of, primitive
 from bptt_jax._primitives.gradient import forward_p, names_axis, tangent_p, vmaps_around

@@ -21,11 +21,11 @@ except ImportError as error:
 
 from bptt_jax._budget import Budget
 from bptt_jax._cells import check_cell, full_name
-from bptt_jax._options import Lowering
 from bptt_jax._plan import Plan
 from bptt_jax._recurrent import split_call
 from bptt_jax._report import Report
 from bptt_jax._share_budget import share_budget
+from bptt_jax._step_profile import Lowering
 from bptt_jax.linen._class import layer_class
 from bptt_jax.linen._layer import Options, Recurrent
 from bptt_jax.linen._stack import Stack
@@ -43,7 +43,7 @@ class RNN(Recurrent):
       cell: a recurrent cell: an instance, such as `nn.LSTMCell(8)` or a `Stack` of several.
       time_major, return_carry, reverse, keep_order, unroll, variable_axes, variable_broadcast, variable_carry,
         split_rngs: as in `flax.linen.RNN`.
-      budget, plan, lowering, calibrate: as in `bptt_jax.scan`.
+      budget, plan, lowering, verify: as in `bptt_jax.scan`.
 
     Raises:
       TypeError, ValueError: for a cell that is none, and for malformed options; when called, for a plan of another
@@ -70,7 +70,7 @@ class RNN(Recurrent):
     budget: Budget = None
     plan: Plan | None = None
     lowering: Lowering | None = None
-    calibrate: bool = True
+    verify: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.cell, type):
@@ -102,7 +102,7 @@ def rnn(
     variable_broadcast: Any = "params",
     variable_carry: Any = False,
     split_rngs: Mapping[Any, bool] = FrozenDict({"params": False}),
-    calibrate: bool = True,
+    verify: bool = True,
 ) -> Any:
     """Decorator: from a Linen cell class to the class of a recurrent layer with a budget.
 
@@ -112,7 +112,7 @@ def rnn(
 
     Args:
       cell_class: the cell class, where the decorator is written without options.
-      budget, plan, lowering, calibrate: as in `bptt_jax.scan`.
+      budget, plan, lowering, verify: as in `bptt_jax.scan`.
       unroll, time_major, return_carry, reverse, keep_order, variable_axes, variable_broadcast, variable_carry,
         split_rngs: as in `flax.linen.RNN`, which says what can be overridden in the call.
 

@@ -39,7 +39,7 @@ class Options(LayerOptions):
 
     @property
     def scan(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("budget", "plan", "lowering", "calibrate", "unroll")}
+        return {name: getattr(self, name) for name in ("budget", "plan", "lowering", "verify", "unroll")}
 
     @property
     def lift(self) -> Lift:

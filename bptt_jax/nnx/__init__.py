@@ -19,11 +19,11 @@ except ImportError as error:
 
 from bptt_jax._budget import Budget
 from bptt_jax._cells import check_cell, full_name
-from bptt_jax._options import Lowering
 from bptt_jax._plan import Plan
 from bptt_jax._recurrent import split_call
 from bptt_jax._report import Report
 from bptt_jax._share_budget import share_budget
+from bptt_jax._step_profile import Lowering
 from bptt_jax.nnx._class import layer_class
 from bptt_jax.nnx._layer import Options, Recurrent
 from bptt_jax.nnx._stack import Stack
@@ -40,7 +40,7 @@ class RNN(Recurrent):
     Args:
       cell: a recurrent cell: an instance, such as `nnx.LSTMCell(3, 8, rngs=...)` or a `Stack` of several.
       time_major, return_carry, reverse, keep_order, unroll, state_axes, broadcast_rngs, rngs: as in `flax.nnx.RNN`.
-      budget, plan, lowering, calibrate: as in `bptt_jax.scan`.
+      budget, plan, lowering, verify: as in `bptt_jax.scan`.
 
     Raises:
       TypeError, ValueError: for a cell that is none, and for malformed options; when called, for a plan of another
@@ -72,7 +72,7 @@ class RNN(Recurrent):
         budget: Budget = None,
         plan: Plan | None = None,
         lowering: Lowering | None = None,
-        calibrate: bool = True,
+        verify: bool = True,
     ):
         given = locals()
         if isinstance(cell, type):
@@ -97,7 +97,7 @@ def rnn(
     state_axes: Mapping[Any, Any] | None = None,
     broadcast_rngs: Any = None,
     rngs: bool = True,
-    calibrate: bool = True,
+    verify: bool = True,
 ) -> Any:
     """Decorator: from an NNX cell class to the class of a recurrent layer with a budget.
 
@@ -107,7 +107,7 @@ def rnn(
 
     Args:
       cell_class: the cell class, where the decorator is written without options.
-      budget, plan, lowering, calibrate: as in `bptt_jax.scan`.
+      budget, plan, lowering, verify: as in `bptt_jax.scan`.
       unroll, time_major, return_carry, reverse, keep_order, state_axes, broadcast_rngs: as in `flax.nnx.RNN`, which
         says what can be overridden in the call.
       rngs: whether layers have keys of their own for the first carries, as `flax.nnx.RNN` has by default.

@@ -87,7 +87,7 @@ class Recurrent(nnx.RNN):
 
     @property
     def _scan_options(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("budget", "plan", "lowering", "calibrate", "unroll")}
+        return {name: getattr(self, name) for name in ("budget", "plan", "lowering", "verify", "unroll")}
 
     def _call(self, *, seq_lengths: Any, resets: Any, **overrides: bool | None) -> Call:
         """The options of one call; those that are None are the layer's own."""

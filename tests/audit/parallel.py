@@ -8,8 +8,11 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
+from bptt_jax import _check
 from tests.audit import LITTLE, Case, Finding, audit, could_be_faster
 from tests.quick_to_compile import compile_quickly
+
+PLANTED = ("skipped", "wrong")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,16 +22,37 @@ class Audited:
     finding: Finding
     wasteful: bool
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the program takes more than was asked."""
+        return self.finding.measured > self.finding.asked
 
-def audited(case: Case, budgets: int) -> list[Audited]:
-    """The findings of a case; none where there is nothing to differentiate."""
+
+def audited(case: Case, budgets: int, planted: str | None = None) -> list[Audited]:
+    """The findings of a case; none where there is nothing to differentiate.
+
+    Args:
+      case: the case.
+      budgets: how many.
+      planted: a fault of the checks: "skipped", all plans are estimates, or "wrong", XLA's figures are halved.
+    """
     if not case.differentiates:
         return []
-    problem = case.problem()
-    return [
-        Audited(finding, finding.used < LITTLE and could_be_faster(case, problem, finding))
-        for finding in audit(case, budgets)
-    ]
+    problem, options = case.problem(), {"verify": False} if planted == "skipped" else {}
+    measure = _check.temporaries_of_gradient
+    if planted:
+        _check._measured.cache_clear()
+    if planted == "wrong":
+        _check.temporaries_of_gradient = lambda *args: measure(*args) // 2
+    try:
+        return [
+            Audited(finding, finding.used < LITTLE and not planted and could_be_faster(case, problem, finding))
+            for finding in audit(case, budgets, **options)
+        ]
+    finally:
+        _check.temporaries_of_gradient = measure
+        if planted:
+            _check._measured.cache_clear()
 
 
 def prepare() -> None:
@@ -36,9 +60,10 @@ def prepare() -> None:
     jax.config.update("jax_enable_x64", True)
 
 
-def run(cases: Sequence[Case], budgets: int) -> Iterator[list[Audited]]:
+def run(cases: Sequence[Case], budgets: int, planted: str | None = None) -> Iterator[list[Audited]]:
     """The findings of the cases, as they are done."""
     context = multiprocessing.get_context("spawn")  # not forked, for JAX has threads
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), context, prepare) as pool:
-        for future in concurrent.futures.as_completed([pool.submit(audited, case, budgets) for case in cases]):
+        futures = [pool.submit(audited, case, budgets, planted) for case in cases]
+        for future in concurrent.futures.as_completed(futures):
             yield future.result()

@@ -1,0 +1,29 @@
+"""A Markdown table of fitted numbers of `bptt_jax/_figures.py`, as they are and as they come out here.
+
+python -m tests.fit                    # bytes: some 90 programs, three minutes
+python -m tests.fit --times            # and times: for a quiet machine, five minutes more
+"""
+
+import argparse
+import itertools
+
+from tests.audit.kinds import KINDS
+from tests.fit import by_bytes, by_time
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--times", action="store_true")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each program that is timed")
+    options = parser.parse_args()
+    print("| figure | now | here | binds |\n|---|---|---|---|")
+    timed = by_time.rows(options.seconds) if options.times else ()
+    for row in itertools.chain(by_bytes.rows(options.kinds), timed):
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -175,7 +175,7 @@ def doubled(v):
 doubled.defvjp(lambda v: (jnp.sin(v), v), lambda v, ct: (2 * ct * jnp.cos(v),))
 
 
-@pytest.mark.parametrize("options", [{}, {"budget": "80%"}, {"plan": Repeat(10, Remat(Steps(10)))}])
+@pytest.mark.parametrize("options", [{}, {"budget": 3000}, {"plan": Repeat(10, Remat(Steps(10)))}])
 def test_the_sweep_for_a_step_that_only_the_nest_takes_says_what_to_do(options):
     """One with a derivative rule of its own; a call that is not differentiated is the loop of `jax.lax.scan`."""
 

@@ -217,7 +217,8 @@ def test_a_step_that_keeps_nothing_runs_in_what_lax_scan_takes():
     init = (normal(0, 4096, dtype=jnp.float64), normal(1, 4096, dtype=jnp.float64))
     xs = normal(2, 60, dtype=jnp.float64)
     profile = bptt_jax.profile(step, init, xs[0], lowering="nested")
-    budget = profile.store_all_bytes(60)
+    # The last carry and its cotangent are counted as well, because a loss around the scan holds them.
+    budget = profile.store_all_bytes(60) + 2 * profile.carry_bytes
     report = bptt_jax.explain(step, init, xs, budget=budget)
     assert report.measured_bytes <= budget
     gradients = [

@@ -92,6 +92,7 @@ def test_on_256_chips(request, mode, layout):
     assert {one.kind for one in in_loops(found)} <= {one.kind for one in in_loops(expected)}
     # The gradients of the weights, once; in loops the cotangent of the hidden state, at each step backward.
     biases = [BIASES] if (mode, layout) == ("explicit", "hidden") else []
-    # A segment of its own at the end is outside of loops.
-    assert sum(all_reduces(found, looped=False)) == sum([*all_reduces(expected, looped=False), *biases])
+    # A segment of its own at the end, which not each plan has, is outside of loops.
+    once = sum(all_reduces(expected, looped=False))
+    assert sum(all_reduces(found, looped=False)) in {once, once + sum(biases)}
     assert set(all_reduces(found, looped=True)) <= {*all_reduces(expected, looped=True), *biases}

@@ -179,6 +179,8 @@ def decide(case: Case, problem: Problem, budget: int | None) -> Choice:
 def budgets(case: Case, problem: Problem, count: int) -> list[int]:
     """From the smallest feasible one to everything, in equal ratios."""
     smallest = smallest_budget(case, problem)
+    if smallest == 1:  # no result depends on what is asked for, so nothing is differentiated
+        return []
     everything = temporaries(case, problem, None)
     return sorted({int(b) for b in np.geomspace(smallest, max(everything, smallest), count).round()})
 

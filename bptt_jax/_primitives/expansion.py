@@ -106,7 +106,12 @@ def traced(expand: Expand, types: Sequence[Any], params: dict[str, Any]) -> Any:
 # The values of parameters know the context that their steps were traced in; the mesh that types refer to is all else.
 @functools.lru_cache(maxsize=256)
 def _traced(expand: Expand, types: tuple[Any, ...], params: tuple[tuple[str, Any], ...], _mesh: Any) -> Any:
-    return jax.make_jaxpr(functools.partial(expand, **dict(params)))(*types)
+    closed = jax.make_jaxpr(functools.partial(expand, **dict(params)))(*types)
+    if closed.consts:
+        return closed
+    # JAX drops what no result needs from a jitted function, at any depth of its loops, but looks into no primitive.
+    jaxpr, _ = pe.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
+    return core.ClosedJaxpr(jaxpr, ())
 
 
 @functools.lru_cache(maxsize=256)

@@ -168,14 +168,13 @@ def _spare(gradient: Gradient) -> float:
 def _beside_bytes(gradient: Gradient) -> int:
     """Bytes of what a program with a loss in it holds beside the one that is checked.
 
-    The last carry and its cotangent, which are a result and an argument there; lines of memory that small arrays and
-    their cotangents do not fill, and may share or not; and counters of the loops of a forward pass that runs once more.
+    The last carry and its cotangent, which are a result and an argument there; and counters of the loops of a forward
+    pass that runs once more.
     """
     step, machine = gradient.call.step, gradient.call.options.machine
-    carry = machine.nbytes(select(step.split(step.jaxpr.in_avals)[1], gradient.active.carry))
-    leaves = (*step.jaxpr.in_avals, *step.jaxpr.out_avals)
-    lines = LINE_BYTES * sum(machine.type_bytes(leaf) % LINE_BYTES > 0 for leaf in leaves)
-    return 2 * (gradient.examples * carry + lines + COUNTER_BYTES * gradient.again)
+    carry = select(step.split(step.jaxpr.in_avals)[1], gradient.active.carry)
+    of_example = sum(max(machine.type_bytes(leaf), LINE_BYTES) for leaf in carry)
+    return 2 * (gradient.examples * of_example + COUNTER_BYTES * gradient.again)
 
 
 def _refuse(gradient: Gradient, asked: int, left: int, smallest: Check) -> None:

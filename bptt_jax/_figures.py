@@ -16,8 +16,7 @@ from bptt_jax._step_profile import StepTimes
 
 # Bytes of counters of loops, whatever the step. Binds: `tiny`, a carry of 256 bytes.
 COUNTER_BYTES = 256
-# XLA's line of memory on CPU, which an array takes whole, however small. Binds: random-102 of the audit, whose whole
-# program takes 640 bytes more than its check.
+# XLA's line of memory on CPU, which an array takes whole, however small. Binds: a carry of one number.
 LINE_BYTES = 64
 # The share that an estimate that is not verified may be too low, stated in the documentation of `scan`. Binds: the
 # smallest budgets of attention and of wide outputs, which it does not cover (up to 1.6), as is stated too.

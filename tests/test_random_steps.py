@@ -52,6 +52,17 @@ def findings(lowering):
 in_sweep, in_nest = functools.partial(findings, "sweep"), functools.partial(findings, "nested")
 
 
+@pytest.mark.usefixtures("implicit_broadcasting")
+@pytest.mark.parametrize("seed", [102, 7006])
+def test_a_whole_program_takes_what_its_check_says(seed):
+    """A key in the carry, of which no derivative needs the random bits, was advanced in the backward pass once more."""
+    case = audit.Case(f"{RANDOM}-{seed}", 100)
+    problem = case.problem()
+    finding = audit.examine(case, problem, audit.smallest_budget(case, problem))
+    print(finding)
+    assert finding.measured == finding.checked
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("function", ["in_sweep", "in_nest"])
 def test_bytes(function):

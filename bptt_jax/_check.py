@@ -69,11 +69,11 @@ def measured(gradient: Gradient, plan: Plan, form: Swept | None) -> Measured:
       form: the step as the sweep runs it; None for the nest.
     """
     call = gradient.call
-    others = dataclasses.replace(call, step=None, options=None)  # type: ignore[arg-type]
+    others = [field.name for field in dataclasses.fields(call) if field.name not in ("step", "options")]
     key = (
         program_key(call.step),
         (call.step.n_operands, call.step.n_carry),
-        others,
+        tuple(getattr(call, name) for name in others),
         tuple(map(str, gradient.types)),
         gradient.wrt,
         gradient.vmaps,

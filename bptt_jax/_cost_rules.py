@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ class NodeCost:
     leaves: int = 1
 
 
-class Rules:
+class Rules(abc.ABC):
     """Rules of cost for one way to run plans. With h the bytes of a carry and s those of a step's residuals,
 
         kept(Steps n) = n·s   kept(Repeat k c) = k·kept(c)   kept(Chain cs) = Σ kept(c)   kept(Remat c) = h
@@ -50,21 +51,21 @@ class Rules:
                 return self.chain(node, children)
         raise TypeError(f"not a plan node: {node!r}")
 
+    @abc.abstractmethod
     def peak_bytes(self, plan: Plan, total: NodeCost) -> int:
         """Bytes of a whole plan, with what is there in any case."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def block(self, n: int) -> int:
         """Bytes of n steps at their highest."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def beside(self, child: Plan, cost: NodeCost, k: int) -> int:
         """Bytes that a loop over k children takes beside them while it works on one."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def chain(self, chain: Chain, children: Sequence[NodeCost]) -> NodeCost:
         """The cost of two children or more, one after another."""
-        raise NotImplementedError
 
 
 def joined(children: Sequence[NodeCost], extra_bytes: int) -> NodeCost:

@@ -125,7 +125,9 @@ def test_what_a_step_makes_and_drops_again_is_not_taken_to_fit(compiled, length,
     init, xs = jnp.ones((4, 256), jnp.float32), jnp.ones((length, 4, 256), jnp.float32)
 
     def measured(budget):
-        loss = lambda init, xs: jnp.sum(bptt_jax.scan(outer, init, xs, budget=budget)[0])  # noqa: E731
+        def loss(init, xs):
+            return jnp.sum(bptt_jax.scan(outer, init, xs, budget=budget)[0])
+
         program = jax.jit(jax.grad(loss, (0, 1))).lower(init, xs).compile()
         return program.memory_analysis().temp_size_in_bytes
 

@@ -47,6 +47,16 @@ def test_where_bytes_are_in_proportion_or_with_some_beside_nine_tenths_are_used(
         assert len(checks) <= (2 if spare == 0 else 3)
 
 
+def drawn(sizes, random, noise):
+    """A ladder, and a compiler that reports something else than is predicted, always the same for a plan."""
+    known = {}
+
+    def measured(size):
+        return known.setdefault(size, size * math.exp(noise * random.uniform(-1, 1)))
+
+    return Rungs(tuple(sorted(sizes)), random.randint(1, 3)), measured
+
+
 given_ladders = hypothesis.given(
     st.lists(st.integers(1, 10**9), min_size=1, max_size=30, unique=True),
     st.integers(1, 2 * 10**9),
@@ -58,11 +68,7 @@ given_ladders = hypothesis.given(
 @given_ladders
 def test_whatever_a_compiler_reports(sizes, asked, random, noise):
     """At most four programs, none twice; what is found holds; if nothing does, the smallest was tried."""
-    ladder, known = Rungs(tuple(sorted(sizes)), random.randint(1, 3)), {}
-
-    def measured(size):
-        return known.setdefault(size, size * math.exp(noise * random.uniform(-1, 1)))
-
+    ladder, measured = drawn(sizes, random, noise)
     checks, found = search(ladder, asked, measured)
     assert 1 <= len(checks) <= MOST_PROGRAMS
     assert len({check.candidate for check in checks}) == len(checks)
@@ -77,11 +83,7 @@ def test_whatever_a_compiler_reports(sizes, asked, random, noise):
 
 @given_ladders
 def test_the_smallest_budget_that_a_refusal_names_is_accepted(sizes, asked, random, noise):
-    ladder, known = Rungs(tuple(sorted(sizes)), random.randint(1, 3)), {}
-
-    def measured(size):
-        return known.setdefault(size, size * math.exp(noise * random.uniform(-1, 1)))
-
+    ladder, measured = drawn(sizes, random, noise)
     _, found = search(ladder, asked, measured)
     if found.measured_bytes > asked:
         smallest = math.ceil(found.measured_bytes)

@@ -4,13 +4,13 @@ import importlib
 from typing import Any
 
 from bptt_jax import errors, planners, plans
-from bptt_jax._cost import PlanCost, cost
-from bptt_jax._explain import explain, profile
-from bptt_jax._plan import Chain, Remat, Repeat, Steps
-from bptt_jax._report import Report
+from bptt_jax._cost.cost import PlanCost, cost
+from bptt_jax._explain.explain import explain, profile
+from bptt_jax._explain.report import Report
 from bptt_jax._scan import checkpointed, scan
-from bptt_jax._step_profile import StepProfile, StepTimes
 from bptt_jax.planners import make_plan
+from bptt_jax.plans._nodes import Chain, Remat, Repeat, Steps
+from bptt_jax.plans._profile import StepProfile, StepTimes
 
 __all__ = [
     "Chain",

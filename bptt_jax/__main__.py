@@ -1,7 +1,7 @@
-"""`python -m bptt_jax`; see `bptt_jax._cli`."""
+"""`python -m bptt_jax`; see `bptt_jax._cli.commands`."""
 
 try:
-    from bptt_jax._cli import main
+    from bptt_jax._cli.commands import main
 except ModuleNotFoundError as error:
     if error.name not in ("click", "rich"):
         raise

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from bptt_jax._step_profile import StepTimes
-
 # Bytes
 
 # Bytes of counters of loops, whatever the step. Binds: `tiny`, a carry of 256 bytes.
@@ -30,10 +28,10 @@ CERTAINLY_FITS = 1.5
 
 # Times, relative to a step that is advanced in the sweep; a block's products count as some steps. Binds: LSTM
 # (16, 256) on CPU.
-SWEEP_TIMES = StepTimes(forward=1.0, recording=1.2, backward=1.6, block=2.0)
+SWEEP_TIMES = {"forward": 1.0, "recording": 1.2, "backward": 1.6, "block": 2.0}
 # Merged products, of weights that share an operand, and products that are taken one at a time. Judged by the same LSTM.
-MERGED_TIMES = dataclasses.replace(SWEEP_TIMES, backward=1.3)
-IN_TURN_TIMES = dataclasses.replace(SWEEP_TIMES, backward=2.1)
+MERGED_TIMES = SWEEP_TIMES | {"backward": 1.3}
+IN_TURN_TIMES = SWEEP_TIMES | {"backward": 2.1}
 # What the second block of a plan for the sweep has to gain, and each further one, as a share of the gradient's time: it
 # is one more body to compile, with its backward, and with two of them compiling takes up to three times lax.scan's.
 # Judged.

@@ -7,8 +7,8 @@ from typing import Any
 
 from bptt_jax._budget import Budget, budget_to_bytes
 from bptt_jax._device.machine import Machine, machine_for
-from bptt_jax._plan import Plan
-from bptt_jax._step_profile import Lowering
+from bptt_jax.plans._nodes import Plan
+from bptt_jax.plans._profile import Lowering
 
 
 @dataclasses.dataclass(frozen=True)

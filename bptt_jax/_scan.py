@@ -9,17 +9,17 @@ from typing import Any, cast
 import jax
 from jax import lax
 
-from bptt_jax._along import TIME_FIRST, Layout, layout_of
 from bptt_jax._budget import Budget
-from bptt_jax._lower.jaxprs import is_debug, is_named_axis
+from bptt_jax._jaxprs.equations import is_debug, is_named_axis
 from bptt_jax._options import Options, check_options, checked_options
-from bptt_jax._plan import Plan
-from bptt_jax._plan import length as length_of
 from bptt_jax._primitives.direct import run_now
 from bptt_jax._primitives.scan import scan_p
-from bptt_jax._step import Step
-from bptt_jax._step_profile import Lowering
-from bptt_jax._trace import trace
+from bptt_jax._trace.along import TIME_FIRST, Layout, layout_of
+from bptt_jax._trace.call import Step
+from bptt_jax._trace.trace import trace
+from bptt_jax.plans._nodes import Plan
+from bptt_jax.plans._nodes import length as length_of
+from bptt_jax.plans._profile import Lowering
 
 
 def scan(

@@ -8,10 +8,12 @@ from __future__ import annotations
 import fractions
 import inspect
 import math
+import operator
 import types
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 _NOT_THE_USERS = (str(Path(__file__).parent), str(Path(inspect.__file__).parent))  # this package, Python's own
 
@@ -148,3 +150,14 @@ def warn(warning: Warning) -> None:
     ):
         frame, level = frame.f_back, level + 1
     warnings.warn(warning, stacklevel=level if frame is not None else 1)
+
+
+def as_count(value: Any, least: int, name: str) -> int:
+    """`value` as an int of at least `least`; errors name the field `name`."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}.") from None
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}, got {count}.")
+    return count

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from tests.quick_to_compile import compile_quickly
+from tests.support.quick_to_compile import compile_quickly
 
 _STRICT = {
     "jax_enable_x64": True,

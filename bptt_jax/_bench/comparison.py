@@ -26,9 +26,9 @@ from bptt_jax._bench.peers import (
     ours,
 )
 from bptt_jax._budget import Budget
-from bptt_jax._explain import explain_params
-from bptt_jax._notation import notation
+from bptt_jax._explain.explain import explain_params
 from bptt_jax.errors import BudgetError, format_bytes
+from bptt_jax.plans._notation import notation
 
 EQUINOX_SLOTS = (10, 16, 44)
 Progress = Callable[[str, float], None]  # what is being done, and which share of all is behind

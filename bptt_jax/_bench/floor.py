@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from typing import Any
@@ -11,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import primitives
 
-from bptt_jax._lower.jaxprs import inner_jaxprs
+from bptt_jax._caches import remember
+from bptt_jax._jaxprs.equations import inner_jaxprs
 
 _CPU_SIDE, _ACCELERATOR_SIDE = 1024, 8192
 _TIMES = 9
@@ -45,7 +45,7 @@ def _flops_of(eqn: Any) -> int:
     return int(eqn.params["length"]) * sum(inner) if eqn.primitive is primitives.scan_p else sum(inner)
 
 
-@functools.cache
+@remember(64)
 def product_rate(dtype: str = "float32") -> float:
     """Floating-point operations per second of a large matrix product on the default device, the best of some."""
     side = _CPU_SIDE if jax.default_backend() == "cpu" else _ACCELERATOR_SIDE

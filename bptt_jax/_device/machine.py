@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax._figures import ACCELERATOR, CPU, LONGEST_BLOCK, SHORTEST_BLOCK, DeviceFigures
-from bptt_jax._lower.jaxprs import explicit_sharding, is_float
+from bptt_jax._jaxprs.arrays import explicit_sharding, is_float
 
 
 @dataclasses.dataclass(frozen=True)

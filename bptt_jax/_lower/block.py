@@ -16,15 +16,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bptt_jax._jaxprs.arrays import zeros_like
+from bptt_jax._jaxprs.equations import Env, bind, evaluate, needed, read, with_gradient
 from bptt_jax._lower.block_values import Gradients, Into, Weights
-from bptt_jax._lower.jaxprs import Env, bind, evaluate, needed, read, with_gradient, zeros_like
 from bptt_jax._lower.partial_sums import Axes, as_reduced, partial_axes
-from bptt_jax._lower.pull import Pull, part_of, pull_of
-from bptt_jax._lower.split import SplitStep
-from bptt_jax._lower.step_vjp import StepVjp, rebuilding
-from bptt_jax._lower.swept import Swept
-from bptt_jax._lower.taps import Tap, by_halves, is_large
-from bptt_jax._step import Arrays, Mask, replace, select
+from bptt_jax._step.form import Swept
+from bptt_jax._step.pull import Pull, part_of, pull_of
+from bptt_jax._step.split import SplitStep
+from bptt_jax._step.taps import Tap, by_halves, is_large
+from bptt_jax._step.vjp import StepVjp, rebuilding
+from bptt_jax._trace.call import Arrays, Mask, replace, select
 
 
 class Block:

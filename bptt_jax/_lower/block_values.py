@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from bptt_jax._step import Arrays
+from bptt_jax._trace.call import Arrays
 
 Gradients = dict[int, Any]  # of the differentiable ones among what a block holds, or of its constants, by position
 

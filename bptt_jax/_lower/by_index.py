@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bptt_jax._along import Along
-from bptt_jax._step import Arrays, FlatStep, Mask, ScanCall, replace, select
+from bptt_jax._trace.along import Along
+from bptt_jax._trace.call import Arrays, FlatStep, Mask, ScanCall, replace, select
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from bptt_jax._lower.jaxprs import needed, value_of, variables
-from bptt_jax._step import Arrays, Mask, replace, select
+from bptt_jax._jaxprs.equations import needed, value_of, variables
+from bptt_jax._trace.call import Arrays, Mask, replace, select
 
 
 class Differentiated:

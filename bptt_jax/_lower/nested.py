@@ -19,11 +19,11 @@ import jax
 from jax import lax
 from jax.extend import core
 
-from bptt_jax._active import Active
 from bptt_jax._lower.by_index import ByIndex, steps_of
 from bptt_jax._lower.differentiated import Differentiated
-from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, length, runs_single_steps
-from bptt_jax._step import Arrays, FlatStep, Mask, ScanCall, select
+from bptt_jax._trace.active import Active
+from bptt_jax._trace.call import Arrays, FlatStep, Mask, ScanCall, select
+from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, length, runs_single_steps
 
 Run = Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
 Axes = tuple[int, ...]

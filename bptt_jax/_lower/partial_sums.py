@@ -20,11 +20,12 @@ from jax.extend import core
 from jax.extend.core import primitives
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bptt_jax._lower.jaxprs import explicit_sharding, is_float, variables, zeros_like
-from bptt_jax._lower.split import SplitStep
-from bptt_jax._lower.step_vjp import StepVjp
-from bptt_jax._lower.taps import SUMS
-from bptt_jax._step import Arrays, replace, select
+from bptt_jax._jaxprs.arrays import explicit_sharding, is_float, zeros_like
+from bptt_jax._jaxprs.equations import variables
+from bptt_jax._step.split import SplitStep
+from bptt_jax._step.taps import SUMS
+from bptt_jax._step.vjp import StepVjp
+from bptt_jax._trace.call import Arrays, replace, select
 
 Axes = dict[int, frozenset[Any]]  # of the mesh, by the position of what is summed over them among what a block holds
 

@@ -8,7 +8,7 @@ from typing import Any
 from jax import lax
 
 from bptt_jax._lower.by_index import steps_of
-from bptt_jax._step import Arrays, ScanCall
+from bptt_jax._trace.call import Arrays, ScanCall
 
 
 def run(call: ScanCall, inputs: Arrays) -> list[Any]:

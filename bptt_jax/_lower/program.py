@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from bptt_jax._gradient import Gradient
 from bptt_jax._lower.nested import Nested
 from bptt_jax._lower.sweep import Sweep
-from bptt_jax._lower.swept import Swept
-from bptt_jax._plan import Plan
-from bptt_jax._step import Arrays
+from bptt_jax._step.form import Swept
+from bptt_jax._trace.call import Arrays
+from bptt_jax._trace.gradient import Gradient
+from bptt_jax.plans._nodes import Plan
 
 
 class Program(Protocol):

@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bptt_jax._jaxprs.arrays import is_float, varying_axes, zeros_like
 from bptt_jax._lower.block import Block
-from bptt_jax._lower.jaxprs import is_float, varying_axes, zeros_like
 from bptt_jax._lower.partial_sums import summed, unreduced
-from bptt_jax._lower.swept import Swept
 from bptt_jax._lower.walk import Backward, Forward
-from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, in_blocks
-from bptt_jax._step import Arrays, Mask, ScanCall, replace, select
+from bptt_jax._step.form import Swept
+from bptt_jax._trace.call import Arrays, Mask, ScanCall, replace, select
+from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, in_blocks
 
 
 class Sweep:

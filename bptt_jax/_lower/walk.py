@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bptt_jax._along import Along
+from bptt_jax._jaxprs.arrays import zeros_like
+from bptt_jax._jaxprs.equations import read
 from bptt_jax._lower.block import Block
 from bptt_jax._lower.block_values import Gradients, Into, Weights
-from bptt_jax._lower.jaxprs import read, zeros_like
-from bptt_jax._lower.pull import Pull
-from bptt_jax._plan import Chain, Plan, Remat, Repeat, Steps, length
-from bptt_jax._step import Arrays, ScanCall, select
+from bptt_jax._step.pull import Pull
+from bptt_jax._trace.along import Along
+from bptt_jax._trace.call import Arrays, ScanCall, select
+from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, length
 
 
 class Walk:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from bptt_jax._choose import choose
-from bptt_jax._gradient import gradient_of
 from bptt_jax._lower import plain
 from bptt_jax._lower.nested import Nested
-from bptt_jax._lower.swept import has_vjp
-from bptt_jax._step import Arrays, ScanCall
+from bptt_jax._pipeline import choose
+from bptt_jax._step.form import has_vjp
+from bptt_jax._trace.call import Arrays, ScanCall
+from bptt_jax._trace.gradient import gradient_of
 
 
 def run_now(call: ScanCall, inputs: Arrays) -> list[Any]:

@@ -16,7 +16,8 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
-from bptt_jax._lower.jaxprs import is_named_axis
+from bptt_jax._caches import remember
+from bptt_jax._jaxprs.equations import is_named_axis
 
 Expand = Callable[..., list[Any]]
 
@@ -104,7 +105,7 @@ def traced(expand: Expand, types: Sequence[Any], params: dict[str, Any]) -> Any:
 
 
 # The values of parameters know the context that their steps were traced in; the mesh that types refer to is all else.
-@functools.lru_cache(maxsize=256)
+@remember(256)
 def _traced(expand: Expand, types: tuple[Any, ...], params: tuple[tuple[str, Any], ...], _mesh: Any) -> Any:
     closed = jax.make_jaxpr(functools.partial(expand, **dict(params)))(*types)
     if closed.consts:
@@ -114,7 +115,7 @@ def _traced(expand: Expand, types: tuple[Any, ...], params: tuple[tuple[str, Any
     return core.ClosedJaxpr(jaxpr, ())
 
 
-@functools.lru_cache(maxsize=256)
+@remember(256)
 def _jitted(expand: Expand, params: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
     return jax.jit(functools.partial(expand, **dict(params)))
 

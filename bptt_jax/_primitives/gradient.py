@@ -21,13 +21,13 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import ad, batching
 
-from bptt_jax._active import active, reached
-from bptt_jax._choose import Choice, choose
-from bptt_jax._gradient import Gradient, Vmap, mapped
+from bptt_jax._jaxprs.equations import is_named_axis
 from bptt_jax._lower import plain
-from bptt_jax._lower.jaxprs import is_named_axis
+from bptt_jax._pipeline import Choice, choose
 from bptt_jax._primitives.expansion import jvp_of, primitive, prune_unused_results
-from bptt_jax._step import Mask, ScanCall, replace, select
+from bptt_jax._trace.active import active, reached
+from bptt_jax._trace.call import Mask, ScanCall, replace, select
+from bptt_jax._trace.gradient import Gradient, Vmap, mapped
 
 Vmaps = tuple[Vmap, ...]
 

@@ -9,7 +9,6 @@ transposed      where the step is linear, as `jax.lax.scan`
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,18 +17,19 @@ from jax.extend import core
 from jax.interpreters import ad, batching
 from jax.interpreters import partial_eval as pe
 
-from bptt_jax._active import active
-from bptt_jax._choose import choose
-from bptt_jax._free_bytes import free_bytes
-from bptt_jax._gradient import Gradient, gradient_of
+from bptt_jax._caches import remember
+from bptt_jax._device.free_bytes import free_bytes
+from bptt_jax._jaxprs.equations import is_debug, is_in, is_named_axis, needed, reachable
 from bptt_jax._lower import plain
-from bptt_jax._lower.jaxprs import is_debug, is_in, is_named_axis, needed, reachable
 from bptt_jax._lower.nested import Nested
-from bptt_jax._lower.swept import has_vjp
 from bptt_jax._options import Options
+from bptt_jax._pipeline import choose
 from bptt_jax._primitives.expansion import jvp_of, primitive
 from bptt_jax._primitives.gradient import forward_p, names_axis, tangent_p, vmaps_around
-from bptt_jax._step import Arrays, FlatStep, Mask, ScanCall, element, replace, select
+from bptt_jax._step.form import has_vjp
+from bptt_jax._trace.active import active
+from bptt_jax._trace.call import Arrays, FlatStep, Mask, ScanCall, element, replace, select
+from bptt_jax._trace.gradient import Gradient, gradient_of
 
 scan_p = primitive("scan", lambda *inputs, call: plain.evaluate(call, inputs))
 
@@ -173,7 +173,7 @@ def _first(axis: Any, leaf: Any, dim: int | None, example: tuple[Any, int | None
     return take(leaf, example[0])
 
 
-@functools.lru_cache(maxsize=256)
+@remember(256)
 def _batched_step(
     step: FlatStep, in_axes: Any, out_axes: Any, name: Any, size: int, spmd_name: Any, types: Any
 ) -> FlatStep:
@@ -213,7 +213,7 @@ def _partial_eval(trace: Any, *tracers: Any, call: ScanCall) -> list[Any]:
     return [trace.to_jaxpr_tracer(next(found)) if known else out for out, known in zip(outs, known_outs, strict=True)]
 
 
-@functools.lru_cache(maxsize=256)
+@remember(256)
 def _known_step(step: FlatStep, inputs: Mask, outputs: Mask) -> FlatStep:
     """The part of a step that makes some results of some inputs."""
     closed = step.inlined

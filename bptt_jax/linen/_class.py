@@ -9,7 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from bptt_jax._cells import hide_behind_layer
+from bptt_jax._recurrent.cells import hide_behind_layer
 
 
 # One class per cell class and options, so that an unpickled layer is of the class of the pickled one.

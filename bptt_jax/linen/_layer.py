@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from bptt_jax._recurrent import Call, LayerOptions, Recurrence, batch_shape, recurrence
-from bptt_jax._report import Report
+from bptt_jax._explain.report import Report
+from bptt_jax._recurrent.recurrence import Call, LayerOptions, Recurrence, batch_shape, recurrence
 from bptt_jax.linen._lift import Lift, Lifted, lift_cell
 
 _VALUES = {"variable_axes": "axes", "split_rngs": "booleans"}  # of the options that are mappings

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax.core import DenyList, FrozenDict, Scope, unfreeze
 from flax.typing import In, Out
 
-from bptt_jax._recurrent import Step
+from bptt_jax._recurrent.recurrence import Step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bptt_jax._cells import checked_cells
+from bptt_jax._recurrent.cells import checked_cells
 
 
 class Stack(nn.RNNCellBase):

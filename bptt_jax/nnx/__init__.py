@@ -18,15 +18,15 @@ except ImportError as error:
     raise ImportError("bptt_jax.nnx needs Flax; install it with: python -m pip install 'bptt_jax[flax]'") from error
 
 from bptt_jax._budget import Budget
-from bptt_jax._cells import check_cell, full_name
-from bptt_jax._plan import Plan
-from bptt_jax._recurrent import split_call
-from bptt_jax._report import Report
-from bptt_jax._share_budget import share_budget
-from bptt_jax._step_profile import Lowering
+from bptt_jax._explain.report import Report
+from bptt_jax._recurrent.cells import check_cell, full_name
+from bptt_jax._recurrent.recurrence import split_call
+from bptt_jax._recurrent.share_budget import share_budget
 from bptt_jax.nnx._class import layer_class
 from bptt_jax.nnx._layer import Options, Recurrent
 from bptt_jax.nnx._stack import Stack
+from bptt_jax.plans._nodes import Plan
+from bptt_jax.plans._profile import Lowering
 
 __all__ = ["RNN", "Stack", "explain", "rnn", "share_budget"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from flax import nnx
 
-from bptt_jax._cells import found_by_name, hide_behind_layer
+from bptt_jax._recurrent.cells import found_by_name, hide_behind_layer
 
 _ModuleType: Any = type(nnx.Module)
 

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from bptt_jax._cells import check_cell
-from bptt_jax._recurrent import Call, LayerOptions, Recurrence, batch_shape, recurrence
-from bptt_jax._report import Report
+from bptt_jax._explain.report import Report
+from bptt_jax._recurrent.cells import check_cell
+from bptt_jax._recurrent.recurrence import Call, LayerOptions, Recurrence, batch_shape, recurrence
 from bptt_jax.nnx._lift import Lifted, lifted_cell
 
 _FLAGS = ("return_carry", "time_major", "reverse", "keep_order")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bptt_jax._cells import checked_cells
+from bptt_jax._recurrent.cells import checked_cells
 
 
 class Stack(nnx.RNNCellBase):

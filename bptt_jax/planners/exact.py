@@ -27,7 +27,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from bptt_jax._plan import _as_count
+from bptt_jax.errors import as_count
 
 __all__ = ["cost", "lower_bound", "reaches"]
 
@@ -54,8 +54,8 @@ def cost(length: int, units: int, residual_units: int, *, carry_units: int = 1) 
     >>> cost(1000, 100, 5)
     1994
     """
-    length, units = _as_count(length, 0, "length"), _as_count(units, 0, "units")
-    s, c = _as_count(residual_units, 1, "residual_units"), _as_count(carry_units, 1, "carry_units")
+    length, units = as_count(length, 0, "length"), as_count(units, 0, "units")
+    s, c = as_count(residual_units, 1, "residual_units"), as_count(carry_units, 1, "carry_units")
     units = min(units, (length + 1) * (s + c))  # more than everything
     return int(_pinned(_tables.registers(length, units, s, c), length, units, s)[length])
 
@@ -76,8 +76,8 @@ def lower_bound(length: int, units: int, residual_units: int, *, carry_units: in
     >>> lower_bound(1000, 50, 5), cost(1000, 50, 5)
     (2692, 2705)
     """
-    length, units = _as_count(length, 0, "length"), _as_count(units, 0, "units")
-    s, c = _as_count(residual_units, 1, "residual_units"), _as_count(carry_units, 1, "carry_units")
+    length, units = as_count(length, 0, "length"), as_count(units, 0, "units")
+    s, c = as_count(residual_units, 1, "residual_units"), as_count(carry_units, 1, "carry_units")
     total = 0
     for reach in reaches(min(units, (length + 1) * (s + c)), s, c):
         if reach >= length:
@@ -101,8 +101,8 @@ def reaches(units: int, residual_units: int, carry_units: int = 1) -> Iterator[i
     >>> list(itertools.islice(reaches(10, 5), 5))
     [0, 3, 21, 109, 452]
     """
-    units = _as_count(units, 0, "units")
-    s, c = _as_count(residual_units, 1, "residual_units"), _as_count(carry_units, 1, "carry_units")
+    units = as_count(units, 0, "units")
+    s, c = as_count(residual_units, 1, "residual_units"), as_count(carry_units, 1, "carry_units")
     before, pinned = [0] * (units + 1), 0
     while True:
         yield pinned

@@ -19,14 +19,15 @@ with, and compile to as many bodies as they have steps. `bptt_jax.make_plan` mak
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
-from bptt_jax._plan import Chain, Plan, Remat, Steps, _as_count
+from bptt_jax._caches import remember
+from bptt_jax.errors import as_count
+from bptt_jax.plans._nodes import Chain, Plan, Remat, Steps
 
 __all__ = ["hsm_cost", "hsm_plan", "ism_cost", "ism_plan", "msm_cost", "msm_plan"]
 
@@ -47,7 +48,7 @@ def hsm_cost(length: int, slots: int) -> int:
     >>> hsm_cost(1000, 50)
     2948
     """
-    length, slots = _as_count(length, 0, "length"), _as_count(slots, 1, "slots")
+    length, slots = as_count(length, 0, "length"), as_count(slots, 1, "slots")
     return length + _advances(length, slots)
 
 
@@ -64,7 +65,7 @@ def ism_cost(length: int, slots: int) -> int:
     >>> ism_cost(1000, 50)
     1950
     """
-    length, slots = _as_count(length, 0, "length"), _as_count(slots, 1, "slots")
+    length, slots = as_count(length, 0, "length"), as_count(slots, 1, "slots")
     return _advances(length + 1, slots)
 
 
@@ -84,8 +85,8 @@ def msm_cost(length: int, units: int, alpha: int) -> int:
     >>> msm_cost(100, 10, 2)
     261
     """
-    length, units = _as_count(length, 0, "length"), _as_count(units, 0, "units")
-    return int(_msm_table(length, units, _as_count(alpha, 1, "alpha"))[units, length])
+    length, units = as_count(length, 0, "length"), as_count(units, 0, "units")
+    return int(_msm_table(length, units, as_count(alpha, 1, "alpha"))[units, length])
 
 
 def hsm_plan(length: int, slots: int) -> Plan:
@@ -101,7 +102,7 @@ def hsm_plan(length: int, slots: int) -> Plan:
     >>> notation(hsm_plan(5, 3))
     '([([1] + 1)] + ([1] + ([1] + 1)))'
     """
-    length, slots = _as_count(length, 0, "length"), _as_count(slots, 1, "slots")
+    length, slots = as_count(length, 0, "length"), as_count(slots, 1, "slots")
     return _build(length, slots, _hsm_split)
 
 
@@ -118,7 +119,7 @@ def ism_plan(length: int, slots: int) -> Plan:
     >>> notation(ism_plan(5, 3))
     '([(1 + 1)] + 1 + (1 + 1))'
     """
-    length, slots = _as_count(length, 0, "length"), _as_count(slots, 1, "slots")
+    length, slots = as_count(length, 0, "length"), as_count(slots, 1, "slots")
     return _build(length, slots, _ism_split)
 
 
@@ -135,7 +136,7 @@ def msm_plan(length: int, units: int, alpha: int) -> Plan:
     >>> notation(msm_plan(5, 3, 2))
     '([1] + ([1] + 1 + ([1] + 1)))'
     """
-    length, units, alpha = _as_count(length, 0, "length"), _as_count(units, 0, "units"), _as_count(alpha, 1, "alpha")
+    length, units, alpha = as_count(length, 0, "length"), as_count(units, 0, "units"), as_count(alpha, 1, "alpha")
     table = _msm_table(length, units, alpha)
     return _build(length, units, lambda t, m: _msm_split(table, t, m, alpha))
 
@@ -231,7 +232,7 @@ def _build(length: int, memory: int, split: Callable[[int, int], Split]) -> Plan
 _MOST_BYTES = 1 << 23  # of a temporary: the tables of a length are worked on in parts that stay in the cache
 
 
-@functools.lru_cache(maxsize=2)
+@remember(2)
 def _msm_table(length: int, units: int, alpha: int) -> npt.NDArray[np.int64]:
     """C[M, t] of the mixed strategy for all M ≤ units and t ≤ length."""
     steps = np.arange(length + 1, dtype=np.int64)

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import bptt_jax
-from bptt_jax import _choose
-from bptt_jax._choose import Choice, choose
-from bptt_jax._gradient import Gradient, gradient_of
+from bptt_jax import _pipeline
 from bptt_jax._options import checked_options
-from bptt_jax._trace import trace
-from bptt_jax._verify import Verdict
+from bptt_jax._pipeline import Choice, choose
+from bptt_jax._trace.gradient import Gradient, gradient_of
+from bptt_jax._trace.trace import trace
+from bptt_jax._verify.search import Verdict
 from bptt_jax.errors import BudgetError, BudgetWarning
 from tests.audit.kinds import Problem, problem_of, shape
 
@@ -140,17 +140,17 @@ def temporaries(case: Case, problem: Problem, budget: int | None, **options: Any
 def recorded() -> Iterator[list[Verdict]]:
     """The verdict of each decision that is made meanwhile."""
     found: list[Verdict] = []
-    verify = _choose.verify
+    verify = _pipeline.verify
 
     def recording(*args: Any) -> Verdict:
         found.append(verify(*args))
         return found[-1]
 
-    _choose.verify = recording
+    _pipeline.verify = recording
     try:
         yield found
     finally:
-        _choose.verify = verify
+        _pipeline.verify = verify
 
 
 def gradient(case: Case, problem: Problem, budget: int | None) -> Gradient:
@@ -202,7 +202,7 @@ def could_be_faster(case: Case, problem: Problem, finding: Finding) -> bool:
     if case.mapping != "none":
         return False
     whole = gradient(case, problem, finding.asked)
-    choice, plans = choose(whole), _choose.Plans(whole)
+    choice, plans = choose(whole), _pipeline.Plans(whole)
     time = plans.candidate(choice.form, choice.plan).predicted_time
     tried = {choice.plan}
     for factor in np.linspace(1.0, 1.5 / finding.used, 12):
@@ -210,7 +210,7 @@ def could_be_faster(case: Case, problem: Problem, finding: Finding) -> bool:
         if candidate is None or candidate.plan in tried or candidate.predicted_time >= 0.999 * time:
             continue
         tried.add(candidate.plan)
-        if _choose.check(whole, candidate.plan, candidate.form).temporary_bytes <= finding.asked:
+        if _pipeline.check(whole, candidate.plan, candidate.form).temporary_bytes <= finding.asked:
             return True
     return False
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tests.random_steps import random_step
+from tests.support.random_steps import random_step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from bptt_jax import _check
+from bptt_jax._caches import forget_everything
+from bptt_jax._verify import check as _check
 from tests.audit import LITTLE, Case, Finding, audit, could_be_faster
-from tests.quick_to_compile import compile_quickly
+from tests.support.quick_to_compile import compile_quickly
 
 PLANTED = ("skipped", "wrong")
 
@@ -41,7 +42,7 @@ def audited(case: Case, budgets: int, planted: str | None = None) -> list[Audite
     problem, options = case.problem(), {"verify": False} if planted == "skipped" else {}
     measure = _check.temporaries_of_gradient
     if planted:
-        _check._measured.cache_clear()
+        forget_everything()
     if planted == "wrong":
         _check.temporaries_of_gradient = lambda *args: measure(*args) // 2
     try:
@@ -52,7 +53,7 @@ def audited(case: Case, budgets: int, planted: str | None = None) -> list[Audite
     finally:
         _check.temporaries_of_gradient = measure
         if planted:
-            _check._measured.cache_clear()
+            forget_everything()
 
 
 def prepare() -> None:

@@ -1,14 +1,9 @@
 """Prints the worst cases of `make_plan` over the grid of tests/planners, as a Markdown table.
 
-python tests/bench/planner_table.py
+python -m tests.bench.planner_table
 """
 
-import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "planners"))
-
-import planner_grid as grid
+from tests.support import planner_grid as grid
 
 BANDS = ((0, 1), (1, 2.0), (2.0, 2.5), (2.5, 3.5), (3.5, 1e9))
 HEAD = (

@@ -1,4 +1,4 @@
-"""Kernel launches on an H100 against `lax.scan`; compiled for one, none is needed. Its plugins: tests/targets.py.
+"""Kernel launches on an H100 against `lax.scan`; compiled for one (`tests/support/targets.py`), none is needed.
 
 python -m pytest tests/bench/test_launches_h100.py -s -o addopts=""
 """
@@ -11,8 +11,8 @@ from jax import lax
 
 from bptt_jax._bench.cells import CELLS
 from bptt_jax._bench.peers import Scan, gradient, ours
-from tests.launches import launches
-from tests.targets import h100, or_skip
+from tests.support.launches import launches
+from tests.support.targets import h100, or_skip
 
 LENGTH = 1000
 MIB = 2**20

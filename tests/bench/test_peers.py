@@ -5,15 +5,15 @@ python -m pytest tests/bench/test_peers.py -s -o addopts=""
 
 import itertools
 import statistics
-import sys
 
 import jax
 import pytest
 from jax import lax
 
-from bptt_jax import _check
 from bptt_jax._bench.cells import CELLS
 from bptt_jax._bench.peers import Program, compare, compile_program, equinox, ours
+from bptt_jax._caches import forget_everything
+from bptt_jax._verify import check as _check
 from tests.bench.budgets import RNN_CELLS, RNN_SIZES, budget_bytes, lax_scan_bytes, sizes
 
 MIB = 2**20
@@ -115,11 +115,7 @@ def forget_compilations() -> None:
     Only the checks are remembered.
     """
     jax.clear_caches()
-    for name, module in list(sys.modules.items()):
-        if name.split(".")[0] == "bptt_jax":
-            for value in vars(module).values():
-                if hasattr(value, "cache_clear") and value is not _check._measured:
-                    value.cache_clear()
+    forget_everything(but=_check._measured)
 
 
 def compile_seconds(scan) -> float:

@@ -15,8 +15,8 @@ import bptt_jax
 from bptt_jax import Chain, Remat, Repeat, Steps, _figures
 from bptt_jax._bench.cells import CELLS
 from bptt_jax._bench.peers import Program, compare, compile_program
+from bptt_jax._cost.time import evaluations
 from bptt_jax._device import machine
-from bptt_jax._time import evaluations
 from tests.audit.kinds import Problem
 
 PLANS = (
@@ -44,7 +44,7 @@ def step_times(seconds: float) -> tuple[float, float]:
     problem = CELLS["lstm"](16, 256)
     programs = [compiled(problem, 480, plan=plan) for plan in PLANS]
     runs = compare(programs, programs[0], seconds * len(programs), lambda _: None).candidates
-    blocks = [bptt_jax._plan.in_blocks(plan, 48) for plan in PLANS]
+    blocks = [bptt_jax.plans._nodes.in_blocks(plan, 48) for plan in PLANS]
     counts = [evaluations(plan, "sweep") for plan in blocks]
     columns = np.array([[480, count.steps - 480, count.blocks] for count in counts], float)
     (step, advance, block), *_ = np.linalg.lstsq(columns, np.array([run.ratio for run in runs]), rcond=None)

@@ -8,9 +8,9 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from exhaustive import Memory, fewest_evaluations
 
 from bptt_jax.planners import exact, paper
+from tests.support.exhaustive import Memory, fewest_evaluations
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # numba is optional there, and it says so

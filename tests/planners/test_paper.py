@@ -8,12 +8,12 @@ import checkpoint_schedules
 import hypothesis
 import hypothesis.strategies as st
 import pytest
-from executor import Items, execute
-from exhaustive import Memory, fewest_evaluations
 
 from bptt_jax import StepProfile, cost
 from bptt_jax.planners import paper
 from bptt_jax.plans import length, notation, parse, simulate
+from tests.support.executor import Items, execute
+from tests.support.exhaustive import Memory, fewest_evaluations
 
 GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "data" / "golden.json").read_text())
 LENGTHS, SLOTS = st.integers(1, 400), st.integers(1, 30)

@@ -6,14 +6,14 @@ import itertools
 import pytest
 
 from bptt_jax import Chain, Remat, Repeat, StepProfile, Steps, cost, make_plan
-from bptt_jax._plan import in_blocks
-from bptt_jax._step_profile import StepTimes, SweepProfile
-from bptt_jax._sweep_cost import sweep_bytes
-from bptt_jax._time import predicted_time, sweep_time
+from bptt_jax._cost.sweep import sweep_bytes
+from bptt_jax._cost.time import predicted_time, sweep_time
 from bptt_jax.errors import BudgetError
-from bptt_jax.planners import sweep
+from bptt_jax.planners._sweep import families as sweep
 from bptt_jax.plans import length, simulate
-from tests.planners.executor import Items, execute
+from bptt_jax.plans._nodes import in_blocks
+from bptt_jax.plans._profile import StepTimes, SweepProfile
+from tests.support.executor import Items, execute
 
 SWEEP = SweepProfile(
     4, 14, fixed_bytes=30, block_bytes=12, operand_bytes=2, product_bytes=40, block_steps=48,

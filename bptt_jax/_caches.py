@@ -1,0 +1,51 @@
+"""Every cache of the package: `remember` makes one, and `forget_everything` empties all of them.
+
+Results depend on arguments only, so a cache saves time and never changes a result. Each is bounded, because a step that
+is defined inside its caller is new at each call and would fill it.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_caches: list[tuple[object, Callable[[], None]]] = []  # with the functions that empty them
+
+
+def remember(most: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A decorator that keeps the last so many results of a function, by its arguments.
+
+    >>> @remember(2)
+    ... def double(number):
+    ...     print("computed")
+    ...     return 2 * number
+    >>> double(4), double(4)
+    computed
+    (8, 8)
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        cached = functools.lru_cache(maxsize=most)(function)
+        _caches.append((cached, cached.cache_clear))
+        return cast(Callable[P, T], cached)  # an lru_cache does not tell mypy its arguments
+
+    return decorate
+
+
+def remember_while_alive() -> weakref.WeakKeyDictionary[Any, Any]:
+    """A dictionary whose entries go with their keys."""
+    entries: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+    _caches.append((entries, entries.clear))
+    return entries
+
+
+def forget_everything(but: object = None) -> None:
+    """Empties all caches but one: for measurements of first calls, and for tests."""
+    for cache, empty in _caches:
+        if cache is not but:
+            empty()

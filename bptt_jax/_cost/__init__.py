@@ -1,0 +1,1 @@
+"""The cost of a plan in bytes, evaluations and time: pure functions of the sizes of one step."""

@@ -1,0 +1,1 @@
+"""`explain` and `profile`: the plan that a budget gets, as a report."""

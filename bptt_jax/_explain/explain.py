@@ -1,0 +1,175 @@
+"""`explain`: what a budget buys. The plan, its predicted bytes, and those that XLA reports for the compiled program."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bptt_jax._budget import Budget, budget_to_bytes
+from bptt_jax._device.free_bytes import free_bytes
+from bptt_jax._explain.report import Compiled, Report
+from bptt_jax._measure.measure import measure
+from bptt_jax._options import Options, checked_options
+from bptt_jax._pipeline import Choice, choose, fastest
+from bptt_jax._step.sizes import summary
+from bptt_jax._trace.along import Layout, layout_of
+from bptt_jax._trace.call import Step
+from bptt_jax._trace.gradient import Gradient, gradient_of
+from bptt_jax._trace.trace import trace
+from bptt_jax._verify.check import measured
+from bptt_jax.plans._nodes import Plan
+from bptt_jax.plans._profile import Lowering, StepProfile
+
+
+def explain(
+    f: Step,
+    init: Any,
+    xs: Any = None,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int | bool = 1,
+    *,
+    budget: Budget = None,
+    plan: Plan | None = None,
+    lowering: Lowering | None = None,
+    verify: bool = True,
+    target: Any = None,
+    in_axes: Any = 0,
+    out_axes: Any = 0,
+) -> Report:
+    """What `scan` with the same arguments does, compiled but not run.
+
+    Compiles the gradient of the scan with respect to its parameters, `init` and `xs`, for arguments of their shapes,
+    and reads the bytes that XLA reports; under a budget that is what `scan` does by itself to find the plan. In a job
+    of several processes all of them have to call it, if there is a budget.
+
+    Args: as for `bptt_jax.scan`; the arrays may also be `jax.ShapeDtypeStruct`s, and
+
+      target: the device to plan and to compile for, which need not be here: one of
+        `jax.experimental.topologies.get_topology_desc(...).devices`. None: the default backend.
+
+    Raises: as for `bptt_jax.scan`; `BudgetError` at once.
+
+    >>> import jax.numpy as jnp
+    >>> report = explain(lambda c, x: (jnp.sin(c) * x, None), jnp.ones(64), jnp.ones((100, 64)), budget="40%")
+    >>> 100 < report.forward_steps < 200, report.measured_bytes <= report.budget_bytes
+    (True, True)
+    """
+    options = checked_options(budget, plan, lowering, verify, target)
+    return explain_along(f, init, xs, length, reverse, unroll, options, layout_of(in_axes, out_axes))
+
+
+def explain_along(
+    f: Step,
+    init: Any,
+    xs: Any,
+    length: int | None,
+    reverse: bool,
+    unroll: int | bool,
+    options: Options,
+    layout: Layout,
+) -> Report:
+    """`explain`, with time wherever it is in each leaf of xs and ys."""
+    if options.budget == "auto":
+        options = dataclasses.replace(options, budget=free_bytes(options.machine.device))
+    reports: list[Report] = []
+
+    def inspect(init: Any, xs: Any) -> None:
+        traced = trace(f, init, xs, length, reverse, unroll, options, layout)
+        reports.append(_report(gradient_of(traced.call, traced.arguments)))
+
+    jax.eval_shape(inspect, init, xs)
+    return reports[0]
+
+
+def explain_params(step: Any, params: Any, init: Any, xs: Any, **options: Any) -> Report:
+    """The report for the gradient with respect to parameters alone, or without any to the first carry.
+
+    Args:
+      step: (params, carry, x) -> (carry, y).
+      params, init, xs: as arrays or shapes.
+      **options: those of `checked_options`.
+    """
+    reports: list[Report] = []
+
+    def inspect(params: Any, init: Any, xs: Any) -> None:
+        traced = trace(lambda carry, x: step(params, carry, x), init, xs, None, False, 1, checked_options(**options))
+        leaves = set(map(id, jax.tree.leaves(params) or jax.tree.leaves(init)))
+        wrt = tuple(id(leaf) in leaves for leaf in traced.arguments)
+        reports.append(_report(gradient_of(traced.call, traced.arguments, wrt)))
+
+    jax.eval_shape(inspect, params, init, xs)
+    return reports[0]
+
+
+def _report(gradient: Gradient) -> Report:
+    call, choice = gradient.call, choose(gradient)
+    form, length = choice.form, call.length
+    checks = [
+        Compiled(
+            found.candidate.plan,
+            "nested" if found.candidate.form is None else "sweep",
+            found.candidate.predicted_bytes,
+            found.measured_bytes,
+            found.seconds,
+            (found.candidate.plan, found.candidate.form) == (choice.plan, form),
+        )
+        for found in choice.checks
+    ]
+    return Report(
+        plan=choice.plan,
+        profile=choice.profile,
+        budget_bytes=budget_to_bytes(call.options.budget, choice.profile.store_all_bytes(length)),
+        measured_bytes=_measured_bytes(choice),
+        block=None if form is None else summary(form.vjp, form.style),
+        checks=tuple(checks),
+        unchecked=choice.unchecked,
+        plan_seconds=choice.plan_seconds,
+    )
+
+
+def _measured_bytes(choice: Choice) -> int | None:
+    """What XLA reports for the plan, as one of the checks has found; None where that is not to be had."""
+    known = (one.measured_bytes for one in choice.checks if one.candidate.plan == choice.plan)
+    # Processes agree on checks; here one may ask alone.
+    found = next(known, None) or measured(choice.gradient, choice.plan, choice.form).temporary_bytes
+    return int(found) if math.isfinite(found) else None
+
+
+def profile(f: Step, init: Any, x: Any, *, lowering: Lowering | None = None, target: Any = None) -> StepProfile:
+    """Bytes of one step of a scan, for planners: from its shapes, so nothing is compiled.
+
+    Args:
+      f: the step, (carry, x) -> (carry, y), as for `bptt_jax.scan`.
+      init: the first carry: any pytree of arrays or `jax.ShapeDtypeStruct`s.
+      x: one step's input (a slice of xs, without the time axis); likewise, or None.
+      lowering: as for `bptt_jax.scan`; the sweep keeps less.
+      target: as for `bptt_jax.scan`.
+
+    Returns:
+      A `StepProfile`; each closed-over floating array counts as a differentiated parameter.
+
+    Raises:
+      what `jax.lax.scan` raises for such a step; ValueError for an unknown `lowering`.
+
+    >>> import jax.numpy as jnp
+    >>> measured = profile(lambda carry, x: (jnp.sin(carry) + x, carry), jnp.zeros(256), jnp.zeros(256))
+    >>> measured.carry_bytes, measured.residual_bytes, measured.x_bytes, measured.y_bytes
+    (1024, 1024, 1024, 1024)
+    """
+    options = checked_options(lowering=lowering, target=target)
+    found: list[StepProfile] = []
+    length = 2  # nothing depends on it
+
+    def measured_here(init: Any, x: Any) -> None:
+        xs = jax.tree.map(lambda leaf: jnp.stack([leaf] * length), x)
+        traced = trace(f, init, xs, length, False, 1, options)
+        gradient = gradient_of(traced.call, traced.arguments)
+        found.append(measure(gradient, fastest(gradient)))
+
+    jax.eval_shape(measured_here, init, x)
+    return found[0]

@@ -1,0 +1,159 @@
+"""What `explain` returns: a table of what a budget buys, and a timeline."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from bptt_jax._cost.cost import PlanCost, cost
+from bptt_jax._step.sizes import BlockSummary
+from bptt_jax.errors import format_bytes
+from bptt_jax.plans._nodes import Plan
+from bptt_jax.plans._nodes import length as length_of
+from bptt_jax.plans._notation import notation
+from bptt_jax.plans._profile import Lowering, StepProfile
+from bptt_jax.plans._timeline import render
+
+_BACKWARD_TIME = 2.0  # of one step, in evaluations of the step
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A program that was compiled by itself to see its bytes.
+
+    Attributes:
+      plan: the plan that it runs.
+      lowering: "sweep" or "nested".
+      predicted_bytes: by the profile.
+      measured_bytes: `temp_size_in_bytes` as XLA reports it; infinite where the compiler refused it for its size.
+      seconds: that tracing and compiling took, once in a process.
+      runs: whether this plan is the one that runs.
+    """
+
+    plan: Plan
+    lowering: Lowering
+    predicted_bytes: int
+    measured_bytes: float
+    seconds: float
+    runs: bool
+
+    def __str__(self) -> str:
+        found = f"{self.measured_bytes:,.0f} bytes" if math.isfinite(self.measured_bytes) else "too large to compile"
+        words = f"{notation(self.plan)}, {self.lowering}: {found} for {self.predicted_bytes:,} predicted"
+        return f"{words}, {self.seconds:.2f} s{', runs' * self.runs}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a scan under a budget takes, as `explain` finds it. `str(report)` is a table and a timeline.
+
+    >>> import bptt_jax, jax.numpy as jnp
+    >>> report = bptt_jax.explain(lambda c, x: (jnp.sin(c) * x, None), jnp.ones(64), jnp.ones((100, 64)))
+    >>> report.budget_bytes is None, report.forward_steps, report.overhead
+    (True, 100, 1.0)
+
+    Attributes:
+      plan: the plan that runs.
+      profile: sizes of one step.
+      budget_bytes: the budget in bytes, None without one.
+      predicted_bytes: peak temporary bytes of the backward pass by the profile.
+      measured_bytes: `temp_size_in_bytes` that XLA reports for the jitted vjp over (params, init, xs); None where it
+        cannot be compiled by itself, as inside some meshes, or is too large for the compiler.
+      store_all_bytes: predicted bytes of `jax.lax.scan`'s own vjp.
+      forward_steps: evaluations of the step, first pass included.
+      program_size: copies of the step's loop in the plan.
+      block: for the sweep, what is done by block and what by step; None for the nest.
+      checks: the programs that `scan` compiles by themselves to find the plan, in their order.
+      unchecked: why there are none, under a budget; empty if there are.
+      plan_seconds: planning, without the checks.
+      overhead: predicted time over that of keeping everything, backward = 2 forwards.
+    """
+
+    plan: Plan
+    profile: StepProfile
+    budget_bytes: int | None
+    measured_bytes: int | None
+    block: BlockSummary | None = None
+    checks: tuple[Compiled, ...] = ()
+    unchecked: str = ""
+    plan_seconds: float = 0.0
+
+    @property
+    def _cost(self) -> PlanCost:
+        return cost(self.plan, self.profile)
+
+    @property
+    def predicted_bytes(self) -> int:
+        return self._cost.peak_bytes
+
+    @property
+    def store_all_bytes(self) -> int:
+        return self.profile.store_all_bytes(length_of(self.plan))
+
+    @property
+    def forward_steps(self) -> int:
+        return self._cost.forward_steps
+
+    @property
+    def program_size(self) -> int:
+        return self._cost.program_size
+
+    @property
+    def overhead(self) -> float:
+        steps = length_of(self.plan)
+        if steps == 0:
+            return 1.0
+        return (self.forward_steps / steps + _BACKWARD_TIME) / (1 + _BACKWARD_TIME)
+
+    def _block_rows(self) -> list[tuple[str, str]]:
+        """What the sweep does outside the loop over steps."""
+        if self.block is None:
+            return [("lowering", "nested checkpoints")]
+        rows = [
+            ("products of x, by block", self.block.hoisted),
+            ("weight gradients, by block", self.block.deferred),
+            ("gradients summed by step", self.block.in_loop),
+            ("products merged", ("yes",) if self.block.merged else ()),
+            ("products in turn", ("yes",) if self.block.in_turn else ()),
+        ]
+        assert self.profile.sweep is not None
+        lowering = ("lowering", f"sweep, blocks of at most {self.profile.sweep.block_steps} steps")
+        return [lowering, *((name, ", ".join(values)) for name, values in rows if values)]
+
+    def _check_rows(self) -> list[tuple[str, str]]:
+        """The programs that were compiled, one a row."""
+        if self.unchecked:
+            return [("checks", f"none, because {self.unchecked}")]
+        return [(f"check {number}", str(check)) for number, check in enumerate(self.checks, 1)]
+
+    @property
+    def _measured(self) -> str:
+        if self.measured_bytes is None:
+            return "not known: it cannot be compiled by itself here"
+        is_over = self.budget_bytes is not None and self.measured_bytes > self.budget_bytes
+        return _bytes(self.measured_bytes) + "  OVER THE BUDGET" * is_over
+
+    def __str__(self) -> str:
+        steps = length_of(self.plan)
+        budget = "none" if self.budget_bytes is None else _bytes(self.budget_bytes)
+        rows = [
+            ("budget", budget),
+            ("predicted from shapes", _bytes(self.predicted_bytes)),
+            ("measured by XLA", self._measured),
+            ("keeping everything", _bytes(self.store_all_bytes)),
+            ("one carry", _bytes(self.profile.carry_bytes)),
+            ("residuals of one step", _bytes((self.profile.sweep or self.profile).residual_bytes)),
+            ("parameters", _bytes(self.profile.param_bytes)),
+            ("forward steps", f"{self.forward_steps:,} for {steps:,}"),
+            ("predicted time", f"{self.overhead:.2f} of keeping everything"),
+            ("step loops in the program", f"{self.program_size}"),
+            *self._block_rows(),
+            ("planning", f"{self.plan_seconds:.2f} s"),
+            *self._check_rows(),
+        ]
+        table = "\n".join(f"{name:<26} {value}" for name, value in rows)
+        return f"{table}\n\n{render(self.plan, lowering=self.profile.lowering)}"
+
+
+def _bytes(count: int) -> str:
+    return f"{format_bytes(count):>10}  ({count:,} bytes)"

@@ -1,0 +1,1 @@
+"""Equations and types of traced functions, read with public API of JAX only."""

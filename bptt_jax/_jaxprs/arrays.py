@@ -1,0 +1,48 @@
+"""Types of arrays and tracers: whether they are differentiable, how they are sharded, and zeros of the same type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+
+def zeros_like(leaf: Any) -> Any:
+    """Zeros of the type of `leaf`, varying over the same axes of a mesh as it does in a `shard_map`."""
+    return vary(jax.numpy.zeros_like(leaf), varying_axes(leaf))
+
+
+def vary(leaf: Any, axes: frozenset[Any]) -> Any:
+    """`leaf`, varying over these axes of a mesh as well, in a `shard_map`."""
+    missing = axes - varying_axes(leaf)
+    # Sorted, for sets have another order in each process, and programs are to be the same.
+    return jax.lax.pcast(leaf, tuple(sorted(missing, key=str)), to="varying") if missing else leaf
+
+
+def varies(variable: Any) -> bool:
+    """Whether a variable's values differ over the axes of a mesh, in a `shard_map`."""
+    return bool(_varying(variable.aval))
+
+
+def varying_axes(leaf: Any) -> frozenset[Any]:
+    """The axes of a mesh over which the values of an array, or of a type, differ in a `shard_map`."""
+    return _varying(leaf if isinstance(leaf, jax.core.ShapedArray) else jax.typeof(leaf))
+
+
+def _varying(aval: Any) -> frozenset[Any]:
+    by_name = getattr(aval, "vma", None)  # what it is called depends on the version of JAX
+    return frozenset(by_name if by_name is not None else aval.manual_axis_type.varying)
+
+
+def is_float(atom: Any) -> bool:
+    """Whether a variable, literal, array or tracer is differentiable."""
+    dtype = atom.aval.dtype if hasattr(atom, "aval") else atom.dtype
+    return bool(jax.numpy.issubdtype(dtype, jax.numpy.inexact))
+
+
+def explicit_sharding(leaf: Any) -> jax.sharding.NamedSharding | None:
+    """The sharding that is part of a type, under a mesh with explicit axes; None without one."""
+    sharding = getattr(jax.typeof(leaf) if isinstance(leaf, jax.Array) else leaf, "sharding", None)
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return None
+    return sharding if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types else None

@@ -1,0 +1,250 @@
+"""From a gradient that is asked for to the way to run it: measure, plan, check, and pick the lowering."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from typing import Any
+
+import jax
+
+from bptt_jax._budget import budget_to_bytes, is_percentage
+from bptt_jax._caches import remember
+from bptt_jax._cost.cost import cost
+from bptt_jax._cost.time import time_of
+from bptt_jax._figures import ACCELERATOR_SPARE, CERTAINLY_FITS, COUNTER_BYTES, ESTIMATE_MARGIN, LINE_BYTES
+from bptt_jax._lower.program import Program, program_of
+from bptt_jax._measure.measure import made_bytes, measure
+from bptt_jax._step.form import Swept, fastest_form, sweep_forms
+from bptt_jax._trace.call import select
+from bptt_jax._trace.gradient import Gradient
+from bptt_jax._verify.check import CannotCompileError, check
+from bptt_jax._verify.search import Candidate, Check, Verdict, verify
+from bptt_jax.errors import BudgetError, BudgetWarning, UnverifiedWarning, warn
+from bptt_jax.planners._make_plan import fastest_plan, shares, smallest_plan
+from bptt_jax.plans._nodes import Plan, Steps
+from bptt_jax.plans._nodes import length as length_of
+from bptt_jax.plans._profile import StepProfile
+
+_SHORT = 4  # a scan is, if everything kept is predicted to take at most so many times the smallest plan
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Choice:
+    """How a gradient is run.
+
+    Attributes:
+      gradient: which.
+      plan: the plan.
+      form: the step as the sweep runs it; None for the nest.
+      checks: the programs that were compiled to find it.
+      unchecked: why there are none, under a budget; empty if there are.
+      plan_seconds: what planning took, without the checks.
+    """
+
+    gradient: Gradient
+    plan: Plan
+    form: Swept | None
+    checks: tuple[Check, ...] = ()
+    unchecked: str = ""
+    plan_seconds: float = 0.0
+
+    @functools.cached_property
+    def profile(self) -> StepProfile:
+        """Sizes of one step, from its shapes; with a plan or without a budget `scan` never asks for it."""
+        return measure(self.gradient, self.form)
+
+    @property
+    def predicted_bytes(self) -> int:
+        """Peak temporary bytes by the profile."""
+        return cost(self.plan, self.profile).peak_bytes
+
+    def program(self, waits: bool = True) -> Program:
+        """The program for one example; the same for the same argument. See `program_of`."""
+        return self._waiting if waits else self._not_waiting
+
+    @functools.cached_property
+    def _waiting(self) -> Program:
+        return program_of(self.gradient, self.plan, self.form)
+
+    @functools.cached_property
+    def _not_waiting(self) -> Program:
+        return program_of(self.gradient, self.plan, self.form, waits=False)
+
+
+def choose(gradient: Gradient) -> Choice:
+    """How to run a gradient: the plan given, or the fastest for the budget, as the sweep where that is possible.
+
+    The same for the same gradient: the rules of all primitives ask for it.
+
+    Raises:
+      ValueError: for a plan of another length; for the sweep where it cannot be.
+      BudgetError: if no plan fits the budget.
+    """
+    return _choose(gradient, jax.sharding.get_abstract_mesh(), jax.device_count())
+
+
+@remember(256)
+def _choose(gradient: Gradient, _mesh: Any, _devices: int) -> Choice:
+    call = gradient.call
+    plan, budget = call.options.plan, call.options.budget
+    if plan is not None and length_of(plan) != call.length:
+        raise ValueError(f"the plan has {length_of(plan)} steps, but the scan has {call.length}.")
+    unplanned = Choice(gradient, plan or Steps(call.length), fastest(gradient))
+    if plan is not None or budget is None or call.length == 0:
+        return unplanned
+    asked = budget_to_bytes(budget, unplanned.profile.store_all_bytes(call.length))
+    assert asked is not None
+    left = _left(gradient, asked)
+    # What one step makes and drops again is in no estimate.
+    if CERTAINLY_FITS * (unplanned.predicted_bytes + 2 * made_bytes(gradient)) <= left:
+        return dataclasses.replace(unplanned, unchecked="it plainly fits")
+    return _planned(gradient, asked, left)
+
+
+def fastest(gradient: Gradient) -> Swept | None:
+    """The step as the sweep runs it fastest; None for the nest."""
+    options, step = gradient.call.options, gradient.call.step
+    if options.lowering == "nested" or gradient.call.length == 0:
+        return None
+    form = fastest_form(step, gradient.active, options.machine)
+    if form is None and options.lowering == "sweep":
+        raise ValueError(
+            'lowering="sweep" was asked for, but the step has a derivative rule of its own, or effects, that only the '
+            'nest takes; use lowering=None or "nested".'
+        )
+    return form
+
+
+def _planned(gradient: Gradient, asked: int, left: int) -> Choice:
+    """The fastest plan that takes at most the bytes that are left of those asked for."""
+    start, spent, plans = time.perf_counter(), 0.0, Plans(gradient)
+
+    def compiled(candidate: Candidate) -> Check:
+        nonlocal spent
+        before = time.perf_counter()
+        found = check(gradient, candidate.plan, candidate.form)
+        spent += time.perf_counter() - before
+        return Check(candidate, found.temporary_bytes, found.seconds)
+
+    if gradient.call.options.verify:
+        try:
+            verdict = verify(plans, left, compiled)
+        except CannotCompileError as error:
+            verdict = _estimated(plans, left, f"it cannot be compiled by itself here ({error})")
+            if not is_percentage(gradient.call.options.budget):
+                warn(UnverifiedWarning(gradient.call.options.budget, str(error)))
+    else:
+        verdict = _estimated(plans, left, "verify=False")
+    found, taken = verdict.best.candidate, verdict.best.measured_bytes
+    if taken > left:
+        _refuse(gradient, asked, left, verdict.best)
+    seconds = time.perf_counter() - start - spent
+    return Choice(gradient, found.plan, found.form, verdict.checks, verdict.unchecked, seconds)
+
+
+def _estimated(plans: Plans, asked: int, why: str) -> Verdict:
+    """The plan by what is predicted, with a margin."""
+    found = plans.within(int(asked / (1 + ESTIMATE_MARGIN))) or plans.last_resorts()[0]
+    return Verdict(Check(found, found.predicted_bytes * (1 + ESTIMATE_MARGIN)), (), why)
+
+
+def _left(gradient: Gradient, asked: int) -> int:
+    """Of the bytes asked for, those that the program which is checked may take."""
+    return int((asked - _beside_bytes(gradient)) / (1 + _spare(gradient)))
+
+
+def _asked(gradient: Gradient, taken: float) -> int:
+    """The least budget for a program that takes so many bytes when it is checked."""
+    spare = _spare(gradient)
+    return math.ceil(taken * (1 + spare)) + (spare > 0) + _beside_bytes(gradient)
+
+
+def _spare(gradient: Gradient) -> float:
+    return 0.0 if gradient.call.options.machine.is_cpu else ACCELERATOR_SPARE
+
+
+def _beside_bytes(gradient: Gradient) -> int:
+    """Bytes of what a program with a loss in it holds beside the one that is checked.
+
+    The last carry and its cotangent, which are a result and an argument there; and counters of the loops of a forward
+    pass that runs once more.
+    """
+    step, machine = gradient.call.step, gradient.call.options.machine
+    carry = select(step.split(step.jaxpr.in_avals)[1], gradient.active.carry)
+    of_example = sum(max(machine.type_bytes(leaf), LINE_BYTES) for leaf in carry)
+    return 2 * (gradient.examples * of_example + COUNTER_BYTES * gradient.again)
+
+
+def _refuse(gradient: Gradient, asked: int, left: int, smallest: Check) -> None:
+    """Raises for bytes, which are a promise, and warns for a percentage, which is a wish."""
+    call, candidate, taken = gradient.call, smallest.candidate, smallest.measured_bytes
+    is_refused = math.isinf(taken)  # by the compiler; how many bytes the program takes is not known
+    known = _asked(gradient, max(candidate.predicted_bytes, left + 1) if is_refused else taken)
+    made_of = shares(measure(gradient, candidate.form), candidate.plan, known)
+    error = BudgetError(call.length, call.options.budget, asked, known, made_of)
+    if is_refused:
+        error.add_note(
+            "The compiler refuses the program of the smallest plan for its size: these bytes are an estimate."
+        )
+    if not is_percentage(call.options.budget):
+        raise error
+    warn(BudgetWarning(call.length, str(call.options.budget), asked, known))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plans:
+    """The plans for a gradient, by the bytes that they are predicted to take."""
+
+    gradient: Gradient
+
+    @functools.cached_property
+    def _forms(self) -> list[Swept]:
+        options = self.gradient.call.options
+        if options.lowering == "nested":
+            return []
+        return sweep_forms(self.gradient.call.step, self.gradient.active, options.machine)
+
+    @property
+    def _has_nest(self) -> bool:
+        return not self._forms or self.gradient.call.options.lowering is None
+
+    def within(self, bytes_: int) -> Candidate | None:
+        """The fastest plan that is predicted to take at most so many bytes; None if there is none.
+
+        The nest only where the sweep has none: a step that keeps nothing for its backward needs less there than the
+        sweep's loops hold.
+        """
+        swept = [self._within(form, bytes_) for form in self._forms]
+        found = min((one for one in swept if one is not None), key=lambda one: one.predicted_time, default=None)
+        return self._within(None, bytes_) if found is None and self._has_nest else found
+
+    def last_resorts(self) -> list[Candidate]:
+        """The smallest plans of both lowerings and, of short scans, everything kept; the least that is predicted first.
+
+        A step that keeps nothing may take less in the nest, but not where XLA copies its outputs there.
+        """
+        length = self.gradient.call.length
+        swept = [self._smallest(form) for form in self._forms]
+        found = [min(swept, key=lambda one: one.predicted_bytes)] if swept else []
+        if self._has_nest:
+            nest = self._smallest(None)
+            found += [nest] if not found or nest.predicted_bytes < found[0].predicted_bytes else []
+        everything = self.candidate(self._forms[0] if self._forms else None, Steps(length))
+        if everything.predicted_bytes <= _SHORT * min(one.predicted_bytes for one in found):
+            found.append(everything)
+        return sorted(dict.fromkeys(found), key=lambda one: one.predicted_bytes)
+
+    def _smallest(self, form: Swept | None) -> Candidate:
+        return self.candidate(form, smallest_plan(measure(self.gradient, form), self.gradient.call.length))
+
+    def _within(self, form: Swept | None, bytes_: int) -> Candidate | None:
+        plan = fastest_plan(measure(self.gradient, form), self.gradient.call.length, bytes_)
+        return None if plan is None else self.candidate(form, plan)
+
+    def candidate(self, form: Swept | None, plan: Plan) -> Candidate:
+        """A plan with what is predicted for it."""
+        profile = measure(self.gradient, form)
+        return Candidate(plan, form, cost(plan, profile).peak_bytes, time_of(plan, profile))

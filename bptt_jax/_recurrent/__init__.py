@@ -1,0 +1,1 @@
+"""What the recurrent layers of Linen and NNX share."""

@@ -1,0 +1,261 @@
+"""What recurrent layers do around a scan: time axes, directions, sequences of several lengths, resets.
+
+Linen's and NNX's layers hand in a cell as a pure step and get back a `Recurrence`: the arguments of a scan that reads
+and writes sequences where they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from bptt_jax._budget import Budget
+from bptt_jax._explain.explain import explain_along
+from bptt_jax._explain.report import Report
+from bptt_jax._options import check_options, checked_options
+from bptt_jax._scan import scan_along
+from bptt_jax._trace.along import Along, Layout
+from bptt_jax.plans._nodes import Plan
+from bptt_jax.plans._profile import Lowering
+
+# (carry, variables, x, given) -> (carry, variables, y, made)
+Step = Callable[[Any, Any, Any, Any], tuple[Any, Any, Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerOptions:
+    """What every recurrent layer can be told: options of `bptt_jax.scan`, and how Flax's layers take sequences."""
+
+    budget: Budget = None
+    plan: Plan | None = None
+    lowering: Lowering | None = None
+    verify: bool = True
+    unroll: int | bool = 1
+    time_major: bool = False
+    return_carry: bool = False
+    reverse: bool = False
+    keep_order: bool = False
+
+    def __post_init__(self) -> None:
+        check_options(self.budget, self.plan, self.lowering, self.verify)
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """How a layer is called; the names are those of Flax.
+
+    Attributes:
+      time_major, return_carry, reverse, keep_order: as in `flax.linen.RNN`.
+      seq_lengths: None, or integers (*batch).
+      resets: None, or booleans (*batch, time), (time, *batch) if `time_major`: the steps before which the carry is set
+        back to the cell's own first one.
+    """
+
+    time_major: bool = False
+    return_carry: bool = False
+    reverse: bool = False
+    keep_order: bool = False
+    seq_lengths: Any = None
+    resets: Any = None
+
+
+_FLAGS = ("return_carry", "time_major", "reverse", "keep_order")
+
+
+def split_call(given: Mapping[str, Any], *more: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of a call as (arrays, flags); `more` are the names of arrays that one kind of layer takes.
+
+    Raises:
+      TypeError: for a name that is neither.
+    """
+    arrays = ("initial_carry", "seq_lengths", "resets", *more)
+    unknown = [name for name in given if name not in (*arrays, *_FLAGS)]
+    if unknown:
+        known = ", ".join([*arrays, *_FLAGS])
+        raise TypeError(f"explain got {unknown[0]!r}, which calling a layer does not take; it takes {known}.")
+    names = [name for name in given if name in arrays]
+    return {name: given[name] for name in names}, {name: given[name] for name in given if name not in names}
+
+
+class PureCell(Protocol):
+    """A cell as a pure step.
+
+    Attributes:
+      step: (carry, carried, x, given) -> (carry, carried, y, made); what is given to and made by each step beside x and
+        y, keys and variables, are pytrees.
+      carried: what else than the carry each step hands to the next, of any shapes: all sequences share it, so neither
+        their lengths nor resets touch it.
+      given: what each step has its own of, stacked over time in the order in which the cell runs.
+      given_axes: the axes of time, an int or a pytree of ints that begins as `given` does.
+      made_axes: from what steps made to the axes along which it is to be stacked, likewise.
+    """
+
+    @property
+    def step(self) -> Step: ...
+    @property
+    def carried(self) -> Any: ...
+    @property
+    def given(self) -> Any: ...
+    @property
+    def given_axes(self) -> Any: ...
+    @property
+    def made_axes(self) -> Callable[[Any], Any]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Recurrence:
+    """The arguments of a scan.
+
+    Attributes:
+      step, init, xs, reverse: as in `jax.lax.scan`, but for the axes of time.
+      layout: where time is in xs and ys.
+      has_last: whether the carry behind each sequence's own last step is asked for.
+    """
+
+    step: Callable[[Any, Any], tuple[Any, Any]]
+    init: Any
+    xs: Any
+    reverse: bool
+    layout: Layout
+    has_last: bool
+
+    def run(self, unroll: int | bool, **options: Any) -> tuple[Any, Any, Any, Any]:
+        """(carry, what the last step carried, outputs, what steps made)."""
+        (carry, carried, last), (outputs, made) = scan_along(*self._arguments(unroll, options))
+        return last if self.has_last else carry, carried, outputs, made
+
+    def report(self, unroll: int | bool, **options: Any) -> Report:
+        """What `run` takes."""
+        return explain_along(*self._arguments(unroll, options))
+
+    def _arguments(self, unroll: int | bool, options: dict[str, Any]) -> tuple[Any, ...]:
+        return self.step, self.init, self.xs, None, self.reverse, unroll, checked_options(**options), self.layout
+
+
+def batch_shape(inputs: jax.Array, feature_axes: int, time_major: bool) -> tuple[int, ...]:
+    """The leading sizes of inputs (*batch, time, *features), or (time, *batch, *features), without the time.
+
+    Raises:
+      ValueError: for inputs without an axis of time.
+    """
+    last = inputs.ndim - feature_axes
+    if last < 1:
+        layout = "(time, *batch, *features)" if time_major else "(*batch, time, *features)"
+        raise ValueError(
+            f"inputs of shape {inputs.shape} have no axis of time: num_feature_axes of the cell is {feature_axes}, and "
+            f"inputs are {layout}."
+        )
+    return inputs.shape[1:last] if time_major else inputs.shape[: last - 1]
+
+
+def recurrence(
+    cell: PureCell, carry: Any, inputs: jax.Array, batch: tuple[int, ...], call: Call, fresh: Any
+) -> Recurrence:
+    """The scan that runs a cell over `inputs`, which it reads where they are.
+
+    Args:
+      cell: the cell.
+      carry: the first carry. Where sequences have lengths or resets, its leaves have the batch sizes first.
+      inputs: (*batch, time, *features), or (time, *batch, *features).
+      batch: the batch sizes.
+      call: the options.
+      fresh: the carry that resets go back to.
+
+    Raises:
+      TypeError, ValueError: for lengths or resets of another type or shape.
+    """
+    time_axis = 0 if call.time_major else len(batch)
+    steps = inputs.shape[time_axis]
+    lengths, resets = _checked_lengths(call.seq_lengths, batch), _checked_resets(call, batch, steps)
+    last_step = _last_step(lengths, steps) if call.return_carry and lengths is not None else None
+    if last_step is not None or resets is not None:
+        _check_carry(carry, batch, "resets" if resets is not None else "seq_lengths with return_carry")
+    # Without lengths the scan itself goes backwards; with them each sequence is read from its own end.
+    backwards, flips = call.reverse and lengths is None, call.reverse and lengths is not None
+    own = tuple(i + call.time_major for i in range(len(batch))) if flips else None
+    of_inputs = Along(time_axis, batch_axes=own)
+    of_outputs = of_inputs if call.keep_order else Along(time_axis, flipped=backwards)
+
+    def in_order_of_steps(axes: Any) -> Any:
+        return jax.tree.map(lambda axis: Along(axis, flipped=backwards), axes)
+
+    return Recurrence(
+        step=_scanned(cell.step, fresh, last_step),
+        init=(carry, cell.carried, None if last_step is None else carry),
+        xs=(inputs, cell.given, resets, None if last_step is None else jnp.arange(steps, dtype=jnp.int32)),
+        reverse=backwards,
+        layout=Layout(
+            xs=(of_inputs, in_order_of_steps(cell.given_axes), of_inputs, 0),
+            ys=lambda ys: (of_outputs, in_order_of_steps(cell.made_axes(ys[1]))),
+            lengths=lengths if flips else None,
+        ),
+        has_last=last_step is not None,
+    )
+
+
+def _scanned(step: Step, fresh: Any, last_step: jax.Array | None) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """`step` as a scan has it. Its carry has a third part, the carry behind the last step of each sequence: selected in
+    the loop, never stacked. What is not asked for is None and has no leaves."""
+
+    def run(carries: Any, inputs: Any) -> Any:
+        (carry, variables, last), (x, given, reset, time) = carries, inputs
+        if reset is not None:
+            carry = _where(reset, fresh, carry)
+        carry, variables, y, made = step(carry, variables, x, given)
+        if last_step is not None:
+            last = _where(time == last_step, carry, last)
+        return (carry, variables, last), (y, made)
+
+    return run
+
+
+def _where(mask: jax.Array, a: Any, b: Any) -> Any:
+    """Leaves of `a` where the mask, of the batch's shape, holds, else of `b`."""
+
+    def select(a: Any, b: Any) -> jax.Array:
+        return jnp.where(mask.reshape(mask.shape + (1,) * (jnp.ndim(b) - mask.ndim)), a, b)
+
+    return jax.tree.map(select, a, b)
+
+
+def _last_step(lengths: jax.Array, steps: int) -> jax.Array:
+    """The index of each sequence's last step; as Flax takes it, of an empty sequence it is that of the padding's."""
+    last = lengths - 1
+    return jnp.clip(jnp.where(last < 0, last + steps, last), 0, max(steps - 1, 0))
+
+
+def _check_carry(carry: Any, batch: tuple[int, ...], option: str) -> None:
+    for leaf in jax.tree.leaves(carry):
+        if jnp.shape(leaf)[: len(batch)] != batch:
+            raise ValueError(
+                f"{option} need carries with the batch's axes, {batch}, first, since each element of the batch has its "
+                f"own; got one of shape {jnp.shape(leaf)}."
+            )
+
+
+def _checked_lengths(lengths: Any, batch: tuple[int, ...]) -> Any:
+    if lengths is None:
+        return None
+    lengths = jnp.asarray(lengths)
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"seq_lengths must be integers, got {lengths.dtype}.")
+    if lengths.shape != batch:
+        raise ValueError(f"seq_lengths must have the shape of the batch, {batch}, got {lengths.shape}.")
+    return lengths.astype(jnp.int32)  # what counts steps must not overflow
+
+
+def _checked_resets(call: Call, batch: tuple[int, ...], steps: int) -> Any:
+    if call.resets is None:
+        return None
+    resets = jnp.asarray(call.resets)
+    if resets.dtype != jnp.bool_:
+        raise TypeError(f"resets must be booleans, got {resets.dtype}.")
+    wanted = (steps, *batch) if call.time_major else (*batch, steps)
+    if resets.shape != wanted:
+        order = "(time, *batch)" if call.time_major else "(*batch, time)"
+        raise ValueError(f"resets must have the shape {order}, {wanted}, got {resets.shape}.")
+    return resets

@@ -1,0 +1,84 @@
+"""A gradient that is asked for, as a value: all that a plan depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from bptt_jax._trace.active import Active, active
+from bptt_jax._trace.call import Mask, ScanCall
+
+
+@dataclasses.dataclass(frozen=True)
+class Vmap:
+    """One `jax.vmap` around a scan that is differentiated: every example has gradients of its own.
+
+    Attributes:
+      name: of the axis, for collectives.
+      size: how many examples.
+      spmd_name: the axes of a mesh over which they are divided, as `jax.vmap` takes them.
+      dims: of each argument the axis of the examples, None for what they share.
+    """
+
+    name: Any
+    size: int
+    spmd_name: Any
+    dims: tuple[int | None, ...]
+
+    def __call__(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """`run` for all examples; of results they are the first axis."""
+        names = {"axis_name": self.name, "spmd_axis_name": self.spmd_name}
+        return jax.vmap(run, in_axes=self.dims, axis_size=self.size, **names)
+
+    def of_first(self, n: int) -> Vmap:
+        """The same for the first n arguments only."""
+        return dataclasses.replace(self, dims=self.dims[:n])
+
+
+def mapped(vmaps: Sequence[Vmap], run: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of one example, for all of them; the first vmap is the innermost."""
+    for vmap in vmaps:
+        run = vmap(run)
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradient:
+    """Which gradient of which scan.
+
+    Attributes:
+      call: the scan.
+      wrt: of its inputs (operands, carry, xs) those whose gradients are asked for.
+      types: of its inputs, for one example.
+      vmaps: what is mapped over.
+      again: whether the forward pass runs once more, since it was mapped only after it was traced.
+    """
+
+    call: ScanCall
+    wrt: Mask
+    types: tuple[Any, ...]
+    vmaps: tuple[Vmap, ...] = ()
+    again: bool = False
+
+    @functools.cached_property
+    def active(self) -> Active:
+        return active(self.call.step, self.wrt)
+
+    @property
+    def examples(self) -> int:
+        """How many examples are worked on at a time."""
+        return math.prod(vmap.size for vmap in self.vmaps)
+
+
+def gradient_of(call: ScanCall, inputs: Sequence[Any], wrt: Mask | None = None) -> Gradient:
+    """The gradient with respect to some inputs, None: to all; of these to those that have one."""
+    types = tuple(map(jax.typeof, inputs))
+    asked = (True,) * len(types) if wrt is None else wrt
+    found, of_carry = active(call.step, asked), call.step.split(asked)[1]
+    carry = (a and b for a, b in zip(found.carry, of_carry, strict=True))
+    return Gradient(call, (*found.operands, *carry, *found.x), types)

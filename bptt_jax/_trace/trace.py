@@ -1,0 +1,184 @@
+"""From a call of `scan` to a flat one.
+
+`jax.lax.scan` itself checks and traces the call, so its errors are JAX's, in the user's names, and its cache of traces
+serves. The one equation that this leaves is then run by this library. JAX has also made operands of carry leaves that
+the step passes on unchanged: they need no checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core
+from jax.extend.core import primitives
+
+from bptt_jax._caches import remember, remember_while_alive
+from bptt_jax._jaxprs.equations import Env, apply, bind, evaluate, inner_jaxprs, is_in, read, read_by
+from bptt_jax._options import Options
+from bptt_jax._trace.along import TIME_FIRST, Along, Layout
+from bptt_jax._trace.call import Arrays, FlatStep, ScanCall, Step, with_eqns
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedScan:
+    """A call with its arrays: operands, first carry and xs; `finish` makes the user's pair of the scan's results."""
+
+    call: ScanCall
+    arguments: Arrays
+    finish: Callable[[Arrays], Any]
+
+
+def trace(
+    step: Step,
+    init: Any,
+    xs: Any,
+    length: Any,
+    reverse: bool,
+    unroll: int | bool,
+    options: Options,
+    layout: Layout = TIME_FIRST,
+) -> TracedScan:
+    """Traces a call, as `jax.lax.scan` does.
+
+    Args:
+      step, init, xs, length, reverse, unroll: as in `jax.lax.scan`; the arrays may be tracers.
+      options: of the call.
+      layout: where time is in xs, and is to be in ys.
+
+    Raises:
+      what `jax.lax.scan` raises, in its words and the user's names.
+      ValueError: for a layout that does not fit.
+    """
+    if any(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(xs)):
+        lax.scan(step, init, xs, length, reverse, unroll)  # raises, with the values and not the tracers of them
+    of_xs, results = layout.of_xs(xs), _Results(layout)
+    leaves, tree = jax.tree.flatten(xs)
+
+    def run(init: Any, leaves: Arrays) -> Any:
+        return results.flatten(lax.scan(step, init, jax.tree.unflatten(tree, leaves), length, reverse, unroll))
+
+    closed = jax.make_jaxpr(run)(init, list(map(_time_first, leaves, of_xs)))
+    jaxpr, arguments = closed.jaxpr, jax.tree.leaves((init, xs))
+    (at,) = [i for i, eqn in enumerate(jaxpr.eqns) if eqn.primitive is primitives.scan_p]
+    eqn, placed = jaxpr.eqns[at], _Placed(jaxpr, of_xs, results.of_ys, layout.lengths)
+    placed.make(eqn, jaxpr.eqns[at + 1 :])
+    env = bind(jaxpr.constvars, closed.consts) | bind(jaxpr.invars, arguments)
+    evaluate(jaxpr.eqns[:at], env, placed.apply)
+
+    def finish(outs: Arrays) -> Any:
+        known = env | {v: out for v, out in zip(eqn.outvars, outs, strict=True) if not isinstance(v, core.DropVar)}
+        evaluate(jaxpr.eqns[at + 1 :], known, placed.apply)
+        return jax.tree.unflatten(results.tree, placed.results(known))
+
+    flat, inputs = _flat_step(eqn), [_as_array(read(env, v)) for v in eqn.invars]
+    of_x = tuple(placed[v] for v in flat.split(eqn.invars)[2])
+    of_y = tuple(placed[v] for v in eqn.outvars[flat.n_carry :])
+    over = flat.split(inputs)[2]
+    n = int(over[0].shape[of_x[0].axis] if over else length)
+    whole = unroll if isinstance(unroll, bool) else unroll == 0
+    together = max(n if whole else int(unroll), 1)
+    call = ScanCall(flat, n, bool(reverse), together, of_x, of_y, options)
+    return TracedScan(*_with_lengths(call, inputs, layout.lengths), finish)
+
+
+class _Results:
+    """The structure of what `jax.lax.scan` returns in a trace, and where time is to be in it."""
+
+    def __init__(self, layout: Layout):
+        self._layout = layout
+        self.tree: Any = None
+        self.of_ys: list[Along] = []
+
+    def flatten(self, results: Any) -> list[Any]:
+        if self._layout is not TIME_FIRST:  # results need not be a tuple
+            self.of_ys = self._layout.of_ys(results[1])
+        leaves, self.tree = jax.tree.flatten(results)
+        return leaves
+
+
+class _Placed:
+    """Which values of a trace, made for arrays with time first, have it elsewhere."""
+
+    def __init__(self, jaxpr: Any, of_xs: Sequence[Along], of_ys: Sequence[Along], lengths: Any):
+        self._outvars = jaxpr.outvars
+        self._wanted = [*[Along()] * (len(jaxpr.outvars) - len(of_ys)), *of_ys]
+        self._lengths = lengths
+        self._of = dict(zip(jaxpr.invars[len(jaxpr.invars) - len(of_xs) :], of_xs, strict=True))
+
+    def make(self, eqn: Any, later: Sequence[Any]) -> None:
+        """Has the results of an equation made where they are wanted, as far as no later equation reads them."""
+        made = set(eqn.outvars) - read_by(later)
+        self._of |= {v: along for v, along in zip(self._outvars, self._wanted, strict=True) if is_in(v, made)}
+
+    def __getitem__(self, variable: Any) -> Along:
+        return Along() if isinstance(variable, core.Literal) else self._of.get(variable, Along())
+
+    def apply(self, eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+        """The results of an equation that wants time first."""
+        return apply(eqn, [self._first(v, value) for v, value in zip(eqn.invars, values, strict=True)])
+
+    def results(self, env: Env) -> list[Any]:
+        """What the trace returns, with time where it is wanted."""
+        found = []
+        for v, wanted in zip(self._outvars, self._wanted, strict=True):
+            value = _as_array(read(env, v))
+            found.append(value if self[v] == wanted else wanted.back(self._first(v, value), self._lengths))
+        return found
+
+    def _first(self, variable: Any, value: Any) -> Any:
+        along = self[variable]
+        return value if along.is_leading else along.whole(value, self._lengths)
+
+
+def _time_first(leaf: Any, along: Along) -> Any:
+    """A leaf of xs, or its type, as `jax.lax.scan` wants it."""
+    return leaf if along.axis == 0 else jax.eval_shape(lambda leaf: jnp.moveaxis(leaf, along.axis, 0), leaf)
+
+
+def _with_lengths(call: ScanCall, inputs: Arrays, lengths: Any) -> tuple[ScanCall, Arrays]:
+    """A call with the lengths of sequences, if there are some, before its other inputs."""
+    if lengths is None:
+        return call, inputs
+    step = _with_an_operand(call.step, jax.typeof(lengths))
+    return dataclasses.replace(call, step=step, lengths=0), [lengths, *inputs]
+
+
+@remember(256)
+def _with_an_operand(step: FlatStep, type_: Any) -> FlatStep:
+    """The same step with an operand before the others, which it does not read."""
+    run = core.jaxpr_as_fun(step.jaxpr)
+    closed: Any = jax.make_jaxpr(lambda _, *inputs: run(*inputs))(type_, *step.jaxpr.in_avals)
+    return FlatStep(closed, step.n_operands + 1, step.n_carry)
+
+
+def _as_array(leaf: Any) -> Any:
+    """Numbers and NumPy's arrays as JAX's; references stay as they are."""
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic | int | float | complex) else leaf
+
+
+# From the body of an equation, which JAX keeps one of for a step and types, to the flat form. Weak, because the
+# equations hold what the step closes over, which the value does not.
+_flat_steps: MutableMapping[Any, FlatStep] = remember_while_alive()
+
+
+def _flat_step(eqn: Any) -> FlatStep:
+    """The step of a scan's equation; the same object for the same body.
+
+    The equation's own parameters are private to JAX. Inputs and outputs over time are those with an axis more than in
+    the body.
+    """
+    (body,) = inner_jaxprs(eqn)
+    if body not in _flat_steps:
+        n_x = sum(outer.aval.ndim > inner.aval.ndim for outer, inner in zip(eqn.invars, body.invars, strict=True))
+        n_carry = sum(
+            outer.aval.ndim == inner.aval.ndim for outer, inner in zip(eqn.outvars, body.outvars, strict=True)
+        )
+        jaxpr = core.ClosedJaxpr(with_eqns(body, body.eqns), ())
+        _flat_steps[body] = FlatStep(jaxpr, len(body.invars) - n_carry - n_x, n_carry)
+    return _flat_steps[body]

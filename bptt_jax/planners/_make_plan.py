@@ -1,0 +1,104 @@
+"""The door to the planners: from the sizes of a step, a length and a budget to a plan.
+
+Both ways to run a plan have a planner of their own with the same two functions, `fastest` and `smallest_plan`:
+`_nested.octaves` and `_sweep.families`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from bptt_jax._budget import budget_to_bytes
+from bptt_jax._cost.cost import cost
+from bptt_jax._cost.time import predicted_time
+from bptt_jax.errors import FIXED_PART, BudgetError, as_count
+from bptt_jax.planners._nested import octaves
+from bptt_jax.planners._sweep import families
+from bptt_jax.plans._nodes import Plan, Remat, Repeat, Steps
+from bptt_jax.plans._nodes import length as length_of
+from bptt_jax.plans._profile import StepProfile, require_profile
+
+
+def make_plan(profile: StepProfile, length: int, budget: int | str | None = None) -> Plan:
+    """The fastest plan that it finds whose peak fits the budget, of at most 8 copies of the step's loop.
+
+    A search, not an optimum: how much faster another plan may be, the README's "How near the optimum" has measured.
+
+    Args:
+      profile: sizes and relative times of one step.
+      length: number of steps, ≥ 0.
+      budget: temporary bytes of the backward pass: an int, a string such as "64MiB", or "5%" of
+        `profile.store_all_bytes(length)`. None keeps everything.
+
+    The plan is in the normal form that `bptt_jax.cost` describes. Results are remembered by profile, length and budget.
+
+    Raises:
+      BudgetError: if nothing fits; it names the smallest budget that would do.
+      TypeError: if `profile` is not a `StepProfile`.
+      TypeError, ValueError: for a malformed budget or a negative length.
+
+    >>> profile = StepProfile(carry_bytes=1, residual_bytes=4)
+    >>> make_plan(profile, 100)
+    Steps(n=100)
+    >>> make_plan(profile, 1000, "10%")
+    Chain(children=(Repeat(k=10, child=Remat(child=Steps(n=91))), Steps(n=90)))
+    """
+    require_profile(profile)
+    length = as_count(length, 0, "length")
+    budget_bytes = budget_to_bytes(budget, profile.store_all_bytes(length))
+    plan = Steps(length) if budget_bytes is None else fastest_plan(profile, length, budget_bytes)
+    if plan is None:
+        assert budget_bytes is not None
+        least = smallest_plan(profile, length)
+        smallest = cost(least, profile).peak_bytes
+        raise BudgetError(length, budget, budget_bytes, smallest, shares(profile, least, smallest))
+    return plan
+
+
+def fastest_plan(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None:
+    """`make_plan` for a budget in bytes; None if nothing fits."""
+    everything, bare = Steps(length), _bare(profile)
+    if cost(everything, profile).peak_bytes <= budget_bytes:
+        return everything
+    # Planners search in the rest of the budget, because the copies are there whatever the plan.
+    if profile.sweep is not None and bare.sweep is not None:
+        return families.fastest(bare.sweep, length, budget_bytes - length * profile.sweep.copied_bytes)
+    plan = octaves.fastest(bare, length, budget_bytes - length * (profile.copied_bytes + profile.unit_axis_bytes))
+    single = _single_steps(profile, length)
+    if cost(single, profile).peak_bytes > budget_bytes:
+        return plan
+    return min(filter(None, (plan, single)), key=lambda plan: predicted_time(plan, profile.times))
+
+
+def smallest_plan(profile: StepProfile, length: int) -> Plan:
+    """The plan of the fewest bytes that the planners find."""
+    bare = _bare(profile)
+    if bare.sweep is not None:
+        return families.smallest_plan(bare.sweep, length)
+    plans = octaves.smallest_plan(bare, length), _single_steps(profile, length)
+    return min(plans, key=lambda plan: cost(plan, profile).peak_bytes)
+
+
+def _bare(profile: StepProfile) -> StepProfile:
+    """The profile without the copies of all xs and ys, which are there whatever the plan."""
+    sweep = None if profile.sweep is None else dataclasses.replace(profile.sweep, copied_bytes=0)
+    return dataclasses.replace(profile, copied_bytes=0, unit_axis_bytes=0, sweep=sweep)
+
+
+def _single_steps(profile: StepProfile, length: int) -> Plan:
+    """One loop over single steps, where only that makes no copies of arrays with axes of length 1; else everything."""
+    return Repeat(length, Remat(Steps(1))) if profile.unit_axis_bytes and length > 1 else Steps(length)
+
+
+def shares(profile: StepProfile, plan: Plan, smallest: int) -> dict[str, int]:
+    """What the smallest budget consists of: what is predicted for its plan, in proportion; adds up to it."""
+    run, sweep = profile.sweep or profile, profile.sweep
+    products, working = (profile.param_bytes, 0) if sweep is None else (sweep.product_bytes, sweep.block_bytes)
+    made_of = {
+        FIXED_PART: run.fixed_bytes + products,
+        "what one step keeps for its backward": run.residual_bytes + working,
+        "copies that XLA makes of all xs or ys": length_of(plan) * run.copied_bytes,
+    }
+    predicted = max(cost(plan, profile).peak_bytes, sum(made_of.values()), 1)
+    made_of = {name: size * smallest // predicted for name, size in made_of.items()}
+    return made_of | {f"carries ({run.carry_bytes:,} bytes each) and copies": smallest - sum(made_of.values())}

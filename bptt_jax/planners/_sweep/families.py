@@ -1,0 +1,219 @@
+"""Plans for the sweep: at most two nests of loops and a kept rest.
+
+    plan = nest, then perhaps a second nest, then perhaps Steps(r);   nest = Repeat(k1, Remat(Repeat(k2, ... Steps(n))))
+
+Such a plan compiles to at most three bodies, which matters more to the sweep than to the nest: a body is compiled with
+its backward. With M the steps of a nest, h a carry and s a step's residuals, it takes
+
+    evaluations   T + Σ M·(1 + Σ_{i≥2} (1 − 1/k_i))
+    bytes         max( Σ k_i·h + block(n),  k1·h + Σ k'_i·h + block(n),  (k1 + k'1)·h + block(r) )  + fixed
+
+since the sweep never advances the last child of what it revisits. For every n and k2, k3, … of a grid the least k1 is
+taken whose rest fits, and the most; what that leaves is a rest of steps that are kept, or a second nest over blocks as
+long. The fastest of all these wins, of which bounds on their times in NumPy leave few to be costed. What
+is tried depends on the budget, so that more bytes may cost more predicted time, though seldom and by a per cent or two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from bptt_jax._caches import remember
+from bptt_jax._cost.sweep import sweep_bytes
+from bptt_jax._cost.time import sweep_time
+from bptt_jax._figures import SECOND_BODY
+from bptt_jax.planners._sweep.shapes import Bools, Floats, Ints, blocks_of, inner_counts
+from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, in_blocks
+from bptt_jax.plans._profile import SweepProfile
+
+_SHORT = 64  # leaves up to this long are all tried, longer ones on a geometric grid and where they divide
+_MOST_REST = 1024  # steps of a rest for which each length is looked at; longer ones grow by their residuals
+_CORRECTIONS = 12  # of a first guess at how long a rest fits
+_TRIES = 64  # of the fastest by bounds that leave out what a second nest takes
+
+
+@remember(1024)
+def fastest(profile: SweepProfile, length: int, budget_bytes: int) -> Plan | None:
+    """The fastest plan of this form that fits; None if none does.
+
+    >>> from bptt_jax.plans._profile import StepTimes
+    >>> profile = SweepProfile(2, 7, block_bytes=6, block_steps=48, times=StepTimes(block=2))
+    >>> from bptt_jax.plans import notation
+    >>> notation(fastest(profile, 1000, 450))
+    '(36*[27] + 28)'
+    >>> notation(fastest(profile, 1000, 150))
+    '(17*[8*[7]] + 6*[7] + 6)'
+    """
+    plan = _search(profile, length, budget_bytes)
+    # The search tries the most promising plans only, so near the smallest budget it may miss what is there.
+    little = sweep_bytes(Steps(1), profile) + (length.bit_length() + 2) * 3 * profile.carry_bytes
+    if plan is None or budget_bytes < little:
+        smallest = smallest_plan(profile, length)
+        if budget_bytes < sweep_bytes(smallest, profile):
+            return None
+        plan = smallest if plan is None else plan
+    return plan
+
+
+@remember(256)
+def smallest_plan(profile: SweepProfile, length: int) -> Plan:
+    """The plan of this form with the fewest bytes that halving finds, to half a carry.
+
+    >>> profile = SweepProfile(2, 7, block_bytes=6, block_steps=48)
+    >>> sweep_bytes(smallest_plan(profile, 1000), profile)
+    55
+    """
+    best: Plan = Steps(length)
+    enough, refused = sweep_bytes(best, profile), sweep_bytes(Steps(min(length, 1)), profile) - 1
+    while enough - refused > max(profile.carry_bytes // 2, 1):
+        # Budgets this small are near to the lower end, and less work.
+        middle = min((enough + refused) // 2, 2 * refused + 2)
+        plan = _search(profile, length, middle)
+        if plan is None:
+            refused = middle
+        else:
+            best, enough = plan, sweep_bytes(plan, profile)
+    return best
+
+
+def _search(profile: SweepProfile, length: int, budget_bytes: int) -> Plan | None:
+    best, least = None, np.inf
+    for family in sorted(_families(profile, length, budget_bytes), key=lambda family: family.least):
+        if family.least >= least:
+            break
+        for bound, plan in family.plans():
+            if bound >= least:
+                break
+            if sweep_bytes(plan, profile) <= budget_bytes and (time := sweep_time(plan, profile)) < least:
+                best, least = plan, time
+    return best
+
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    """Plans with leaves of n steps, one for each row of inner counts.
+
+    Attributes:
+      length: steps of the plans.
+      n: steps of a leaf.
+      counts: k1, for each row.
+      bounds: lower bounds on their times, infinite for plans that cannot fit.
+      carries: how many carries there is room for beside a leaf, if the rest is a second nest; None if it is kept.
+    """
+
+    length: int
+    n: int
+    counts: Ints
+    bounds: Floats
+    carries: int | None = None
+
+    @property
+    def least(self) -> float:
+        return float(self.bounds.min())
+
+    def plans(self) -> Iterator[tuple[float, Plan]]:
+        """The most promising plans, with their bounds, which ascend."""
+        inner = inner_counts(self.length // self.n)
+        for row in _ascending(self.bounds):
+            k = int(self.counts[row])
+            rest = self.length - k * self.n * int(inner.products[row])
+            after = (Steps(rest),) if self.carries is None else _second_nest(rest, self.n, self.carries - k)
+            if after is not None:
+                parts = (_nest(self.n, k, inner.counts[row]), *(part for part in after if part != Steps(0)))
+                yield float(self.bounds[row]), Chain(parts) if len(parts) > 1 else parts[0]
+
+
+def _families(profile: SweepProfile, length: int, budget_bytes: int) -> Iterator[_Family]:
+    carry = max(profile.carry_bytes, 1)
+    for n in _leaf_lengths(length):
+        free = budget_bytes - sweep_bytes(Steps(n), profile)
+        # Below a Remat, blocks are one loop: two in a row would hold their arrays at once.
+        if free < 0 or isinstance(in_blocks(Steps(n), profile.block_steps), Chain):
+            continue
+        inner = inner_counts(length // n)
+        unit = n * inner.products  # steps of a child of the outermost loop
+        exact = np.where(length % unit == 0, length // unit, 0)
+        kept = _least_counts(profile, length, unit, budget_bytes - carry)
+        of_one_block = np.maximum(kept, -(-(length - profile.block_steps) // unit))  # which is one body less to compile
+        for counts in (exact, kept, of_one_block):
+            taken = (counts + inner.carries + (counts * unit < length)) * carry
+            yield _Family(length, n, counts, _bounds(profile, length, n, counts, taken <= free))
+        counts, carries = length // unit, free // carry - 1
+        fits = (counts + inner.carries < carries) & (length - counts * unit > n)
+        yield _Family(length, n, counts, _bounds(profile, length, n, counts, fits, again=n), carries)
+
+
+def _bounds(profile: SweepProfile, length: int, n: int, counts: Ints, fits: Bools, again: int | None = None) -> Floats:
+    """Lower bounds on the times of plans; all but `again` steps of the rest are evaluated again, None: none are."""
+    inner = inner_counts(length // n)
+    times, covered = profile.times, counts * n * inner.products
+    kept = length - covered if again is None else np.minimum(length - covered, again)
+    advanced = covered * (1 + inner.advanced) + (length - covered - kept)
+    in_leaf, in_rest = (blocks_of(steps, profile.block_steps, length) for steps in (np.array([n]), np.maximum(kept, 0)))
+    blocks = covered // n * in_leaf * (2 + inner.advanced) + in_rest
+    time = length * (times.recording + times.backward) + advanced * times.forward + blocks * times.block
+    bounds: Floats = np.where(fits & (counts >= 2) & (covered <= length), time, np.inf)
+    return bounds * (1 + SECOND_BODY * (covered < length))
+
+
+@remember(65536)
+def _second_nest(steps: int, n: int, carries: int) -> tuple[Plan, ...] | None:
+    """The fastest nest with leaves of n steps and at most so many carries that leaves at most n of so many steps."""
+    if steps <= n:
+        return (Steps(steps),)
+    inner = inner_counts(steps // n)
+    counts = steps // (n * inner.products)
+    rests = steps - counts * n * inner.products
+    fits = (counts >= 2) & (counts + inner.carries <= carries) & (rests <= n)
+    row = int(np.argmin(np.where(fits, (steps - rests) * (1 + inner.advanced), np.inf)))
+    return (_nest(n, int(counts[row]), inner.counts[row]), Steps(int(rests[row]))) if fits[row] else None
+
+
+def _nest(n: int, k: int, inner: Ints) -> Plan:
+    plan: Plan = Steps(n)
+    for count in (*reversed(inner[inner > 0]), k):
+        plan = Repeat(int(count), Remat(plan))
+    return plan
+
+
+def _ascending(bounds: Floats) -> list[int]:
+    """Where the least of them are, in order."""
+    count = min(_TRIES, len(bounds))
+    least = np.argpartition(bounds, count - 1)[:count]
+    return [int(at) for at in least[np.argsort(bounds[least], kind="stable")] if np.isfinite(bounds[at])]
+
+
+def _least_counts(profile: SweepProfile, length: int, unit: Ints, free_bytes: int) -> Ints:
+    """For each row the least k1 whose carries and kept rest fit; one more than there are steps where none does.
+
+    The rest shrinks by `unit` steps for each child, which frees at most what a block holds for them.
+    """
+    carry, by_step = max(profile.carry_bytes, 1), profile.residual_bytes + profile.block_bytes
+    peaks = _kept_peaks(profile, min(length, _MOST_REST))
+    most, beside = len(peaks) - 1, int((peaks - profile.residual_bytes * np.arange(len(peaks))).min())
+    shrink = np.maximum(unit * profile.residual_bytes - carry, 1)
+    counts: Ints = np.maximum(-(-(length * profile.residual_bytes + beside - free_bytes) // shrink), 2)
+    for _ in range(_CORRECTIONS):
+        rests = np.maximum(length - counts * unit, 0)
+        beyond = np.maximum(rests - most, 0) * profile.residual_bytes
+        excess = counts * carry + peaks[np.minimum(rests, most)] + beyond - free_bytes
+        counts = counts + np.maximum(-(-excess // np.maximum(unit * by_step, 1)), 0)
+    return np.where(excess <= 0, counts, length + 1)
+
+
+@remember(64)
+def _kept_peaks(profile: SweepProfile, most: int) -> Ints:
+    """Bytes of 0, 1, ... steps that are kept, up to so many."""
+    peaks: Ints = np.array([sweep_bytes(Steps(n), profile) for n in range(most + 1)])
+    return peaks
+
+
+@remember(64)
+def _leaf_lengths(length: int) -> list[int]:
+    most = max(length // 2, 1)
+    grid = {int(n) for n in np.geomspace(1, most, 48)}
+    dividing = {length // k for k in range(2, min(length, 256) + 1) if length % k == 0}
+    return sorted({*range(1, min(_SHORT, most) + 1), *grid, *dividing})

@@ -1,0 +1,82 @@
+"""Training that is killed and resumed ends where an unbroken run ends; a model under vmap learns within its budget."""
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLE = EXAMPLES / "resumable.py"
+STEPS, SAVE_EVERY = 30, 10
+SMALL = ["--steps", STEPS, "--save-every", SAVE_EVERY, "--length", 60, "--batch", 4, "--width", 8, "--budget", "60%"]
+
+
+def train(directory, *options):
+    command = [sys.executable, EXAMPLE, "--directory", directory, *map(str, (*SMALL, *options))]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def final_loss(run):
+    assert run.returncode == 0, run.stderr
+    return re.search(rf"after {STEPS} steps: (\d\S+)$", run.stdout.strip())[1]
+
+
+def resumed_after(run):
+    """The step of the checkpoint that a run went on from, None if it began anew."""
+    found = re.search(r"resuming after step (\d+)", run.stdout)
+    return found and int(found[1])
+
+
+def checkpoint(directory, step):
+    with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True)) as checkpoints:
+        return checkpoints.restore(step, args=ocp.args.StandardRestore())
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_training_equals_an_unbroken_run(tmp_path):
+    unbroken = train(tmp_path / "unbroken")
+    # Killed when a save has just begun, in the background: whether it was finished is left to chance.
+    while_saving = train(tmp_path / "killed", "--kill-at", 2 * SAVE_EVERY)
+    between_saves = train(tmp_path / "killed", "--kill-at", 2 * SAVE_EVERY + 5)
+    resumed = train(tmp_path / "killed")
+
+    for killed in (while_saving, between_saves):
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert "held-out" not in killed.stdout
+    assert resumed_after(unbroken) is resumed_after(while_saving) is None
+    for later in (between_saves, resumed):  # a save begins when the one before is finished, so the first is there
+        assert resumed_after(later) in (SAVE_EVERY, 2 * SAVE_EVERY)
+    assert final_loss(resumed) == final_loss(unbroken)
+
+    ours, theirs, earlier = (
+        checkpoint(tmp_path / name, step) for name, step in [("killed", 30), ("unbroken", 30), ("unbroken", 20)]
+    )
+    assert ours["step"] == STEPS
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    with pytest.raises(AssertionError):  # the comparison can fail: training changes what is compared
+        jax.tree.map(np.testing.assert_array_equal, ours["variables"], earlier["variables"])
+
+    other_run = train(tmp_path / "killed", "--seed", 1)
+    assert other_run.returncode == 1
+    assert re.search("holds a run with .*'seed': 0.*these options say .*'seed': 1", other_run.stderr)
+
+
+def test_an_equinox_model_under_vmap_learns_within_its_budget():
+    small = ["--batch", 8, "--length", 60, "--width", 16, "--steps", 6, "--budget", "40%"]
+    command = [sys.executable, EXAMPLES / "equinox_vmap.py", *map(str, small)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+
+    plain, unbounded, bounded = (int(size.replace(",", "")) for size in re.findall(r"([\d,]+) bytes", run.stdout))
+    assert unbounded <= plain
+    assert bounded <= 0.4 * plain
+    losses = [float(loss) for loss in re.findall(r"error ([\d.]+)$", run.stdout, flags=re.MULTILINE)]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]

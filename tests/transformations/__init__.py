@@ -1,6 +1,0 @@
-"""The transformations of JAX, each with the situation that it stands for, as one table."""
-
-from tests.transformations import batches, derivatives, modes, programs
-from tests.transformations.table import ROWS
-
-__all__ = ["ROWS", "batches", "derivatives", "modes", "programs"]

@@ -52,34 +52,34 @@ class Block:
 
     @property
     def differentiable_positions(self) -> list[int]:
-        """The positions of what has a gradient among what `hold` returns."""
-        return [i for i, v in enumerate(self.parts.held) if v in self.parts.differentiable]
+        """The positions of what has a gradient among what `hoist` returns."""
+        return [i for i, v in enumerate(self.parts.hoisted) if v in self.parts.differentiable]
 
-    def hold(self, operands: Arrays) -> Arrays:
-        """The values of `SplitStep.held`."""
+    def hoist(self, operands: Arrays) -> Arrays:
+        """The values of `SplitStep.hoisted`."""
         return list(operands) if self.parts.moves_only else self.parts.derive(operands)
 
-    def constants(self, held: Arrays) -> Arrays:
-        """The constants of what `hold` returned."""
-        return self.parts.derive(held) if self.parts.moves_only else list(held)
+    def constants(self, hoisted: Arrays) -> Arrays:
+        """The constants of what `hoist` returned."""
+        return self.parts.derive(hoisted) if self.parts.moves_only else list(hoisted)
 
-    def weights(self, held: Arrays) -> Weights:
+    def weights(self, hoisted: Arrays) -> Weights:
         """The values that all blocks of a backward pass share: made once, not in every block."""
-        typed = as_reduced(held, self.partial_axes)
-        return Weights(typed, self.constants(held), self.constants(typed))
+        typed = as_reduced(hoisted, self.partial_axes)
+        return Weights(typed, self.constants(hoisted), self.constants(typed))
 
     def of_operands(self, gradients: Gradients, operands: Arrays) -> list[Any]:
-        """The gradients of the active operands, from those of what is held."""
+        """The gradients of the active operands, from those of what is hoisted."""
         mask = self.parts.active.operands
         if self.parts.moves_only:
             return [gradients[i] for i, chosen in enumerate(mask) if chosen]
         positions = self.differentiable_positions
 
-        def held(chosen: Arrays) -> Arrays:
-            values = self.hold(replace(operands, mask, chosen))
+        def hoisted(chosen: Arrays) -> Arrays:
+            values = self.hoist(replace(operands, mask, chosen))
             return [values[i] for i in positions]
 
-        _, vjp = jax.vjp(held, select(operands, mask))
+        _, vjp = jax.vjp(hoisted, select(operands, mask))
         (found,) = vjp([gradients[i] for i in positions])
         return list(found)
 
@@ -149,14 +149,14 @@ class Block:
           xs: as given to `record`.
           saved: the result of `record`.
           ct_carry, ct_ys: cotangents of the last carry and of ys, of the leaves for which `pull` has a variable.
-          gradients: to which those of `weights.held` are added.
+          gradients: to which those of `weights.hoisted` are added.
 
         Returns:
           Cotangents of the first carry, for the same leaves; of the leaves of xs that have one; and the gradients.
         """
-        held, constants = weights.held, weights.constants
+        hoisted, constants = weights.hoisted, weights.constants
         summed = {i: ct for i, ct in zip(self._vjp.in_loop, pull.ct_constants, strict=True) if ct is not None}
-        sums = {i: gradients[i] if i < len(held) else zeros_like(constants[i]) for i in summed}
+        sums = {i: gradients[i] if i < len(hoisted) else zeros_like(constants[i]) for i in summed}
         carried = [v is not None for v in pull.ct_new]
 
         def body(state: Any, at: Any) -> Any:
@@ -172,19 +172,19 @@ class Block:
         (ct_carry, sums), stacks = self._scan(body, (list(ct_carry), sums), over, n, backwards=True)
         stacked = bind(pull.stacked, stacks)
         ct_xs, new = self._of_features(pull, stacked, weights.typed, xs)
-        gradients = gradients | {i: total for i, total in sums.items() if i < len(held)}
-        new.extend((i, total) for i, total in sums.items() if i >= len(held))
+        gradients = gradients | {i: total for i, total in sums.items() if i < len(hoisted)}
+        new.extend((i, total) for i, total in sums.items() if i >= len(hoisted))
         for tap, left, cts in self._of_taps(pull, stacked, xs, saved):
             weight = weights.typed[tap.const]
             if self._in_turn and left is not None and is_large(weight):
 
                 def add(gradients: Gradients, left: Any, cts: Any, tap: Tap = tap, weight: Any = weight) -> Gradients:
-                    return self._add(gradients, [(tap.const, tap.gradient(weight, left, cts))], held)
+                    return self._add(gradients, [(tap.const, tap.gradient(weight, left, cts))], hoisted)
 
                 gradients = by_halves(add, gradients, left, cts)
             else:
                 new.append((tap.const, tap.gradient(weight, left, cts)))
-        return ct_carry, ct_xs, self._add(gradients, new, held)
+        return ct_carry, ct_xs, self._add(gradients, new, hoisted)
 
     def _pull(self, pull: Pull, constants: Arrays, ct_new: Arrays, x: Arrays, saved: Arrays, ct_y: Arrays) -> Env:
         """The values of a step's backward program."""
@@ -196,18 +196,19 @@ class Block:
         evaluate(pull.eqns, back)
         return back
 
-    def _add(self, gradients: Gradients, new: Sequence[tuple[int, Any]], held: Arrays) -> Gradients:
-        """Adds the gradients of constants to those of what is held."""
+    def _add(self, gradients: Gradients, new: Sequence[tuple[int, Any]], hoisted: Arrays) -> Gradients:
+        """Adds the gradients of constants to those of what is hoisted."""
         gradients = dict(gradients)
         derived: Gradients = {}
         for i, gradient in new:
-            into = gradients if i < len(held) else derived
+            into = gradients if i < len(hoisted) else derived
             into[i] = into[i] + gradient if i in into else gradient
         if derived:
             places = self.differentiable_positions
-            mask = [i in places for i in range(len(held))]
+            mask = [i in places for i in range(len(hoisted))]
             _, vjp = jax.vjp(
-                lambda chosen: [self.constants(replace(held, mask, chosen))[i] for i in derived], select(held, mask)
+                lambda chosen: [self.constants(replace(hoisted, mask, chosen))[i] for i in derived],
+                select(hoisted, mask),
             )
             (moved,) = vjp(list(derived.values()))
             gradients |= {i: gradients[i] + ct for i, ct in zip(places, moved, strict=True)}

@@ -16,12 +16,12 @@ class Weights:
     """The values of what does not change from step to step.
 
     Attributes:
-      held: the values of `SplitStep.held`, of the types that their gradients are to have.
+      hoisted: the values of `SplitStep.hoisted`, of the types that their gradients are to have.
       constants: the constants of a step.
-      typed: the constants, of the types of `held` (see `partial_sums`).
+      typed: the constants, of the types of `hoisted` (see `partial_sums`).
     """
 
-    held: Arrays
+    hoisted: Arrays
     constants: Arrays
     typed: Arrays
 

@@ -35,28 +35,28 @@ def partial_axes(parts: SplitStep, vjp: StepVjp) -> Axes:
     uses = _uses(parts, vjp)
     if not any(uses.values()):
         return {}
-    held = parts.held
+    hoisted = parts.hoisted
     found: Axes = {}
-    for group in _groups(parts) if parts.moves_only else [{v} for v in held]:
+    for group in _groups(parts) if parts.moves_only else [{v} for v in hoisted]:
         axes = {uses[v] for v in group if v in uses}
         if len(axes) == 1 and (only := axes.pop()):
-            waiting = {i: only for i, v in enumerate(held) if v in group & parts.differentiable}
-            found |= waiting if _can_wait(parts, held, waiting) else {}
+            waiting = {i: only for i, v in enumerate(hoisted) if v in group & parts.differentiable}
+            found |= waiting if _can_wait(parts, hoisted, waiting) else {}
     return found
 
 
-def _can_wait(parts: SplitStep, held: Sequence[Any], axes: Axes) -> bool:
-    """Whether JAX can type all that is done to what is held: some moves of what is sharded as well it cannot yet."""
+def _can_wait(parts: SplitStep, hoisted: Sequence[Any], axes: Axes) -> bool:
+    """Whether JAX can type all that is done to what is hoisted: some moves of what is sharded as well it cannot yet."""
 
-    def gradients(held: Arrays) -> Any:
-        typed = as_reduced(held, axes)
+    def gradients(hoisted: Arrays) -> Any:
+        typed = as_reduced(hoisted, axes)
         made, vjp = jax.vjp(lambda given: _floats(derive(replace(typed, mask, given))), select(typed, mask))
         waiting = {i: frozenset(jax.typeof(leaf).sharding.spec.reduced) for i, leaf in enumerate(made)}
         return vjp(list(unreduced(dict(enumerate(map(zeros_like, made))), waiting, []).values()))
 
     derive = parts.derive if parts.moves_only else list
-    mask = [is_float(v) for v in held]
-    types = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, sharding=explicit_sharding(v.aval)) for v in held]
+    mask = [is_float(v) for v in hoisted]
+    types = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, sharding=explicit_sharding(v.aval)) for v in hoisted]
     try:
         jax.eval_shape(gradients, types)
     except (TypeError, ValueError, NotImplementedError, AssertionError):
@@ -68,13 +68,15 @@ def _floats(leaves: Arrays) -> list[Any]:
     return [leaf for leaf in leaves if is_float(leaf)]
 
 
-def as_reduced(held: Arrays, axes: Axes) -> Arrays:
-    """What is held, typed so that cotangents are left unreduced over some axes."""
-    return [jax.reshard(leaf, _sharding(leaf, reduced=axes[i])) if i in axes else leaf for i, leaf in enumerate(held)]
+def as_reduced(hoisted: Arrays, axes: Axes) -> Arrays:
+    """What is hoisted, typed so that cotangents are left unreduced over some axes."""
+    return [
+        jax.reshard(leaf, _sharding(leaf, reduced=axes[i])) if i in axes else leaf for i, leaf in enumerate(hoisted)
+    ]
 
 
 def unreduced(zeros: dict[int, Any], axes: Axes, inputs: Arrays) -> dict[int, Any]:
-    """Zeros, to which the gradients of what is held are added, typed so that those wait.
+    """Zeros, to which the gradients of what is hoisted are added, typed so that those wait.
 
     A choice between them and themselves makes them depend on all inputs, and XLA drops it: vmap of a derivative of the
     sweep has to find the batch axis that the inputs have, because it cannot add one to a sum that waits.
@@ -89,9 +91,9 @@ def _data(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
-def summed(gradients: dict[int, Any], held: Arrays, axes: Axes) -> dict[int, Any]:
+def summed(gradients: dict[int, Any], hoisted: Arrays, axes: Axes) -> dict[int, Any]:
     """The gradients, those that waited now summed over the devices."""
-    return {i: jax.reshard(g, _sharding(held[i])) if i in axes else g for i, g in gradients.items()}
+    return {i: jax.reshard(g, _sharding(hoisted[i])) if i in axes else g for i, g in gradients.items()}
 
 
 def _sharding(leaf: Any, **kinds: frozenset[Any]) -> NamedSharding:

@@ -60,7 +60,7 @@ class Sweep:
 
     def _walk(self, inputs: Arrays) -> tuple[Forward, list[Any]]:
         operands, carry, xs = self._call.step.split(inputs)
-        constants = self._block.constants(self._block.hold(operands))
+        constants = self._block.constants(self._block.hoist(operands))
         return Forward(self._block, self._call, constants, xs, self._call.lengths_of(inputs)), list(carry)
 
     def backward(self, inputs: Arrays, saved: Arrays, cotangents: Arrays) -> list[Any]:
@@ -80,16 +80,16 @@ class Sweep:
         like = select(select(carry, active.carry), carried)
         ct_carry = [zeros_like(a) if ct is None else ct for a, ct in zip(like, select(ct_last, carried), strict=True)]
         given = [ct for ct in ct_ys if ct is not None]
-        held, waiting = block.hold(operands), block.partial_axes
-        zeros = {i: _late_zeros(held[i], zero) for i in block.differentiable_positions}
-        gradients = unreduced(zeros, waiting, [*held, *carry, *xs, *ct_carry, *given])
+        hoisted, waiting = block.hoist(operands), block.partial_axes
+        zeros = {i: _late_zeros(hoisted[i], zero) for i in block.differentiable_positions}
+        gradients = unreduced(zeros, waiting, [*hoisted, *carry, *xs, *ct_carry, *given])
         with_cotangents = select(select(xs, active.x), block.x_with_cotangents(pull))
         ct_xs = [_late_zeros(leaf, zero) for leaf in with_cotangents]
         lengths = self._call.lengths_of(inputs)
-        walk = Backward(block, self._call, pull, block.weights(held), xs, given, lengths)
+        walk = Backward(block, self._call, pull, block.weights(hoisted), xs, given, lengths)
         kept, _ = _unflatten(self._plan, list(saved), len(carry), self._n_saved)
         ct_carry, ct_xs, gradients = walk.back(self._plan, 0, kept, (ct_carry, ct_xs, gradients))
-        gradients = summed(gradients, held, waiting)
+        gradients = summed(gradients, hoisted, waiting)
         all_carry = replace([None] * len(carried), carried, ct_carry)
         all_xs = replace([None] * sum(active.x), block.x_with_cotangents(pull), ct_xs)
         of_carry = select(all_carry, select(self._wanted, active.carry))

@@ -112,7 +112,7 @@ def _swept(gradient: Gradient, form: Swept) -> SweepProfile:
         copied_bytes=_widened_bytes(call.step, machine) + _copied_bytes(gradient),
         # The backward of one step works on cotangents of both its carries.
         fixed_bytes=sizes.fixed_bytes + 2 * carry_bytes + COUNTER_BYTES,
-        times=StepTimes(**(MERGED_TIMES if style.joined else IN_TURN_TIMES if style.in_turn else SWEEP_TIMES)),
+        times=StepTimes(**(MERGED_TIMES if style.merged else IN_TURN_TIMES if style.in_turn else SWEEP_TIMES)),
     )
 
 

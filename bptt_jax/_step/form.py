@@ -69,9 +69,9 @@ def _forms_of(step: FlatStep, active: Active, machine: Machine, merged: bool) ->
         vjp = step_vjp(split(closed, step, active, machine))
     except (TypeError, ValueError, NotImplementedError):  # there is no reverse-mode derivative
         return ()
-    styles = [Style(joined=merged)]
+    styles = [Style(merged=merged)]
     if not merged and len(alternating(vjp)) > 1:
-        styles.append(Style(joined=False, in_turn=True))
+        styles.append(Style(merged=False, in_turn=True))
     return tuple(Swept(vjp, style) for style in styles)
 
 

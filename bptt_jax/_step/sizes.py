@@ -106,5 +106,5 @@ def summary(vjp: StepVjp, style: Style) -> BlockSummary:
         deferred=names([parts.constants[tap.const] for tap in vjp.taps]),
         in_loop=names([parts.constants[i] for i in vjp.in_loop]),
         in_turn=style.in_turn,
-        merged=style.joined,
+        merged=style.merged,
     )

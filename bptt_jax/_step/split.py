@@ -77,7 +77,7 @@ class SplitStep:
         return all(eqn.primitive.name in MOVES for eqn in self.derived_eqns)
 
     @property
-    def held(self) -> Sequence[Any]:
+    def hoisted(self) -> Sequence[Any]:
         """What is differentiated by blocks: the operands, or where more is done to them than moving, the constants."""
         return self.constants[: self.n_operands] if self.moves_only else self.constants
 

@@ -10,10 +10,10 @@ class Style:
     """How a block takes its products.
 
     Attributes:
-      joined: products that share an operand run as one, where that pays; for that, a copy of their weights is held.
+      merged: products that share an operand run as one, where that pays; for that, a copy of their weights is held.
       in_turn: the products at the end of a block run one after another, so that of their results only one exists at a
         time. It takes about a tenth more time.
     """
 
-    joined: bool = True
+    merged: bool = True
     in_turn: bool = False

@@ -73,7 +73,7 @@ def test_derivatives_equal_those_of_lax_scan(name):
 @pytest.mark.parametrize("name", one_in(5, TABLE))
 def test_gradients_with_products_in_turn(monkeypatch, name):
     """What tight budgets lead to, here forced; blocks of an even and of an odd number of steps."""
-    forms.force(monkeypatch, Style(joined=False, in_turn=True))
+    forms.force(monkeypatch, Style(merged=False, in_turn=True))
     monkeypatch.setattr(block, "is_large", lambda weight: True)
     entry = TABLE[name]
     scans = (lax.scan, functools.partial(bptt_jax.scan, plan=REST))

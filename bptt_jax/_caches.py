@@ -49,3 +49,8 @@ def forget_everything(but: object = None) -> None:
     for cache, empty in _caches:
         if cache is not but:
             empty()
+
+
+def remember_for_good(function: Callable[P, T]) -> Callable[P, T]:
+    """A decorator for makers of classes: an unpickled object needs the very class again, so these are never emptied."""
+    return cast(Callable[P, T], functools.cache(function))

@@ -7,6 +7,7 @@ from typing import Any
 
 from bptt_jax._budget import Budget, budget_to_bytes
 from bptt_jax._device.machine import Machine, machine_for
+from bptt_jax._jaxprs.types import Device
 from bptt_jax.plans._nodes import Plan
 from bptt_jax.plans._profile import Lowering
 
@@ -26,7 +27,7 @@ class Options:
     verify: bool = True
 
 
-def check_options(budget: Any, plan: Any, lowering: Any, verify: Any, target: Any = None) -> None:
+def check_options(budget: Any, plan: Any, lowering: Any, verify: Any, target: Device = None) -> None:
     """Raises for malformed options, whatever the step, so also where nothing is differentiated."""
     if lowering not in (None, "sweep", "nested"):
         raise ValueError(f'lowering={lowering!r} is unknown; use None (the sweep where it can), "sweep" or "nested".')
@@ -50,7 +51,7 @@ def checked_options(
     plan: Plan | None = None,
     lowering: Lowering | None = None,
     verify: bool = True,
-    target: Any = None,
+    target: Device = None,
 ) -> Options:
     """The options, for the machine of a target or of the default backend.
 

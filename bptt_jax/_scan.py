@@ -11,6 +11,7 @@ from jax import lax
 
 from bptt_jax._budget import Budget
 from bptt_jax._jaxprs.equations import is_debug, is_named_axis
+from bptt_jax._jaxprs.types import Device, Tree
 from bptt_jax._options import Options, check_options, checked_options
 from bptt_jax._primitives.direct import run_now
 from bptt_jax._primitives.scan import scan_p
@@ -24,8 +25,8 @@ from bptt_jax.plans._profile import Lowering
 
 def scan(
     f: Step,
-    init: Any,
-    xs: Any = None,
+    init: Tree,
+    xs: Tree = None,
     length: int | None = None,
     reverse: bool = False,
     unroll: int | bool = 1,
@@ -34,9 +35,9 @@ def scan(
     plan: Plan | None = None,
     lowering: Lowering | None = None,
     verify: bool = True,
-    target: Any = None,
-    in_axes: Any = 0,
-    out_axes: Any = 0,
+    target: Device = None,
+    in_axes: Tree = 0,
+    out_axes: Tree = 0,
 ) -> tuple[Any, Any]:
     """`jax.lax.scan`, whose backward pass stays within a budget of bytes.
 
@@ -119,8 +120,8 @@ def scan(
 
 def scan_along(
     f: Step,
-    init: Any,
-    xs: Any,
+    init: Tree,
+    xs: Tree,
     length: int | None,
     reverse: bool,
     unroll: int | bool,
@@ -155,9 +156,9 @@ def checkpointed(
     plan: Plan | None = None,
     lowering: Lowering | None = None,
     verify: bool = True,
-    target: Any = None,
-    in_axes: Any = 0,
-    out_axes: Any = 0,
+    target: Device = None,
+    in_axes: Tree = 0,
+    out_axes: Tree = 0,
 ) -> Any:
     """Decorator form of `scan`: from a step to a function that scans it.
 
@@ -185,7 +186,7 @@ def checkpointed(
     if step is None:
         return functools.partial(checkpointed, params=params, **options)
 
-    def with_params(carry: Any, x: Any) -> Any:
+    def with_params(carry: Tree, x: Tree) -> Any:
         # Handed on unchanged, which JAX finds out and makes an operand of: its cache of traces then knows the step.
         params, carry = carry
         carry, y = step(params, carry, x)
@@ -193,7 +194,7 @@ def checkpointed(
 
     if params:
 
-        def run(params: Any, init: Any, xs: Any = None, length: int | None = None, reverse: bool = False) -> Any:
+        def run(params: Tree, init: Tree, xs: Tree = None, length: int | None = None, reverse: bool = False) -> Any:
             try:
                 (_, carry), ys = scan(with_params, (params, init), xs, length, reverse, **options)
             except TypeError as error:
@@ -203,7 +204,7 @@ def checkpointed(
             return carry, ys
     else:
         # mypy wants both branches of one signature; that they differ is the point of `params`.
-        def run(init: Any, xs: Any = None, length: int | None = None, reverse: bool = False) -> Any:  # type: ignore[misc]
+        def run(init: Tree, xs: Tree = None, length: int | None = None, reverse: bool = False) -> Any:  # type: ignore[misc]
             return scan(step, init, xs, length, reverse, **options)
 
     # The signature is run's own, so no __wrapped__; the names and the docstring are the step's.

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bptt_jax._jaxprs.types import Tree
+
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
@@ -55,7 +57,7 @@ def _linen(name: str, *x_shape: int, **options: Any) -> Problem:
 
 
 def _plain_lstm(batch: int, width: int) -> Problem:
-    def step(params: Any, carry: Any, x: Any) -> tuple[Any, None]:
+    def step(params: Tree, carry: Tree, x: Tree) -> tuple[Any, None]:
         c, h = carry
         gates = x @ params["Wx"] + h @ params["Wh"] + params["b"][None]
         i, f, g, o = jnp.split(gates, 4, axis=-1)
@@ -75,7 +77,7 @@ def _waves(batch: int, width: int, force: Callable[[jax.Array], jax.Array] | Non
     (c·dt/dx)² = 0.25 is half of what is stable in two dimensions; dt² = 0.01 before the force.
     """
 
-    def step(_: Any, carry: Any, x: Any) -> tuple[Any, Any]:
+    def step(_: Any, carry: Tree, x: Tree) -> tuple[Any, Any]:
         u, before = carry
         around = jnp.pad(u, ((0, 0), (1, 1), (1, 1)))
         vertical = around[:, 2:, 1:-1] + around[:, :-2, 1:-1]

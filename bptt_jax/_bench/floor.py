@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,13 @@ from jax.extend.core import primitives
 
 from bptt_jax._caches import remember
 from bptt_jax._jaxprs.equations import inner_jaxprs
+from bptt_jax._jaxprs.types import Eqn, Jaxpr
 
 _CPU_SIDE, _ACCELERATOR_SIDE = 1024, 8192
 _TIMES = 9
 
 
-def product_flops(jaxpr: Any) -> int:
+def product_flops(jaxpr: Jaxpr) -> int:
     """Floating-point operations of the products in a jaxpr (`jax.make_jaxpr`'s), two for each multiply-add.
 
     Loops count as often as they run; of a `cond` the largest branch; of a `while`, whose trips nobody knows, one.
@@ -31,7 +31,7 @@ def product_flops(jaxpr: Any) -> int:
     return sum(_flops_of(eqn) for eqn in jaxpr.eqns)
 
 
-def _flops_of(eqn: Any) -> int:
+def _flops_of(eqn: Eqn) -> int:
     if eqn.primitive is primitives.dot_general_p:
         (contracted, _), _ = eqn.params["dimension_numbers"]
         return 2 * int(eqn.outvars[0].aval.size) * math.prod(int(eqn.invars[0].aval.shape[axis]) for axis in contracted)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bptt_jax._bench.cells import Problem
+from bptt_jax._jaxprs.types import Tree
 from bptt_jax._scan import scan
 from bptt_jax.errors import BudgetError
 
@@ -46,14 +47,14 @@ class Program:
         return time.perf_counter() - start
 
 
-def checkpointed_step(step: Any, init: Any, xs: Any) -> tuple[Any, Any]:
+def checkpointed_step(step: Any, init: Tree, xs: Tree) -> tuple[Any, Any]:
     return lax.scan(jax.checkpoint(step, prevent_cse=False), init, xs)
 
 
 def nest(outer: int, inner: int) -> Scan:
     """Two levels by hand: `outer` segments of `inner` steps, of which only the first carry is kept."""
 
-    def scan(step: Any, init: Any, xs: Any) -> tuple[Any, Any]:
+    def scan(step: Any, init: Tree, xs: Tree) -> tuple[Any, Any]:
         segment = jax.checkpoint(lambda carry, xs: lax.scan(step, carry, xs), prevent_cse=False)
         return lax.scan(segment, init, jax.tree.map(lambda x: x.reshape(outer, inner, *x.shape[1:]), xs))
 
@@ -81,14 +82,14 @@ def ours(**options: Any) -> Scan:
 def gradient(problem: Problem, scan: Scan) -> Callable[..., Any]:
     """(params, init, xs) -> the gradient of the sum of the last carry."""
 
-    def loss(params: Any, init: Any, xs: Any) -> Any:
+    def loss(params: Tree, init: Tree, xs: Tree) -> Any:
         carry, _ = scan(lambda carry, x: problem.step(params, carry, x), init, xs)
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(carry) if jnp.issubdtype(leaf.dtype, jnp.floating))
 
     return jax.grad(loss, argnums=problem.argument)
 
 
-def compile_program(method: str, scan: Scan, problem: Problem, xs: Any) -> Program:
+def compile_program(method: str, scan: Scan, problem: Problem, xs: Tree) -> Program:
     """The gradient, traced, lowered and compiled; `xs` are arrays, or shapes for a program that is not run."""
     arguments = (problem.params, problem.init, xs)
     start = time.perf_counter()
@@ -110,7 +111,7 @@ def evaluations(scan: Scan, length: int) -> int:
         nonlocal count
         count += 1
 
-    def step(carry: Any, x: Any) -> tuple[Any, None]:
+    def step(carry: Tree, x: Tree) -> tuple[Any, None]:
         jax.debug.callback(tick, carry)  # of what does not depend on the carry, JAX would make one call
         return jnp.sin(carry) + x, None
 

@@ -14,6 +14,7 @@ from rich import box
 from rich.table import Table
 
 from bptt_jax._bench.comparison import Comparison, Row
+from bptt_jax._jaxprs.types import Leaf
 from bptt_jax.errors import format_bytes
 
 _HEAD = ("method", "temporaries", "of lax.scan", "time", "of lax.scan", "of products", "steps", "compile", "plan")
@@ -86,7 +87,7 @@ def _cells(row: Row, comparison: Comparison) -> tuple[str, ...]:
 def write_json(comparisons: Sequence[Comparison], path: Path) -> None:
     """All figures; what has no program has null for its times."""
 
-    def finite(value: Any) -> Any:
+    def finite(value: Leaf) -> Any:
         if isinstance(value, dict):
             return {key: finite(inner) for key, inner in value.items()}
         if isinstance(value, list | tuple):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from bptt_jax._device.processes import least_of_processes
+from bptt_jax._jaxprs.types import Device
 
 # Of what is free, this share is left for what the estimate does not see: inputs and results of the scan that do not
 # exist yet, other programs, fragmentation.
@@ -16,7 +16,7 @@ RESERVE = 0.25
 _DIGITS = 3  # binary ones: a figure that wavers should not change the plan, nor compile anything anew
 
 
-def free_bytes(device: Any = None) -> int:
+def free_bytes(device: Device = None) -> int:
     """Three quarters of the free bytes of a device, rounded down to three binary digits; the least of all processes.
 
     Args:
@@ -44,7 +44,7 @@ def _round_down(size: int) -> int:
     return size >> places << places
 
 
-def _available_to(device: Any) -> int | None:
+def _available_to(device: Device) -> int | None:
     """Of a device that is only compiled for, the figures are not known."""
     try:
         stats = device.memory_stats()

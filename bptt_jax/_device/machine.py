@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from bptt_jax._figures import ACCELERATOR, CPU, LONGEST_BLOCK, SHORTEST_BLOCK, DeviceFigures
 from bptt_jax._jaxprs.arrays import explicit_sharding, is_float
+from bptt_jax._jaxprs.types import Device, Leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +41,11 @@ class Machine:
     def _figures(self) -> DeviceFigures:
         return CPU if self.is_cpu else ACCELERATOR
 
-    def widens(self, leaf: Any) -> bool:
+    def widens(self, leaf: Leaf) -> bool:
         """Whether XLA keeps an array in a program's loops as float32: of bfloat16 or float8, on CPU."""
         return self.is_cpu and (leaf.dtype == jnp.bfloat16 or (is_float(leaf) and leaf.dtype.itemsize == 1))
 
-    def type_bytes(self, leaf: Any) -> int:
+    def type_bytes(self, leaf: Leaf) -> int:
         """Bytes on one device of an array, a tracer, a type or a shape; a PRNG key counts as its data."""
         sharding, shape = explicit_sharding(leaf), leaf.shape
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -107,7 +108,7 @@ def _in_tiles(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:-2], 8 * -(-rows // 8), 128 * -(-lanes // 128))
 
 
-def machine_for(target: Any = None) -> Machine:
+def machine_for(target: Device = None) -> Machine:
     """The machine of a device to compile for; None: of the default backend.
 
     >>> machine_for(jax.devices("cpu")[0]).platform

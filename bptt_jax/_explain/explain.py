@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from bptt_jax._budget import Budget, budget_to_bytes
 from bptt_jax._device.free_bytes import free_bytes
 from bptt_jax._explain.report import Compiled, Report
+from bptt_jax._jaxprs.types import Device, Tree
 from bptt_jax._measure.measure import measure
 from bptt_jax._options import Options, checked_options
 from bptt_jax._pipeline import Choice, choose, fastest
@@ -27,8 +28,8 @@ from bptt_jax.plans._profile import Lowering, StepProfile
 
 def explain(
     f: Step,
-    init: Any,
-    xs: Any = None,
+    init: Tree,
+    xs: Tree = None,
     length: int | None = None,
     reverse: bool = False,
     unroll: int | bool = 1,
@@ -37,9 +38,9 @@ def explain(
     plan: Plan | None = None,
     lowering: Lowering | None = None,
     verify: bool = True,
-    target: Any = None,
-    in_axes: Any = 0,
-    out_axes: Any = 0,
+    target: Device = None,
+    in_axes: Tree = 0,
+    out_axes: Tree = 0,
 ) -> Report:
     """What `scan` with the same arguments does, compiled but not run.
 
@@ -65,8 +66,8 @@ def explain(
 
 def explain_along(
     f: Step,
-    init: Any,
-    xs: Any,
+    init: Tree,
+    xs: Tree,
     length: int | None,
     reverse: bool,
     unroll: int | bool,
@@ -78,7 +79,7 @@ def explain_along(
         options = dataclasses.replace(options, budget=free_bytes(options.machine.device))
     reports: list[Report] = []
 
-    def inspect(init: Any, xs: Any) -> None:
+    def inspect(init: Tree, xs: Tree) -> None:
         traced = trace(f, init, xs, length, reverse, unroll, options, layout)
         reports.append(_report(gradient_of(traced.call, traced.arguments)))
 
@@ -86,7 +87,7 @@ def explain_along(
     return reports[0]
 
 
-def explain_params(step: Any, params: Any, init: Any, xs: Any, **options: Any) -> Report:
+def explain_params(step: Any, params: Tree, init: Tree, xs: Tree, **options: Any) -> Report:
     """The report for the gradient with respect to parameters alone, or without any to the first carry.
 
     Args:
@@ -96,7 +97,7 @@ def explain_params(step: Any, params: Any, init: Any, xs: Any, **options: Any) -
     """
     reports: list[Report] = []
 
-    def inspect(params: Any, init: Any, xs: Any) -> None:
+    def inspect(params: Tree, init: Tree, xs: Tree) -> None:
         traced = trace(lambda carry, x: step(params, carry, x), init, xs, None, False, 1, checked_options(**options))
         leaves = set(map(id, jax.tree.leaves(params) or jax.tree.leaves(init)))
         wrt = tuple(id(leaf) in leaves for leaf in traced.arguments)
@@ -140,7 +141,7 @@ def _measured_bytes(choice: Choice) -> int | None:
     return int(found) if math.isfinite(found) else None
 
 
-def profile(f: Step, init: Any, x: Any, *, lowering: Lowering | None = None, target: Any = None) -> StepProfile:
+def profile(f: Step, init: Tree, x: Tree, *, lowering: Lowering | None = None, target: Device = None) -> StepProfile:
     """Bytes of one step of a scan, for planners: from its shapes, so nothing is compiled.
 
     Args:
@@ -165,7 +166,7 @@ def profile(f: Step, init: Any, x: Any, *, lowering: Lowering | None = None, tar
     found: list[StepProfile] = []
     length = 2  # nothing depends on it
 
-    def measured_here(init: Any, x: Any) -> None:
+    def measured_here(init: Tree, x: Tree) -> None:
         xs = jax.tree.map(lambda leaf: jnp.stack([leaf] * length), x)
         traced = trace(f, init, xs, length, False, 1, options)
         gradient = gradient_of(traced.call, traced.arguments)

@@ -6,25 +6,27 @@ from typing import Any
 
 import jax
 
+from bptt_jax._jaxprs.types import Atom, Leaf, Var
 
-def zeros_like(leaf: Any) -> Any:
+
+def zeros_like(leaf: Leaf) -> Any:
     """Zeros of the type of `leaf`, varying over the same axes of a mesh as it does in a `shard_map`."""
     return vary(jax.numpy.zeros_like(leaf), varying_axes(leaf))
 
 
-def vary(leaf: Any, axes: frozenset[Any]) -> Any:
+def vary(leaf: Leaf, axes: frozenset[Any]) -> Any:
     """`leaf`, varying over these axes of a mesh as well, in a `shard_map`."""
     missing = axes - varying_axes(leaf)
     # Sorted, for sets have another order in each process, and programs are to be the same.
     return jax.lax.pcast(leaf, tuple(sorted(missing, key=str)), to="varying") if missing else leaf
 
 
-def varies(variable: Any) -> bool:
+def varies(variable: Var) -> bool:
     """Whether a variable's values differ over the axes of a mesh, in a `shard_map`."""
     return bool(_varying(variable.aval))
 
 
-def varying_axes(leaf: Any) -> frozenset[Any]:
+def varying_axes(leaf: Leaf) -> frozenset[Any]:
     """The axes of a mesh over which the values of an array, or of a type, differ in a `shard_map`."""
     return _varying(leaf if isinstance(leaf, jax.core.ShapedArray) else jax.typeof(leaf))
 
@@ -34,13 +36,13 @@ def _varying(aval: Any) -> frozenset[Any]:
     return frozenset(by_name if by_name is not None else aval.manual_axis_type.varying)
 
 
-def is_float(atom: Any) -> bool:
+def is_float(atom: Atom) -> bool:
     """Whether a variable, literal, array or tracer is differentiable."""
     dtype = atom.aval.dtype if hasattr(atom, "aval") else atom.dtype
     return bool(jax.numpy.issubdtype(dtype, jax.numpy.inexact))
 
 
-def explicit_sharding(leaf: Any) -> jax.sharding.NamedSharding | None:
+def explicit_sharding(leaf: Leaf) -> jax.sharding.NamedSharding | None:
     """The sharding that is part of a type, under a mesh with explicit axes; None without one."""
     sharding = getattr(jax.typeof(leaf) if isinstance(leaf, jax.Array) else leaf, "sharding", None)
     if not isinstance(sharding, jax.sharding.NamedSharding):

@@ -17,6 +17,7 @@ from jax.extend.core import primitives
 
 from bptt_jax._caches import remember
 from bptt_jax._jaxprs.arrays import is_float
+from bptt_jax._jaxprs.types import Atom, ClosedJaxpr, Effect, Eqn, Jaxpr, Leaf, Tree
 
 Env = dict[Any, Any]
 
@@ -41,20 +42,20 @@ NO_GRADIENT = frozenset(["stop_gradient", "floor", "ceil", "round", "sign", "nex
 _RANDOM = ("random", "rng", "threefry")
 
 
-def inline(closed: Any) -> Any:
+def inline(closed: ClosedJaxpr) -> Any:
     """The same jaxpr without nested jits and repeated equations, so that equal values are one variable.
 
     A jit that constrains its arguments (shardings, layouts) is left as it is.
     """
 
-    def run(*args: Any) -> list[Any]:
+    def run(*args: Leaf) -> list[Any]:
         return _run_inlined(closed, args, {})  # gone when the trace is, as jax.checking_leaks wants it
 
     return jax.make_jaxpr(run)(*(v.aval for v in closed.jaxpr.invars))
 
 
-def _run_inlined(closed: Any, args: Sequence[Any], known: dict[Any, Any]) -> list[Any]:
-    def apply_eqn(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+def _run_inlined(closed: ClosedJaxpr, args: Sequence[Any], known: dict[Any, Any]) -> list[Any]:
+    def apply_eqn(eqn: Eqn, values: Sequence[Any]) -> Sequence[Any]:
         if eqn.primitive is primitives.jit_p and not _is_constrained(eqn.params):
             (inner,) = (p for p in eqn.params.values() if isinstance(p, core.ClosedJaxpr))
             return _run_inlined(inner, values, known)
@@ -85,7 +86,7 @@ def value_of(literal: Any) -> tuple[str, str, bytes]:
     return str(literal.aval), value.dtype.str, value.tobytes()
 
 
-def _is_constrained(params: Any) -> bool:
+def _is_constrained(params: Tree) -> bool:
     given = [params.get(f"{side}_{what}") or () for side in ("in", "out") for what in ("shardings", "layouts")]
     return any(g is not None and repr(g) != "UnspecifiedValue" for group in given for g in group)
 
@@ -95,7 +96,7 @@ def bind(variables: Sequence[Any], values: Sequence[Any]) -> Env:
     return dict(zip(variables, values, strict=True))
 
 
-def read(env: Env, atom: Any) -> Any:
+def read(env: Env, atom: Atom) -> Any:
     """The value of a variable or literal."""
     return atom.val if isinstance(atom, core.Literal) else env[atom]
 
@@ -109,7 +110,7 @@ def evaluate(
         env.update((v, out) for v, out in zip(eqn.outvars, outs, strict=True) if not isinstance(v, core.DropVar))
 
 
-def apply(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+def apply(eqn: Eqn, values: Sequence[Any]) -> Sequence[Any]:
     """The results of one equation."""
     alone, kept = _alone(eqn)
     given = {v: value for v, value in zip(eqn.invars, values, strict=True) if not isinstance(v, core.Literal)}
@@ -118,7 +119,7 @@ def apply(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
 
 
 @remember(4096)  # equations are compared by identity
-def _alone(eqn: Any) -> tuple[Any, tuple[bool, ...]]:
+def _alone(eqn: Eqn) -> tuple[Any, tuple[bool, ...]]:
     """A jaxpr of just this equation, and which of its results it returns (all that anyone reads)."""
     kept = tuple(not isinstance(v, core.DropVar) for v in eqn.outvars)
     jaxpr = core.Jaxpr(
@@ -163,7 +164,7 @@ def reachable(eqns: Iterable[Any], inputs: Iterable[Any]) -> set[Any]:
     return found
 
 
-def is_in(atom: Any, found: Container[Any]) -> bool:
+def is_in(atom: Atom, found: Container[Any]) -> bool:
     """Whether an atom is one of some variables."""
     return not isinstance(atom, core.Literal) and atom in found
 
@@ -180,32 +181,32 @@ def with_gradient(eqns: Iterable[Any], inputs: Iterable[Any]) -> frozenset[Any]:
     return frozenset(found)
 
 
-def is_debug(effect: Any) -> bool:
+def is_debug(effect: Effect) -> bool:
     """Whether an effect is one of `jax.debug`; JAX exports no name for them."""
     return type(effect).__name__ in ("DebugEffect", "OrderedDebugEffect")
 
 
-def is_named_axis(effect: Any) -> bool:
+def is_named_axis(effect: Effect) -> bool:
     """Whether an effect is the use of a named axis, which whoever maps over it takes care of."""
     return type(effect).__name__ == "NamedAxisEffect"
 
 
-def has_effects(eqn: Any) -> bool:
+def has_effects(eqn: Eqn) -> bool:
     """Whether an equation does more than compute its results; to name an axis is no such effect."""
     return not all(map(is_named_axis, eqn.effects))
 
 
-def has_inner_jaxpr(eqn: Any) -> bool:
+def has_inner_jaxpr(eqn: Eqn) -> bool:
     """Whether an equation is a call, a loop or a branch."""
     return bool(inner_jaxprs(eqn))
 
 
-def is_random(eqn: Any) -> bool:
+def is_random(eqn: Eqn) -> bool:
     """Whether an equation draws random bits, or makes keys."""
     return str(eqn.primitive.name).startswith(_RANDOM)
 
 
-def can_be_batched(eqn: Any) -> bool:
+def can_be_batched(eqn: Eqn) -> bool:
     """Whether vmap leaves an equation's results, derivatives and effects what they are in a loop.
 
     Branches do not qualify: under vmap both are evaluated, and a NaN in the one not taken reaches the gradient.
@@ -214,7 +215,7 @@ def can_be_batched(eqn: Any) -> bool:
     return is_arithmetic and not has_effects(eqn) and not is_random(eqn)
 
 
-def has_own_gradient(jaxpr: Any) -> bool:
+def has_own_gradient(jaxpr: Jaxpr) -> bool:
     """Whether a function with a derivative rule of the user's own occurs in a jaxpr, at any depth.
 
     A rule need not be the derivative of its function; then higher derivatives depend on when it was applied. JAX's own
@@ -223,7 +224,7 @@ def has_own_gradient(jaxpr: Any) -> bool:
     return any(_is_own_rule(eqn) or any(map(has_own_gradient, inner_jaxprs(eqn))) for eqn in jaxpr.eqns)
 
 
-def _is_own_rule(eqn: Any) -> bool:
+def _is_own_rule(eqn: Eqn) -> bool:
     if eqn.primitive is not primitives.custom_jvp_call_p:
         return bool(eqn.primitive is primitives.custom_vjp_call_p)
     # Of the function and of its rule: a user may give one of JAX's functions another derivative.
@@ -234,7 +235,7 @@ def _is_own_rule(eqn: Any) -> bool:
     return not all(_JAX_FOLDER in str(info.func_src_info) for info in infos if info is not None)
 
 
-def inner_jaxprs(eqn: Any) -> list[Any]:
+def inner_jaxprs(eqn: Eqn) -> list[Any]:
     """The jaxprs among an equation's parameters, or that these have: of this library's scans those of their steps."""
     values = [q for p in eqn.params.values() for q in (p if isinstance(p, tuple | list) else [p])]
     found = [q if isinstance(q, core.Jaxpr | core.ClosedJaxpr) else getattr(q, "jaxpr", None) for q in values]

@@ -18,6 +18,7 @@ from jax import lax
 
 from bptt_jax._jaxprs.arrays import zeros_like
 from bptt_jax._jaxprs.equations import Env, bind, evaluate, needed, read, with_gradient
+from bptt_jax._jaxprs.types import Index, Leaf, Tree
 from bptt_jax._lower.block_values import Gradients, Into, Weights
 from bptt_jax._lower.partial_sums import Axes, as_reduced, partial_axes
 from bptt_jax._step.form import Swept
@@ -46,7 +47,7 @@ class Block:
         self.partial_axes: Axes = partial_axes(self.parts, self._vjp) if waits else {}
         self._reverse, self._unroll = reverse, unroll
 
-    def _scan(self, body: Any, init: Any, xs: Any, n: int, backwards: bool = False) -> Any:
+    def _scan(self, body: Any, init: Tree, xs: Tree, n: int, backwards: bool = False) -> Any:
         unroll = max(min(self._unroll, n), 1)
         return lax.scan(body, init, xs, length=n, reverse=self._reverse != backwards, unroll=unroll)
 
@@ -114,7 +115,7 @@ class Block:
         return carry, ys, [env[v] for v in vjp.saved]
 
     def _run(self, step: Any, carry: Arrays, over: Any, n: int, into: Into | None) -> tuple[Arrays, Arrays, Arrays]:
-        def body(state: Any, at: Any) -> Any:
+        def body(state: Tree, at: Index) -> Any:
             (carry, arrays), (given, i) = state, at
             carry, y, kept = step(carry, *given)
             if into is None:
@@ -159,7 +160,7 @@ class Block:
         sums = {i: gradients[i] if i < len(hoisted) else zeros_like(constants[i]) for i in summed}
         carried = [v is not None for v in pull.ct_new]
 
-        def body(state: Any, at: Any) -> Any:
+        def body(state: Tree, at: Index) -> Any:
             ct_new, sums = state
             env = self._pull(pull, constants, ct_new, *at)
             ct_carry = [
@@ -178,7 +179,7 @@ class Block:
             weight = weights.typed[tap.const]
             if self._in_turn and left is not None and is_large(weight):
 
-                def add(gradients: Gradients, left: Any, cts: Any, tap: Tap = tap, weight: Any = weight) -> Gradients:
+                def add(gradients: Gradients, left: Leaf, cts: Any, tap: Tap = tap, weight: Leaf = weight) -> Gradients:
                     return self._add(gradients, [(tap.const, tap.gradient(weight, left, cts))], hoisted)
 
                 gradients = by_halves(add, gradients, left, cts)
@@ -278,7 +279,7 @@ def _present(variables: Sequence[Any]) -> list[Any]:
     return [v for v in variables if v is not None]
 
 
-def _cotangents(ct: Any, stacked: Env, pull: Pull) -> Any:
+def _cotangents(ct: Leaf, stacked: Env, pull: Pull) -> Any:
     if ct in stacked:
         return stacked[ct]
     part = part_of(ct, stacked, pull)

@@ -15,6 +15,7 @@ import jax
 from jax.extend import core
 
 from bptt_jax._jaxprs.equations import needed, value_of, variables
+from bptt_jax._jaxprs.types import ClosedJaxpr, Leaf, Var
 from bptt_jax._trace.call import Arrays, Mask, replace, select
 
 
@@ -40,7 +41,7 @@ class Differentiated:
         self.forward, self._n_outs = self._trace_forward()
 
     def _trace_forward(self) -> tuple[Any, int]:
-        def forward(*args: Any) -> tuple[Arrays, Arrays]:
+        def forward(*args: Leaf) -> tuple[Arrays, Arrays]:
             outs, pull = self._vjp(args, lambda outs: outs)
             return outs, jax.tree.leaves(pull)
 
@@ -79,7 +80,7 @@ class Differentiated:
         return jax.vjp(lambda chosen: choose(self._run(replace(args, self._wrt, chosen))), select(args, self._wrt))
 
 
-def _part(closed: Any, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]) -> Any:
+def _part(closed: ClosedJaxpr, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]) -> Any:
     """A jaxpr of some equations of another."""
     jaxpr = core.Jaxpr(
         constvars=closed.jaxpr.constvars,
@@ -92,7 +93,7 @@ def _part(closed: Any, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequ
     return core.ClosedJaxpr(jaxpr, closed.consts)
 
 
-def _same_variables(a: Any, b: Any) -> dict[Any, Any]:
+def _same_variables(a: Leaf, b: Leaf) -> dict[Any, Any]:
     """From variables of a jaxpr to another's, as far as both begin with the same equations of the same inputs."""
     same = dict(zip(a.jaxpr.invars, b.jaxpr.invars, strict=False))
     for v, w, left, right in zip(a.jaxpr.constvars, b.jaxpr.constvars, a.consts, b.consts, strict=False):
@@ -105,7 +106,7 @@ def _same_variables(a: Any, b: Any) -> dict[Any, Any]:
     return same
 
 
-def _is_same(left: Any, right: Any, same: dict[Any, Any]) -> bool:
+def _is_same(left: Leaf, right: Any, same: dict[Any, Any]) -> bool:
     """Whether two equations are one, in two traces of the same function."""
     if left.primitive is not right.primitive or len(left.invars) != len(right.invars):
         return False
@@ -119,13 +120,13 @@ def _values(params: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if _is_value(value)}
 
 
-def _is_value(value: Any) -> bool:
+def _is_value(value: Leaf) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_value, value))
     return value is None or isinstance(value, str | int | float)
 
 
-def _is_same_atom(v: Any, w: Any, same: dict[Any, Any]) -> bool:
+def _is_same_atom(v: Var, w: Any, same: dict[Any, Any]) -> bool:
     if isinstance(v, core.Literal) and isinstance(w, core.Literal):
         return value_of(v) == value_of(w)
     return not isinstance(v, core.Literal) and same.get(v) is w

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bptt_jax._jaxprs.arrays import explicit_sharding, is_float, zeros_like
 from bptt_jax._jaxprs.equations import variables
+from bptt_jax._jaxprs.types import Eqn, Leaf, Var
 from bptt_jax._step.split import SplitStep
 from bptt_jax._step.taps import SUMS
 from bptt_jax._step.vjp import StepVjp
@@ -87,7 +88,7 @@ def unreduced(zeros: dict[int, Any], axes: Axes, inputs: Arrays) -> dict[int, An
     return zeros | {i: jax.reshard(zeros[i], _sharding(zeros[i], unreduced=axes[i])) for i in axes}
 
 
-def _data(leaf: Any) -> Any:
+def _data(leaf: Leaf) -> Any:
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
@@ -96,7 +97,7 @@ def summed(gradients: dict[int, Any], hoisted: Arrays, axes: Axes) -> dict[int, 
     return {i: jax.reshard(g, _sharding(hoisted[i])) if i in axes else g for i, g in gradients.items()}
 
 
-def _sharding(leaf: Any, **kinds: frozenset[Any]) -> NamedSharding:
+def _sharding(leaf: Leaf, **kinds: frozenset[Any]) -> NamedSharding:
     sharding = jax.typeof(leaf).sharding
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec.partitions, **kinds))
 
@@ -106,7 +107,7 @@ def _uses(parts: SplitStep, vjp: StepVjp) -> dict[Any, frozenset[Any]]:
     nothing: frozenset[Any] = frozenset()
     found: dict[Any, frozenset[Any]] = {parts.constants[i]: nothing for i in vjp.in_loop}
 
-    def note(v: Any, axes: frozenset[Any]) -> None:
+    def note(v: Var, axes: frozenset[Any]) -> None:
         found[v] = axes if found.get(v, axes) == axes else nothing
 
     for tap in vjp.taps:
@@ -118,7 +119,7 @@ def _uses(parts: SplitStep, vjp: StepVjp) -> dict[Any, frozenset[Any]]:
     return found
 
 
-def _summed_over(eqn: Any, side: int) -> frozenset[Any]:
+def _summed_over(eqn: Eqn, side: int) -> frozenset[Any]:
     """The axes over which an operand's gradient is a sum, of a product or of a sum that broadcasts it."""
     if eqn.primitive in SUMS:
         shape = eqn.invars[side].aval.shape
@@ -129,7 +130,7 @@ def _summed_over(eqn: Any, side: int) -> frozenset[Any]:
     return _axes_of(other, [i for i in range(other.aval.ndim) if i not in contracted])
 
 
-def _axes_of(v: Any, dimensions: Any = None) -> frozenset[Any]:
+def _axes_of(v: Var, dimensions: Any = None) -> frozenset[Any]:
     """The axes of the mesh that an explicitly sharded variable, or some of its dimensions, are divided over."""
     sharding = None if isinstance(v, core.Literal) else explicit_sharding(v.aval)
     if sharding is None:

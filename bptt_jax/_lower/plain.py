@@ -7,6 +7,7 @@ from typing import Any
 
 from jax import lax
 
+from bptt_jax._jaxprs.types import Tree
 from bptt_jax._lower.by_index import steps_of
 from bptt_jax._trace.call import Arrays, ScanCall
 
@@ -29,7 +30,7 @@ def _run(call: ScanCall, inputs: Arrays, by_index: Sequence[bool]) -> list[Any]:
     operands, init, _ = call.step.split(inputs)
     step, over = steps_of(call, inputs, tuple(by_index))
 
-    def body(carry: Any, x: Any) -> Any:
+    def body(carry: Tree, x: Tree) -> Any:
         return step(operands, carry, x)
 
     lengths = call.lengths_of(inputs)

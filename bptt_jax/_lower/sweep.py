@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bptt_jax._jaxprs.arrays import is_float, varying_axes, zeros_like
+from bptt_jax._jaxprs.types import Leaf
 from bptt_jax._lower.block import Block
 from bptt_jax._lower.partial_sums import summed, unreduced
 from bptt_jax._lower.walk import Backward, Forward
@@ -128,7 +129,7 @@ def _late_zero(ct_last: Sequence[Any], ct_ys: Sequence[Any], y_axes: Sequence[in
     return sum((value > jnp.inf).astype(jnp.float32) for value in largest) if largest else None
 
 
-def _late_zeros(leaf: Any, zero: Any) -> Any:
+def _late_zeros(leaf: Leaf, zero: Any) -> Any:
     """Zeros of the type of `leaf` that exist from when the cotangents do.
 
     Of plain zeros XLA makes one array for all scans of a program, and before it runs the first of them a copy for each.

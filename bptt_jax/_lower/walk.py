@@ -15,6 +15,7 @@ from jax import lax
 
 from bptt_jax._jaxprs.arrays import zeros_like
 from bptt_jax._jaxprs.equations import read
+from bptt_jax._jaxprs.types import Index, Leaf, Tree
 from bptt_jax._lower.block import Block
 from bptt_jax._lower.block_values import Gradients, Into, Weights
 from bptt_jax._step.pull import Pull
@@ -26,18 +27,18 @@ from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, length
 class Walk:
     """What both directions share: one global xs, read at an index where time is in each leaf."""
 
-    def __init__(self, block: Block, call: ScanCall, xs: Arrays, lengths: Any):
+    def __init__(self, block: Block, call: ScanCall, xs: Arrays, lengths: Leaf):
         self._block = block
         self._call = call
         self._xs = xs
         self._lengths = lengths
         self._is_cpu = call.options.machine.is_cpu
 
-    def _place(self, at: Any, n: int) -> Any:
+    def _place(self, at: Index, n: int) -> Any:
         """Where the n steps from `at` on begin in arrays over time."""
         return self._call.length - n - at if self._call.reverse else at
 
-    def _read(self, arrays: Arrays, alongs: Sequence[Along], at: Any, n: int) -> Arrays:
+    def _read(self, arrays: Arrays, alongs: Sequence[Along], at: Index, n: int) -> Arrays:
         """n steps of arrays, time first: only these are moved."""
         start = self._place(at, n)
         return [
@@ -45,24 +46,24 @@ class Walk:
             for a, along in zip(arrays, alongs, strict=True)
         ]
 
-    def _write(self, arrays: Arrays, alongs: Sequence[Along], new: Arrays, at: Any, n: int) -> Arrays:
+    def _write(self, arrays: Arrays, alongs: Sequence[Along], new: Arrays, at: Index, n: int) -> Arrays:
         """The arrays with n steps replaced by new ones, which have time first."""
         return self._put(arrays, alongs, new, self._place(at, n))
 
-    def _put(self, arrays: Arrays, alongs: Sequence[Along], new: Arrays, start: Any) -> Arrays:
+    def _put(self, arrays: Arrays, alongs: Sequence[Along], new: Arrays, start: Index) -> Arrays:
         return [
             along.write(a, b, start, self._lengths, along.is_sliced(self._is_cpu))
             for a, b, along in zip(arrays, new, alongs, strict=True)
         ]
 
-    def _read_xs(self, at: Any, n: int) -> Arrays:
+    def _read_xs(self, at: Index, n: int) -> Arrays:
         return self._read(self._xs, self._call.x_along, at, n)
 
 
 class Forward(Walk):
     """Forward through a plan. `at` is the number of steps before a node, ys what has been written so far, or None."""
 
-    def __init__(self, block: Block, call: ScanCall, constants: Arrays, xs: Arrays, lengths: Any):
+    def __init__(self, block: Block, call: ScanCall, constants: Arrays, xs: Arrays, lengths: Leaf):
         super().__init__(block, call, xs, lengths)
         self._constants = constants
 
@@ -80,7 +81,7 @@ class Forward(Walk):
             for blank, along in zip(blanks, call.y_along, strict=True)
         ]
 
-    def _run(self, run: Any, carry: Arrays, ys: Arrays | None, at: Any, n: int) -> tuple[Any, ...]:
+    def _run(self, run: Any, carry: Arrays, ys: Arrays | None, at: Index, n: int) -> tuple[Any, ...]:
         """(carry, ys, ...) of the block of n steps that `run` runs.
 
         Outside of loops each step writes its own y. Of a block that is written there XLA makes the write once more for
@@ -92,14 +93,14 @@ class Forward(Walk):
             return carry, None if ys is None else self._write(ys, alongs, new, at, n), *kept
         first = self._place(at, n)
 
-        def write(arrays: Arrays, y: Arrays, i: Any) -> Arrays:
+        def write(arrays: Arrays, y: Arrays, i: Index) -> Arrays:
             # A literal among the results is a Python number.
             steps = [leaf[None] if isinstance(leaf, jax.Array) else jnp.asarray(leaf)[None] for leaf in y]
             return self._put(arrays, alongs, steps, first + i)
 
         return tuple(run(self._constants, carry, over, n, Into(ys, write)))
 
-    def advance(self, node: Plan, at: Any, carry: Arrays, ys: Arrays | None) -> tuple[Arrays, Arrays | None]:
+    def advance(self, node: Plan, at: Index, carry: Arrays, ys: Arrays | None) -> tuple[Arrays, Arrays | None]:
         """Runs a node and keeps nothing."""
         match node:
             case Steps(n):
@@ -113,7 +114,7 @@ class Forward(Walk):
                 return self.advance(child, at, carry, ys)
             case Repeat(k, child):
 
-                def body(state: Any, i: Any) -> Any:
+                def body(state: Tree, i: Index) -> Any:
                     return self.advance(child, at + i * length(child), *state), None
 
                 (carry, ys), _ = lax.scan(body, (carry, ys), _counter(k))
@@ -125,7 +126,7 @@ class Forward(Walk):
                 return carry, ys
         raise TypeError(f"not a plan node: {node!r}")
 
-    def record(self, node: Plan, at: Any, carry: Arrays, ys: Arrays | None) -> tuple[Arrays, Arrays | None, Any]:
+    def record(self, node: Plan, at: Index, carry: Arrays, ys: Arrays | None) -> tuple[Arrays, Arrays | None, Any]:
         """Runs a node and keeps what it says: (carry, ys, kept)."""
         match node:
             case Steps(n):
@@ -140,7 +141,7 @@ class Forward(Walk):
                 return self.record(child, at, carry, ys)
             case Repeat(k, child):
 
-                def body(state: Any, i: Any) -> Any:
+                def body(state: Tree, i: Index) -> Any:
                     carry, ys, saved = self.record(child, at + i * length(child), *state)
                     return (carry, ys), saved
 
@@ -155,7 +156,7 @@ class Forward(Walk):
                 return carry, ys, kept
         raise TypeError(f"not a plan node: {node!r}")
 
-    def revisit(self, node: Plan, at: Any, carry: Arrays) -> Any:
+    def revisit(self, node: Plan, at: Index, carry: Arrays) -> Any:
         """What `record` keeps of a node, without running to its end where that is not needed."""
         match node:
             case Remat():
@@ -164,7 +165,7 @@ class Forward(Walk):
                 return self.revisit(child, at, carry)
             case Repeat(k, Remat(child)):
 
-                def body(state: Any, i: Any) -> Any:
+                def body(state: Tree, i: Index) -> Any:
                     carry, kept = state
                     carry, _ = self.advance(child, at + i * length(child), carry, None)
                     put = functools.partial(lax.dynamic_update_index_in_dim, index=i + 1, axis=0)
@@ -196,7 +197,7 @@ class Backward(Walk):
     """
 
     def __init__(
-        self, block: Block, call: ScanCall, pull: Pull, weights: Weights, xs: Arrays, ct_ys: Arrays, lengths: Any
+        self, block: Block, call: ScanCall, pull: Pull, weights: Weights, xs: Arrays, ct_ys: Arrays, lengths: Leaf
     ):
         super().__init__(block, call, xs, lengths)
         self._pull = pull
@@ -207,7 +208,7 @@ class Backward(Walk):
         self._ct_x_along = select(select(call.x_along, active.x), block.x_with_cotangents(pull))
         self._again = Forward(block, call, weights.constants, xs, lengths)
 
-    def back(self, node: Plan, at: Any, saved: Any, state: tuple[Arrays, Arrays, Gradients]) -> Any:
+    def back(self, node: Plan, at: Index, saved: Any, state: tuple[Arrays, Arrays, Gradients]) -> Any:
         """Takes a node backwards; the state is cotangents of the carry, of xs, and the constants' gradients so far."""
         match node:
             case Steps(0):
@@ -225,7 +226,7 @@ class Backward(Walk):
                 return self.back(child, at, saved, state)
             case Repeat(k, child):
 
-                def body(state: Any, i_and_saved: Any) -> Any:
+                def body(state: Tree, i_and_saved: Any) -> Any:
                     i, saved = i_and_saved
                     return self.back(child, at + i * length(child), saved, state), None
 
@@ -244,7 +245,7 @@ def _counter(k: int) -> Any:
     return jnp.arange(k, dtype=jnp.int32)
 
 
-def _blank(leaf: Any) -> Any:
+def _blank(leaf: Leaf) -> Any:
     """Something of the type of `leaf`, to be overwritten; keys have no zeros."""
     if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
         return leaf

@@ -19,6 +19,7 @@ from bptt_jax._caches import remember
 from bptt_jax._device.machine import Machine
 from bptt_jax._figures import COUNTER_BYTES, IN_TURN_TIMES, MERGED_TIMES, SWEEP_TIMES
 from bptt_jax._jaxprs.equations import inner_jaxprs
+from bptt_jax._jaxprs.types import Jaxpr
 from bptt_jax._lower.nested import lower, read_by_index, with_unit_axes
 from bptt_jax._step.form import Swept
 from bptt_jax._trace.call import Arrays, FlatStep, Mask, element, replace, select
@@ -49,7 +50,7 @@ def measure(gradient: Gradient, form: Swept | None) -> StepProfile:
 def made_bytes(gradient: Gradient) -> int:
     """Bytes of all that the equations of one step make, at any depth, for all examples."""
 
-    def made(jaxpr: Any) -> int:
+    def made(jaxpr: Jaxpr) -> int:
         inner = [int(eqn.params.get("length", 1)) * made(one) for eqn in jaxpr.eqns for one in inner_jaxprs(eqn)]
         return sum(inner) + sum(machine.bytes_of(eqn.outvars) for eqn in jaxpr.eqns)
 

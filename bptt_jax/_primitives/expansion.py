@@ -18,6 +18,7 @@ from jax.interpreters import partial_eval as pe
 
 from bptt_jax._caches import remember
 from bptt_jax._jaxprs.equations import is_named_axis
+from bptt_jax._jaxprs.types import Jaxpr, Leaf
 
 Expand = Callable[..., list[Any]]
 
@@ -27,7 +28,7 @@ def primitive(name: str, expand: Expand) -> core.Primitive:
     made = core.Primitive(f"bptt_{name}")
     made.multiple_results = True
 
-    def run(*args: Any, **params: Any) -> list[Any]:
+    def run(*args: Leaf, **params: Any) -> list[Any]:
         closed = traced(expand, tuple(map(jax.typeof, args)), params)
         return list(core.jaxpr_as_fun(closed)(*args))
 
@@ -35,7 +36,7 @@ def primitive(name: str, expand: Expand) -> core.Primitive:
         closed = traced(expand, avals, params)
         return closed.out_avals, {effect for effect in closed.jaxpr.effects if not is_named_axis(effect)}
 
-    def implement(*args: Any, **params: Any) -> list[Any]:
+    def implement(*args: Leaf, **params: Any) -> list[Any]:
         return list(_jitted(expand, tuple(sorted(params.items())))(*args))
 
     def jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[Any, Any]:
@@ -74,11 +75,11 @@ def prune_unused_results(primitive: core.Primitive, expand: Expand) -> None:
     pe.dce_rules[primitive] = rule
 
 
-def _pruned(*args: Any, jaxpr: Any) -> list[Any]:
+def _pruned(*args: Leaf, jaxpr: Jaxpr) -> list[Any]:
     return list(core.jaxpr_as_fun(jaxpr)(*args))
 
 
-def _batch_pruned(axis: Any, args: Sequence[Any], dims: Sequence[Any], *, jaxpr: Any) -> tuple[Any, Any]:
+def _batch_pruned(axis: Any, args: Sequence[Any], dims: Sequence[Any], *, jaxpr: Jaxpr) -> tuple[Any, Any]:
     run = jax.vmap(
         core.jaxpr_as_fun(jaxpr), tuple(dims), axis_name=axis.name, axis_size=axis.size, spmd_axis_name=axis.spmd_name
     )

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.interpreters import ad, batching
 
 from bptt_jax._jaxprs.equations import is_named_axis
+from bptt_jax._jaxprs.types import Leaf
 from bptt_jax._lower import plain
 from bptt_jax._pipeline import Choice, choose
 from bptt_jax._primitives.expansion import jvp_of, primitive, prune_unused_results
@@ -32,10 +33,10 @@ from bptt_jax._trace.gradient import Gradient, Vmap, mapped
 Vmaps = tuple[Vmap, ...]
 
 
-def _forward(*inputs: Any, call: ScanCall, wrt: Mask, planned: Vmaps, vmaps: Vmaps) -> list[Any]:
+def _forward(*inputs: Leaf, call: ScanCall, wrt: Mask, planned: Vmaps, vmaps: Vmaps) -> list[Any]:
     mapped_over = _mapped_over(vmaps, len(wrt))
 
-    def of_one(*inputs: Any) -> list[Any]:
+    def of_one(*inputs: Leaf) -> list[Any]:
         outs, saved = _choice(call, wrt, inputs, planned).program(waits=not vmaps).forward(inputs)
         if _is_late(call, planned, mapped_over):
             # The results by the plan for all examples; XLA drops the other pass, of which `backward` uses nothing.
@@ -45,11 +46,11 @@ def _forward(*inputs: Any, call: ScanCall, wrt: Mask, planned: Vmaps, vmaps: Vma
     return list(mapped(vmaps, of_one)(*inputs))
 
 
-def _tangent(*args: Any, call: ScanCall, wrt: Mask, planned: Vmaps, n_saved: int, vmaps: Vmaps) -> list[Any]:
+def _tangent(*args: Leaf, call: ScanCall, wrt: Mask, planned: Vmaps, n_saved: int, vmaps: Vmaps) -> list[Any]:
     del planned  # for its transpose
     found, n, quiet = active(call.step, wrt), len(wrt), call.quiet
 
-    def of_one(*args: Any) -> list[Any]:
+    def of_one(*args: Leaf) -> list[Any]:
         inputs, tangents = args[:n], iter(args[n + n_saved :])
         given = [
             next(tangents) if chosen else ad.Zero(jax.typeof(p).to_tangent_aval())
@@ -62,14 +63,14 @@ def _tangent(*args: Any, call: ScanCall, wrt: Mask, planned: Vmaps, n_saved: int
 
 
 def _backward(
-    *args: Any, call: ScanCall, wrt: Mask, given: Mask, n_saved: int, planned: Vmaps, vmaps: Vmaps
+    *args: Leaf, call: ScanCall, wrt: Mask, given: Mask, n_saved: int, planned: Vmaps, vmaps: Vmaps
 ) -> list[Any]:
     n, n_kept = len(wrt), len(wrt) + n_saved
     returned = select(_returned(call, wrt, given), wrt)
     mapped_over = _mapped_over(vmaps, n)
     is_late = _is_late(call, planned, mapped_over)
 
-    def of_one(*args: Any) -> list[Any]:
+    def of_one(*args: Leaf) -> list[Any]:
         inputs, saved, cts = args[:n], list(args[n:n_kept]), args[n_kept:]
         choice = _choice(call, wrt, inputs, mapped_over if is_late else planned, again=is_late)
         program = choice.program(waits=not vmaps)
@@ -111,7 +112,7 @@ def _returned(call: ScanCall, wrt: Mask, given: Mask) -> Mask:
 
 
 def _transpose(
-    cts: Sequence[Any], *args: Any, call: ScanCall, wrt: Mask, n_saved: int, vmaps: Vmaps, **params: Any
+    cts: Sequence[Any], *args: Leaf, call: ScanCall, wrt: Mask, n_saved: int, vmaps: Vmaps, **params: Any
 ) -> list[Any]:
     n = len(wrt) + n_saved
     given = tuple(type(ct) is not ad.Zero for ct in cts)

@@ -20,6 +20,7 @@ from jax.interpreters import partial_eval as pe
 from bptt_jax._caches import remember
 from bptt_jax._device.free_bytes import free_bytes
 from bptt_jax._jaxprs.equations import is_debug, is_in, is_named_axis, needed, reachable
+from bptt_jax._jaxprs.types import Leaf, Tree
 from bptt_jax._lower import plain
 from bptt_jax._lower.nested import Nested
 from bptt_jax._options import Options
@@ -82,7 +83,7 @@ def _zero(out: Any) -> Any:
     return ad.Zero(jax.typeof(out).to_tangent_aval())
 
 
-def _transpose(cts: Sequence[Any], *inputs: Any, call: ScanCall) -> list[Any]:
+def _transpose(cts: Sequence[Any], *inputs: Leaf, call: ScanCall) -> list[Any]:
     unknown = [ad.is_undefined_primal(leaf) for leaf in inputs]
     types = [leaf.aval for leaf in inputs if ad.is_undefined_primal(leaf)]
     given = [type(ct) is not ad.Zero for ct in cts]
@@ -165,7 +166,7 @@ def _reached_from(step: FlatStep, given: Sequence[bool]) -> tuple[Mask, Mask]:
         inputs |= new
 
 
-def _first(axis: Any, leaf: Any, dim: int | None, example: tuple[Any, int | None]) -> Any:
+def _first(axis: Any, leaf: Leaf, dim: int | None, example: tuple[Any, int | None]) -> Any:
     """`leaf` with the batch as its first axis, sharded as that of an example is."""
     take: Any = jax.vmap(
         lambda leaf, _: leaf, in_axes=(dim, example[1]), axis_size=axis.size, spmd_axis_name=axis.spmd_name
@@ -175,11 +176,11 @@ def _first(axis: Any, leaf: Any, dim: int | None, example: tuple[Any, int | None
 
 @remember(256)
 def _batched_step(
-    step: FlatStep, in_axes: Any, out_axes: Any, name: Any, size: int, spmd_name: Any, types: Any
+    step: FlatStep, in_axes: Tree, out_axes: Tree, name: Any, size: int, spmd_name: Any, types: Any
 ) -> FlatStep:
     """A step for a batch; the same object for the same arguments."""
 
-    def run(*inputs: Any) -> tuple[Any, ...]:
+    def run(*inputs: Leaf) -> tuple[Any, ...]:
         carry, y = step(*step.split(inputs))
         return (*carry, *y)
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from bptt_jax._jaxprs.types import Leaf
+
 
 def found_by_name(cls: type) -> Any:
     """What a class's module and qualified name lead to, as pickle would look it up; None if to nothing."""
@@ -63,6 +65,6 @@ def checked_cells(cells: Iterable[Any], module: type) -> tuple[Any, ...]:
     return found
 
 
-def full_name(value: Any) -> str:
+def full_name(value: Leaf) -> str:
     """The name of a value's class with the package it comes from."""
     return f"{type(value).__module__.split('.')[0]}'s {type(value).__name__}"

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from bptt_jax._budget import Budget
 from bptt_jax._explain.explain import explain_along
 from bptt_jax._explain.report import Report
+from bptt_jax._jaxprs.types import Leaf, Tree
 from bptt_jax._options import check_options, checked_options
 from bptt_jax._scan import scan_along
 from bptt_jax._trace.along import Along, Layout
@@ -153,7 +154,7 @@ def batch_shape(inputs: jax.Array, feature_axes: int, time_major: bool) -> tuple
 
 
 def recurrence(
-    cell: PureCell, carry: Any, inputs: jax.Array, batch: tuple[int, ...], call: Call, fresh: Any
+    cell: PureCell, carry: Tree, inputs: jax.Array, batch: tuple[int, ...], call: Call, fresh: Leaf
 ) -> Recurrence:
     """The scan that runs a cell over `inputs`, which it reads where they are.
 
@@ -197,11 +198,11 @@ def recurrence(
     )
 
 
-def _scanned(step: Step, fresh: Any, last_step: jax.Array | None) -> Callable[[Any, Any], tuple[Any, Any]]:
+def _scanned(step: Step, fresh: Leaf, last_step: jax.Array | None) -> Callable[[Any, Any], tuple[Any, Any]]:
     """`step` as a scan has it. Its carry has a third part, the carry behind the last step of each sequence: selected in
     the loop, never stacked. What is not asked for is None and has no leaves."""
 
-    def run(carries: Any, inputs: Any) -> Any:
+    def run(carries: Any, inputs: Tree) -> Any:
         (carry, variables, last), (x, given, reset, time) = carries, inputs
         if reset is not None:
             carry = _where(reset, fresh, carry)
@@ -213,10 +214,10 @@ def _scanned(step: Step, fresh: Any, last_step: jax.Array | None) -> Callable[[A
     return run
 
 
-def _where(mask: jax.Array, a: Any, b: Any) -> Any:
+def _where(mask: jax.Array, a: Leaf, b: Leaf) -> Any:
     """Leaves of `a` where the mask, of the batch's shape, holds, else of `b`."""
 
-    def select(a: Any, b: Any) -> jax.Array:
+    def select(a: Leaf, b: Leaf) -> jax.Array:
         return jnp.where(mask.reshape(mask.shape + (1,) * (jnp.ndim(b) - mask.ndim)), a, b)
 
     return jax.tree.map(select, a, b)
@@ -228,7 +229,7 @@ def _last_step(lengths: jax.Array, steps: int) -> jax.Array:
     return jnp.clip(jnp.where(last < 0, last + steps, last), 0, max(steps - 1, 0))
 
 
-def _check_carry(carry: Any, batch: tuple[int, ...], option: str) -> None:
+def _check_carry(carry: Tree, batch: tuple[int, ...], option: str) -> None:
     for leaf in jax.tree.leaves(carry):
         if jnp.shape(leaf)[: len(batch)] != batch:
             raise ValueError(
@@ -237,7 +238,7 @@ def _check_carry(carry: Any, batch: tuple[int, ...], option: str) -> None:
             )
 
 
-def _checked_lengths(lengths: Any, batch: tuple[int, ...]) -> Any:
+def _checked_lengths(lengths: Leaf, batch: tuple[int, ...]) -> Any:
     if lengths is None:
         return None
     lengths = jnp.asarray(lengths)

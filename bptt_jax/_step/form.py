@@ -11,6 +11,7 @@ import jax
 from bptt_jax._caches import remember
 from bptt_jax._device.machine import Machine
 from bptt_jax._jaxprs.equations import has_own_gradient, is_debug, is_named_axis
+from bptt_jax._jaxprs.types import Leaf
 from bptt_jax._step.merge import merge
 from bptt_jax._step.sizes import BlockSizes, alternating, block_sizes
 from bptt_jax._step.split import SplitStep, split
@@ -86,7 +87,7 @@ def has_vjp(call: ScanCall, active: Active) -> bool:
 def _has_vjp(step: FlatStep, active: Active) -> bool:
     mask = (*active.operands, *active.carry, *active.x)
 
-    def vjp(*inputs: Any) -> Any:
+    def vjp(*inputs: Leaf) -> Any:
         def run(chosen: Any) -> Any:
             carry, y = step(*step.split(replace(inputs, mask, chosen)))
             return [*select(carry, active.carry), *select(y, active.y)]

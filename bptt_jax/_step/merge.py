@@ -27,9 +27,10 @@ from jax.sharding import AxisType
 from bptt_jax._device.machine import Machine
 from bptt_jax._jaxprs.arrays import explicit_sharding, is_float
 from bptt_jax._jaxprs.equations import NO_GRADIENT, apply, bind, evaluate, has_effects, read, variables
+from bptt_jax._jaxprs.types import ClosedJaxpr, Eqn, Jaxpr, Leaf
 
 
-def merge(closed: Any, n_operands: int, machine: Machine) -> Any:
+def merge(closed: ClosedJaxpr, n_operands: int, machine: Machine) -> Any:
     """The same jaxpr with products merged that share an operand, the other being invariant.
 
     Args:
@@ -44,7 +45,7 @@ def merge(closed: Any, n_operands: int, machine: Machine) -> Any:
         return closed
     group_of = {id(eqn): group for group in groups for eqn in group}
 
-    def run(*args: Any) -> list[Any]:
+    def run(*args: Leaf) -> list[Any]:
         env = bind(jaxpr.constvars, closed.consts) | bind(jaxpr.invars, args)
         ahead = [e for e in jaxpr.eqns if not has_effects(e) and all(v in invariant for v in variables(e.invars))]
         evaluate(ahead, env)
@@ -63,7 +64,7 @@ def merge(closed: Any, n_operands: int, machine: Machine) -> Any:
     return jax.make_jaxpr(run)(*(v.aval for v in jaxpr.invars))
 
 
-def invariant_variables(jaxpr: Any, n_operands: int) -> set[Any]:
+def invariant_variables(jaxpr: Jaxpr, n_operands: int) -> set[Any]:
     """The variables that do not depend on the step."""
     found = {*jaxpr.constvars, *jaxpr.invars[:n_operands]}
     for eqn in jaxpr.eqns:
@@ -72,7 +73,7 @@ def invariant_variables(jaxpr: Any, n_operands: int) -> set[Any]:
     return found
 
 
-def _differentiable(jaxpr: Any) -> set[Any]:
+def _differentiable(jaxpr: Jaxpr) -> set[Any]:
     """The variables through which a gradient comes back.
 
     A product that only decides something has none. Merged, it would get one of zeros, and times a weight that is not
@@ -100,7 +101,7 @@ def _groups(eqns: Sequence[Any], invariant: set[Any], differentiable: set[Any], 
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _weight_side(eqn: Any, invariant: set[Any]) -> int | None:
+def _weight_side(eqn: Eqn, invariant: set[Any]) -> int | None:
     """Which operand of a product is an invariant matrix; None if not exactly one is."""
     is_invariant = [v in invariant for v in eqn.invars]
     if sum(is_invariant) != 1 or any(eqn.params["dimension_numbers"][1]):
@@ -110,12 +111,12 @@ def _weight_side(eqn: Any, invariant: set[Any]) -> int | None:
     return side if eqn.invars[side].aval.ndim == len(contracted) + 1 else None
 
 
-def _free_axis(eqn: Any, side: int) -> int:
+def _free_axis(eqn: Eqn, side: int) -> int:
     contracted = eqn.params["dimension_numbers"][0][side]
     return int(next(i for i in range(eqn.invars[side].aval.ndim) if i not in contracted))
 
 
-def _flops(eqn: Any) -> int:
+def _flops(eqn: Eqn) -> int:
     contracted = eqn.params["dimension_numbers"][0][0]
     return int(2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted))
 
@@ -144,7 +145,7 @@ def _product(group: Sequence[Any], env: dict[Any, Any]) -> Sequence[Any]:
     return [lax.squeeze(part, [along]) for part in parts] if is_stacked else parts
 
 
-def _may_be_divided(weight: Any, axis: int) -> bool:
+def _may_be_divided(weight: Leaf, axis: int) -> bool:
     """Whether an axis may be divided among devices: explicit sharding is seen in types, automatic is not."""
     sharding = explicit_sharding(weight.aval)
     if sharding is not None:

@@ -13,6 +13,7 @@ from jax.interpreters import ad
 
 from bptt_jax._caches import remember
 from bptt_jax._jaxprs.equations import Env, apply, bind, evaluate, inline, needed, reachable, read, variables
+from bptt_jax._jaxprs.types import Eqn, Leaf
 from bptt_jax._trace.call import Arrays, Mask, select
 
 
@@ -74,7 +75,7 @@ def _without_zeros(pull: Pull, inputs: Sequence[Any], nonzero: set[Any], reached
     results = (pull.ct_carry, pull.ct_x, pull.ct_features, pull.ct_taps, pull.ct_constants)
     is_left = [[v is not None and v in reached for v in group] for group in results]
 
-    def apply_to_others(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+    def apply_to_others(eqn: Eqn, values: Sequence[Any]) -> Sequence[Any]:
         if eqn.primitive is ad.add_jaxvals_p and any(value is None for value in values):
             return [next(value for value in values if value is not None)]
         given = [
@@ -103,12 +104,12 @@ def _without_zeros(pull: Pull, inputs: Sequence[Any], nonzero: set[Any], reached
     return Pull(bind(jaxpr.constvars, closed.consts), needed(jaxpr.eqns, jaxpr.outvars), residuals, *cts, *groups)
 
 
-def available(ct: Any, stacked: Container[Any], pull: Pull) -> bool:
+def available(ct: Leaf, stacked: Container[Any], pull: Pull) -> bool:
     """Whether a cotangent can be had from stacked ones: it is one of them, or a part of one."""
     return ct in stacked or part_of(ct, stacked, pull) is not None
 
 
-def part_of(ct: Any, stacked: Container[Any], pull: Pull) -> tuple[Any, int, int] | None:
+def part_of(ct: Leaf, stacked: Container[Any], pull: Pull) -> tuple[Any, int, int] | None:
     """The stacked concatenation that `ct` is a part of: its variable, the axis and the place where `ct` begins.
 
     The part may have an axis of length 1 there, which `ct` has not: where weights are merged by stacking them.
@@ -124,11 +125,11 @@ def part_of(ct: Any, stacked: Container[Any], pull: Pull) -> tuple[Any, int, int
     return None
 
 
-def _adds_an_axis(eqn: Any) -> bool:
+def _adds_an_axis(eqn: Eqn) -> bool:
     return eqn.primitive.name in ("broadcast_in_dim", "reshape")
 
 
-def _is_whole(ct: Any, part: Any, axis: int) -> bool:
+def _is_whole(ct: Leaf, part: Leaf, axis: int) -> bool:
     """Whether `part` is `ct`, or `ct` with an axis of length 1 before its axis number `axis`."""
     shape = tuple(ct.aval.shape)
     return part is ct or tuple(part.aval.shape) == (*shape[:axis], 1, *shape[axis:])

@@ -34,6 +34,7 @@ from bptt_jax._jaxprs.equations import (
     variables,
     with_gradient,
 )
+from bptt_jax._jaxprs.types import ClosedJaxpr, Eqn, Jaxpr
 from bptt_jax._step.merge import invariant_variables
 from bptt_jax._step.taps import SUMS, Tap, Taps
 from bptt_jax._trace.active import Active
@@ -135,7 +136,7 @@ class SplitStep:
         return outs[: self.n_carry], outs[self.n_carry :]
 
 
-def split(closed: Any, step: FlatStep, active: Active, machine: Machine) -> SplitStep:
+def split(closed: ClosedJaxpr, step: FlatStep, active: Active, machine: Machine) -> SplitStep:
     """A step taken apart.
 
     Args:
@@ -198,7 +199,7 @@ def _crossing(derived_eqns: Sequence[Any], used: Sequence[Any], given: set[Any])
     return crossing, [e for e in derived_eqns if e in repeated]
 
 
-def _feature_eqns(jaxpr: Any, invariant: set[Any], x: set[Any], machine: Machine) -> list[Any]:
+def _feature_eqns(jaxpr: Jaxpr, invariant: set[Any], x: set[Any], machine: Machine) -> list[Any]:
     """The equations to evaluate for a whole block at once."""
     batchable: list[Any] = []
     producer: dict[Any, Any] = {}
@@ -224,7 +225,7 @@ def _feature_eqns(jaxpr: Any, invariant: set[Any], x: set[Any], machine: Machine
     return [e for e in batchable if e in chosen]
 
 
-def _pays_as_feature(eqn: Any, invariant: set[Any], x: set[Any], machine: Machine) -> bool:
+def _pays_as_feature(eqn: Eqn, invariant: set[Any], x: set[Any], machine: Machine) -> bool:
     weight = next(v for v in eqn.invars if v in invariant)
     other = next(v for v in eqn.invars if v not in invariant)
     stacked_bytes = machine.bytes_of(eqn.outvars) + (0 if other in x else machine.bytes_of([other]))

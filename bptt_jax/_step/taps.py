@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bptt_jax._jaxprs.arrays import zeros_like
 from bptt_jax._jaxprs.equations import apply
+from bptt_jax._jaxprs.types import Eqn, Index, Leaf, Tree
 from bptt_jax._trace.call import Arrays
 
 _LARGE_BYTES = 1 << 15
@@ -45,7 +46,7 @@ class Tap:
         """The variable that the weight is multiplied with; None for a sum."""
         return None if self.eqn.primitive in SUMS else self.eqn.invars[1 - self.side]
 
-    def gradient(self, weight: Any, left: Any, cotangents: Any) -> Any:
+    def gradient(self, weight: Leaf, left: Leaf, cotangents: Tree) -> Any:
         """The weight's gradient over a block of n steps.
 
         Args:
@@ -56,7 +57,7 @@ class Tap:
         if left is None:
             return self._sum(weight, -cotangents if self._is_negative else cotangents)
 
-        def product(left: Any, weight: Any) -> Any:
+        def product(left: Leaf, weight: Leaf) -> Any:
             return apply(self.eqn, [weight, left] if self.side == 0 else [left, weight])[0]
 
         products = functools.partial(jax.vmap(product, (0, None)), left)
@@ -67,7 +68,7 @@ class Tap:
     def _is_negative(self) -> bool:
         return self.eqn.primitive is primitives.sub_p and self.side == 1
 
-    def _sum(self, weight: Any, cotangents: Any) -> Any:
+    def _sum(self, weight: Leaf, cotangents: Tree) -> Any:
         """Over the block, and where the weight is broadcast."""
         if weight.ndim == 0:  # JAX adds a scalar to an array without broadcasting it first
             return jnp.sum(cotangents)
@@ -90,7 +91,7 @@ class Tap:
         return lax.expand_dims(total, broadcast)
 
 
-def by_halves(add: Callable[[Any, Any, Any], Any], total: Any, left: Any, cotangents: Any) -> Any:
+def by_halves(add: Callable[[Any, Any, Any], Any], total: Leaf, left: Leaf, cotangents: Tree) -> Any:
     """`add(total, left, cotangents)` over a block of n steps, by a loop over its halves.
 
     XLA runs one loop after another, and what a loop works on exists only while it runs. The halves are those of the
@@ -100,7 +101,7 @@ def by_halves(add: Callable[[Any, Any, Any], Any], total: Any, left: Any, cotang
     n = cotangents.shape[0]
     half = (n + 1) // 2
 
-    def body(total: Any, i: Any) -> Any:
+    def body(total: Leaf, i: Index) -> Any:
         part = functools.partial(lax.dynamic_slice_in_dim, start_index=i * (n - half), slice_size=half)
         cts = part(cotangents)
         if n % 2:
@@ -112,7 +113,7 @@ def by_halves(add: Callable[[Any, Any, Any], Any], total: Any, left: Any, cotang
     return total
 
 
-def is_large(weight: Any) -> bool:
+def is_large(weight: Leaf) -> bool:
     """Whether a weight's gradient is worth a loop of its own."""
     return bool(weight.size * weight.dtype.itemsize >= _LARGE_BYTES)
 
@@ -132,7 +133,7 @@ class Taps:
     zeros: Arrays
     lefts: list[Any] = dataclasses.field(default_factory=list)
 
-    def apply(self, eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+    def apply(self, eqn: Eqn, values: Sequence[Any]) -> Sequence[Any]:
         index = next((i for i, tap in enumerate(self.taps) if tap.eqn is eqn), None)
         if index is None:
             return apply(eqn, values)

@@ -20,6 +20,7 @@ from jax.extend.core import primitives
 
 from bptt_jax._jaxprs.arrays import zeros_like
 from bptt_jax._jaxprs.equations import CHEAP, Env, bind, has_effects, inline, needed, variables
+from bptt_jax._jaxprs.types import Atom, Jaxpr, Tree
 from bptt_jax._step.pull import Pull, available, avals
 from bptt_jax._step.split import SplitStep
 from bptt_jax._step.taps import Tap, Taps
@@ -165,7 +166,7 @@ def _vjp_of_step(
 
 
 def _trace_pull(
-    parts: SplitStep, taps: Sequence[Tap], in_loop: Sequence[int], tree: Any, residuals: Sequence[Any]
+    parts: SplitStep, taps: Sequence[Tap], in_loop: Sequence[int], tree: Tree, residuals: Sequence[Any]
 ) -> Pull:
     active, outs = parts.active, parts.jaxpr.outvars
     new, y = select(outs[: parts.n_carry], active.carry), select(outs[parts.n_carry :], active.y)
@@ -194,11 +195,11 @@ def _trace_pull(
     )
 
 
-def _is_zero(atom: Any) -> bool:
+def _is_zero(atom: Atom) -> bool:
     return isinstance(atom, core.Literal) and bool(jnp.ndim(atom.val) == 0) and atom.val == 0
 
 
-def _saved(jaxpr: Any, invars: Sequence[Sequence[Any]], base: Env, residuals: Any, lefts: Any) -> list[Any]:
+def _saved(jaxpr: Jaxpr, invars: Sequence[Sequence[Any]], base: Env, residuals: Any, lefts: Any) -> list[Any]:
     """The variables to save, so that the residuals and the operands of the taps can be had."""
     constants, _, x, _ = invars
     producer = {v: e for e in jaxpr.eqns for v in e.outvars}

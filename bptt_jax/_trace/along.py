@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bptt_jax._jaxprs.types import Index, Leaf, Tree
+
 
 @dataclasses.dataclass(frozen=True)
 class Along:
@@ -36,11 +38,11 @@ class Along:
         """Whether time is as `jax.lax.scan` has it."""
         return self == Along()
 
-    def whole(self, array: Any, lengths: Any) -> Any:
+    def whole(self, array: Leaf, lengths: Leaf) -> Any:
         """All steps, time first."""
         return self.read(array, 0, array.shape[self.axis], lengths)
 
-    def back(self, steps: Any, lengths: Any) -> Any:
+    def back(self, steps: Any, lengths: Leaf) -> Any:
         """The array whose `whole` these steps are: to be brought into this order twice changes nothing."""
         array = jnp.moveaxis(steps, 0, self.axis)
         if not self.flipped and self.batch_axes is None:
@@ -55,7 +57,7 @@ class Along:
         """
         return is_cpu or self.axis == 0
 
-    def read(self, array: Any, start: Any, n: int, lengths: Any, slices: bool = True) -> Any:
+    def read(self, array: Leaf, start: Index, n: int, lengths: Leaf, slices: bool = True) -> Any:
         """n steps from `start` on, time first.
 
         Args:
@@ -71,7 +73,7 @@ class Along:
         steps = jnp.moveaxis(array, self.axis, 0)
         return jnp.flip(steps, 0) if self.flipped else steps
 
-    def write(self, array: Any, steps: Any, start: Any, lengths: Any, slices: bool = True) -> Any:
+    def write(self, array: Leaf, steps: Any, start: Index, lengths: Leaf, slices: bool = True) -> Any:
         """The array with steps from `start` on replaced; these have time first. The arguments are those of `read`."""
         n = steps.shape[0]
         if n == array.shape[self.axis]:
@@ -100,21 +102,21 @@ class Along:
             of_lengths = tuple(moved)
         return Along(axis, self.flipped, of_lengths)
 
-    def _start(self, array: Any, start: Any, n: int) -> Any:
+    def _start(self, array: Leaf, start: Index, n: int) -> Any:
         return array.shape[self.axis] - n - start if self.flipped else start
 
-    def _part(self, array: Any, start: Any, n: int, slices: bool) -> Any:
+    def _part(self, array: Leaf, start: Index, n: int, slices: bool) -> Any:
         if slices:
             return lax.dynamic_slice_in_dim(array, start, n, self.axis)
         return jnp.take(array, start + jnp.arange(n, dtype=jnp.int32), self.axis, mode="clip")
 
-    def _places(self, array: Any, start: Any, n: int, lengths: Any) -> Any:
+    def _places(self, array: Leaf, start: Index, n: int, lengths: Leaf) -> Any:
         """Where the steps of each sequence are: (n, *batch, 1)."""
         size = array.shape[self.axis]
         steps = start + jnp.arange(n, dtype=jnp.int32).reshape(n, *[1] * lengths.ndim)
         return ((size - 1 - steps + lengths[None]) % max(size, 1))[..., None]
 
-    def _gathered(self, array: Any, places: Any) -> Any:
+    def _gathered(self, array: Leaf, places: Any) -> Any:
         batch, of_places, order = self._batching(array.ndim)
         numbers = lax.GatherDimensionNumbers(
             offset_dims=tuple(range(places.ndim - 1, array.ndim)),
@@ -128,7 +130,7 @@ class Along:
         found = lax.gather(array, places, numbers, sizes, unique_indices=True, mode=mode)
         return lax.transpose(found, [order.index(i) for i in self._by_steps(array.ndim)])
 
-    def _scattered(self, array: Any, steps: Any, places: Any) -> Any:
+    def _scattered(self, array: Leaf, steps: Any, places: Any) -> Any:
         batch, of_places, order = self._batching(array.ndim)
         numbers = lax.ScatterDimensionNumbers(
             update_window_dims=tuple(range(places.ndim - 1, array.ndim)),
@@ -169,7 +171,7 @@ class Layout:
     ys: Any = 0
     lengths: Any = None
 
-    def of_xs(self, xs: Any) -> list[Along]:
+    def of_xs(self, xs: Tree) -> list[Along]:
         """One `Along` for each leaf.
 
         Raises:
@@ -177,19 +179,19 @@ class Layout:
         """
         return _of_leaves(self.xs, xs, "in_axes", "xs")
 
-    def first(self, xs: Any) -> Any:
+    def first(self, xs: Tree) -> Any:
         """xs with time first, for who scans them without this library."""
         leaves, tree = jax.tree.flatten(xs)
         moved = [along.whole(leaf, self.lengths) for leaf, along in zip(leaves, self.of_xs(xs), strict=True)]
         return jax.tree.unflatten(tree, moved)
 
-    def back(self, ys: Any) -> Any:
+    def back(self, ys: Tree) -> Any:
         """ys with time where it is to be, likewise."""
         leaves, tree = jax.tree.flatten(ys)
         moved = [along.back(leaf, self.lengths) for leaf, along in zip(leaves, self.of_ys(ys), strict=True)]
         return jax.tree.unflatten(tree, moved)
 
-    def of_ys(self, ys: Any) -> list[Along]:
+    def of_ys(self, ys: Tree) -> list[Along]:
         """One `Along` for each leaf of ys, which have time first.
 
         Raises:
@@ -201,16 +203,16 @@ class Layout:
 TIME_FIRST = Layout()
 
 
-def layout_of(in_axes: Any, out_axes: Any) -> Layout:
+def layout_of(in_axes: Tree, out_axes: Tree) -> Layout:
     """The layout of a call with these arguments."""
     is_first = all(type(axes) is int and axes == 0 for axes in (in_axes, out_axes))
     return TIME_FIRST if is_first else Layout(in_axes, out_axes)
 
 
-def _of_leaves(axes: Any, tree: Any, argument: str, name: str) -> list[Along]:
+def _of_leaves(axes: Any, tree: Tree, argument: str, name: str) -> list[Along]:
     found: list[tuple[Any, Any]] = []
 
-    def add(axis: Any, part: Any) -> None:
+    def add(axis: Any, part: Leaf) -> None:
         found.extend((axis, leaf) for leaf in jax.tree.leaves(part))
 
     try:
@@ -223,7 +225,7 @@ def _of_leaves(axes: Any, tree: Any, argument: str, name: str) -> list[Along]:
     return [_along(axis, jnp.ndim(leaf), argument, name) for axis, leaf in found]
 
 
-def _along(given: Any, ndim: int, argument: str, name: str) -> Along:
+def _along(given: Tree, ndim: int, argument: str, name: str) -> Along:
     along = given if isinstance(given, Along) else Along(given)
     axis: Any = along.axis
     if isinstance(axis, bool | np.bool_) or not hasattr(axis, "__index__") or not -ndim <= axis < ndim:

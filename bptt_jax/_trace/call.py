@@ -17,6 +17,7 @@ from jax import lax
 from jax.extend import core
 
 from bptt_jax._jaxprs.equations import inline, is_debug, needed
+from bptt_jax._jaxprs.types import Jaxpr, Leaf
 from bptt_jax._options import Options
 from bptt_jax._trace.along import Along
 
@@ -80,7 +81,7 @@ class FlatStep:
         return outs[: self.n_carry], outs[self.n_carry :]
 
 
-def with_eqns(jaxpr: Any, eqns: Sequence[Any]) -> Any:
+def with_eqns(jaxpr: Jaxpr, eqns: Sequence[Any]) -> Any:
     """The same jaxpr with other equations."""
     return core.Jaxpr(
         constvars=jaxpr.constvars,
@@ -103,7 +104,7 @@ def replace(leaves: Arrays, mask: Sequence[bool], new: Arrays) -> list[Any]:
     return [next(given) if chosen else leaf for leaf, chosen in zip(leaves, mask, strict=True)]
 
 
-def element(leaf: Any, axis: int) -> Any:
+def element(leaf: Leaf, axis: int) -> Any:
     """The type of one step of an array over time.
 
     By slicing where there is something to slice: sharding, and the axes that values vary over, come along.

@@ -20,6 +20,7 @@ from jax.extend.core import primitives
 
 from bptt_jax._caches import remember, remember_while_alive
 from bptt_jax._jaxprs.equations import Env, apply, bind, evaluate, inner_jaxprs, is_in, read, read_by
+from bptt_jax._jaxprs.types import Eqn, Jaxpr, Leaf, Tree, Var
 from bptt_jax._options import Options
 from bptt_jax._trace.along import TIME_FIRST, Along, Layout
 from bptt_jax._trace.call import Arrays, FlatStep, ScanCall, Step, with_eqns
@@ -36,8 +37,8 @@ class TracedScan:
 
 def trace(
     step: Step,
-    init: Any,
-    xs: Any,
+    init: Tree,
+    xs: Tree,
     length: Any,
     reverse: bool,
     unroll: int | bool,
@@ -60,7 +61,7 @@ def trace(
     of_xs, results = layout.of_xs(xs), _Results(layout)
     leaves, tree = jax.tree.flatten(xs)
 
-    def run(init: Any, leaves: Arrays) -> Any:
+    def run(init: Tree, leaves: Arrays) -> Any:
         return results.flatten(lax.scan(step, init, jax.tree.unflatten(tree, leaves), length, reverse, unroll))
 
     closed = jax.make_jaxpr(run)(init, list(map(_time_first, leaves, of_xs)))
@@ -105,21 +106,21 @@ class _Results:
 class _Placed:
     """Which values of a trace, made for arrays with time first, have it elsewhere."""
 
-    def __init__(self, jaxpr: Any, of_xs: Sequence[Along], of_ys: Sequence[Along], lengths: Any):
+    def __init__(self, jaxpr: Jaxpr, of_xs: Sequence[Along], of_ys: Sequence[Along], lengths: Leaf):
         self._outvars = jaxpr.outvars
         self._wanted = [*[Along()] * (len(jaxpr.outvars) - len(of_ys)), *of_ys]
         self._lengths = lengths
         self._of = dict(zip(jaxpr.invars[len(jaxpr.invars) - len(of_xs) :], of_xs, strict=True))
 
-    def make(self, eqn: Any, later: Sequence[Any]) -> None:
+    def make(self, eqn: Eqn, later: Sequence[Any]) -> None:
         """Has the results of an equation made where they are wanted, as far as no later equation reads them."""
         made = set(eqn.outvars) - read_by(later)
         self._of |= {v: along for v, along in zip(self._outvars, self._wanted, strict=True) if is_in(v, made)}
 
-    def __getitem__(self, variable: Any) -> Along:
+    def __getitem__(self, variable: Var) -> Along:
         return Along() if isinstance(variable, core.Literal) else self._of.get(variable, Along())
 
-    def apply(self, eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+    def apply(self, eqn: Eqn, values: Sequence[Any]) -> Sequence[Any]:
         """The results of an equation that wants time first."""
         return apply(eqn, [self._first(v, value) for v, value in zip(eqn.invars, values, strict=True)])
 
@@ -131,17 +132,17 @@ class _Placed:
             found.append(value if self[v] == wanted else wanted.back(self._first(v, value), self._lengths))
         return found
 
-    def _first(self, variable: Any, value: Any) -> Any:
+    def _first(self, variable: Var, value: Leaf) -> Any:
         along = self[variable]
         return value if along.is_leading else along.whole(value, self._lengths)
 
 
-def _time_first(leaf: Any, along: Along) -> Any:
+def _time_first(leaf: Leaf, along: Along) -> Any:
     """A leaf of xs, or its type, as `jax.lax.scan` wants it."""
     return leaf if along.axis == 0 else jax.eval_shape(lambda leaf: jnp.moveaxis(leaf, along.axis, 0), leaf)
 
 
-def _with_lengths(call: ScanCall, inputs: Arrays, lengths: Any) -> tuple[ScanCall, Arrays]:
+def _with_lengths(call: ScanCall, inputs: Arrays, lengths: Leaf) -> tuple[ScanCall, Arrays]:
     """A call with the lengths of sequences, if there are some, before its other inputs."""
     if lengths is None:
         return call, inputs
@@ -157,7 +158,7 @@ def _with_an_operand(step: FlatStep, type_: Any) -> FlatStep:
     return FlatStep(closed, step.n_operands + 1, step.n_carry)
 
 
-def _as_array(leaf: Any) -> Any:
+def _as_array(leaf: Leaf) -> Any:
     """Numbers and NumPy's arrays as JAX's; references stay as they are."""
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic | int | float | complex) else leaf
 
@@ -167,7 +168,7 @@ def _as_array(leaf: Any) -> Any:
 _flat_steps: MutableMapping[Any, FlatStep] = remember_while_alive()
 
 
-def _flat_step(eqn: Any) -> FlatStep:
+def _flat_step(eqn: Eqn) -> FlatStep:
     """The step of a scan's equation; the same object for the same body.
 
     The equation's own parameters are private to JAX. Inputs and outputs over time are those with an axis more than in

@@ -14,6 +14,7 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bptt_jax._jaxprs.arrays import explicit_sharding, vary, varying_axes
+from bptt_jax._jaxprs.types import Device, Leaf, Tree
 from bptt_jax._lower.program import Program
 from bptt_jax._trace.call import select
 from bptt_jax._trace.gradient import Gradient, mapped
@@ -115,7 +116,7 @@ def _lowered_in_mesh(gradient: Gradient, program: Program, mesh: Any) -> Any:
     def varying(inputs: Sequence[Any]) -> list[Any]:
         return [vary(leaf, names) for leaf, names in zip(inputs, axes, strict=True)]
 
-    def one_of_each(leaves: Any) -> list[Any]:
+    def one_of_each(leaves: Tree) -> list[Any]:
         """With an axis over the devices: what varies cannot leave otherwise."""
         return [vary(leaf, frozenset(mesh.axis_names))[None] for leaf in jax.tree.leaves(leaves)]
 
@@ -148,7 +149,7 @@ def _inputs(gradient: Gradient) -> list[Any]:
     return found
 
 
-def _shape(leaf: Any, shape: tuple[int, ...], sharding: Any = None, target: Any = None) -> jax.ShapeDtypeStruct:
+def _shape(leaf: Leaf, shape: tuple[int, ...], sharding: Any = None, target: Device = None) -> jax.ShapeDtypeStruct:
     """An argument to compile for.
 
     It has a sharding only where that is part of the type: others, copied out of a trace, are refused by some meshes.

@@ -21,6 +21,7 @@ except ImportError as error:
 
 from bptt_jax._budget import Budget
 from bptt_jax._explain.report import Report
+from bptt_jax._jaxprs.types import Device, Tree
 from bptt_jax._recurrent.cells import check_cell, full_name
 from bptt_jax._recurrent.recurrence import split_call
 from bptt_jax._recurrent.share_budget import share_budget
@@ -87,7 +88,7 @@ class RNN(Recurrent):
 
 
 def rnn(
-    cell_class: Any = None,
+    cell_class: type[Any] | None = None,
     /,
     *,
     budget: Budget = None,
@@ -133,7 +134,7 @@ def rnn(
     given = locals()
     options = Options(**{field.name: given[field.name] for field in dataclasses.fields(Options)})
 
-    def decorate(cell_class: Any) -> Any:
+    def decorate(cell_class: type[Any]) -> Any:
         if not isinstance(cell_class, type):
             raise TypeError(
                 f"rnn(...) decorates a cell class, got an instance of {type(cell_class).__name__}; "
@@ -147,10 +148,10 @@ def rnn(
 
 def explain(
     layer: nn.Module,
-    variables: Any,
-    xs: Any,
+    variables: Tree,
+    xs: Tree,
     *,
-    target: Any = None,
+    target: Device = None,
     rngs: Any = None,
     mutable: Any = False,
     **call: Any,
@@ -187,7 +188,7 @@ def explain(
     arrays, flags = split_call(call, "init_key", "rngs", "mutable")
     reports: list[Report] = []
 
-    def inspect(variables: Any, xs: Any, arrays: Any) -> None:
+    def inspect(variables: Tree, xs: Tree, arrays: Any) -> None:
         def report(layer: Any) -> None:
             reports.append(layer._report(xs, target, **arrays, **flags))
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 from typing import Any
 
 import flax.linen as nn
 
+from bptt_jax._caches import remember_for_good
 from bptt_jax._recurrent.cells import hide_behind_layer
 
 
 # One class per cell class and options, so that an unpickled layer is of the class of the pickled one.
-@functools.cache
-def layer_class(base: Any, cell_class: Any, options: Any, unroll_is_bool: bool) -> Any:
+@remember_for_good
+def layer_class(base: Any, cell_class: type[Any], options: Any, unroll_is_bool: bool) -> Any:
     """The class of layers that run cells of `cell_class`.
 
     Args:
@@ -61,5 +61,5 @@ def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
     return {field.name: dataclasses.field(kw_only=True)} if field.kw_only is True else {}
 
 
-def _rebuild(base: Any, cell_class: Any, options: Any, unroll_is_bool: bool, arguments: dict[str, Any]) -> Any:
+def _rebuild(base: Any, cell_class: type[Any], options: Any, unroll_is_bool: bool, arguments: dict[str, Any]) -> Any:
     return layer_class(base, cell_class, options, unroll_is_bool)(**arguments)

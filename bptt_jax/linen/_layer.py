@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from bptt_jax._explain.report import Report
+from bptt_jax._jaxprs.types import Device, Leaf, Tree
 from bptt_jax._recurrent.recurrence import Call, LayerOptions, Recurrence, batch_shape, recurrence
 from bptt_jax.linen._lift import Lift, Lifted, lift_cell
 
@@ -45,7 +46,7 @@ class Options(LayerOptions):
     def lift(self) -> Lift:
         return Lift(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Lift)})
 
-    def call(self, *, seq_lengths: Any, resets: Any, **overrides: bool | None) -> Call:
+    def call(self, *, seq_lengths: Leaf, resets: Leaf, **overrides: bool | None) -> Call:
         """The options of one call; those that are None are the layer's own."""
         chosen = {name: getattr(self, name) if given is None else given for name, given in overrides.items()}
         return Call(**chosen, seq_lengths=seq_lengths, resets=resets)
@@ -62,7 +63,7 @@ class Recurrent(nn.Module):
         self,
         inputs: jax.Array,
         *,
-        initial_carry: Any = None,
+        initial_carry: Tree = None,
         init_key: jax.Array | None = None,
         seq_lengths: jax.Array | None = None,
         return_carry: bool | None = None,
@@ -96,7 +97,7 @@ class Recurrent(nn.Module):
         return (carry, outputs) if call.return_carry else outputs
 
     def _report(
-        self, inputs: jax.Array, target: Any, *, initial_carry: Any = None, init_key: Any = None, **call: Any
+        self, inputs: jax.Array, target: Device, *, initial_carry: Tree = None, init_key: Any = None, **call: Any
     ) -> Report:
         options = self._options()
         flags = dict.fromkeys(("seq_lengths", "resets", "return_carry", "time_major", "reverse", "keep_order"))
@@ -104,7 +105,7 @@ class Recurrent(nn.Module):
         return run.report(target=target, **options.scan)
 
     @nn.nowrap
-    def _prepare(self, inputs: jax.Array, carry: Any, key: jax.Array | None, call: Call) -> tuple[Lifted, Recurrence]:
+    def _prepare(self, inputs: jax.Array, carry: Tree, key: jax.Array | None, call: Call) -> tuple[Lifted, Recurrence]:
         """The cell as a pure step, and the scan that runs it."""
         batch = batch_shape(inputs, self.cell.num_feature_axes, call.time_major)
         time_axis = 0 if call.time_major else len(batch)

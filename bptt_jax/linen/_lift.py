@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax.core import DenyList, FrozenDict, Scope, unfreeze
 from flax.typing import In, Out
 
+from bptt_jax._jaxprs.types import Tree
 from bptt_jax._recurrent.recurrence import Step
 
 
@@ -79,7 +80,7 @@ class Lifted:
     publish: Callable[[Any, Any], None]
 
 
-def lift_cell(cell: nn.Module, options: Lift, carry: Any, x: Any, length: int) -> Lifted:
+def lift_cell(cell: nn.Module, options: Lift, carry: Tree, x: Tree, length: int) -> Lifted:
     """The step of a bound cell.
 
     Args:
@@ -108,7 +109,7 @@ class _Lifting:
         # How often each key has been drawn from: Flax counts on from the step that it traces beforehand.
         self._counters: dict[Any, Any] = self._scope.rng_counters
 
-    def lifted(self, carry: Any, x: Any) -> Lifted:
+    def lifted(self, carry: Tree, x: Tree) -> Lifted:
         own = self._taken(lambda kind: _is_axis(kind, "goes_in"))
         axes = self._axes(own)
         first_key = jax.tree.map(lambda leaf: leaf[0], self._own_keys)
@@ -121,7 +122,7 @@ class _Lifting:
         counters = _copy(self._counters)
         broadcast = self._taken(lambda kind: kind == "broadcast")
 
-        def step(carry: Any, variables: Any, x: Any, given: Any) -> Any:
+        def step(carry: Tree, variables: Tree, x: Tree, given: Any) -> Any:
             self._counters = _copy(counters)
             carry, y, mutated = self._run({**broadcast, **variables}, given, carry, x)
             self._check_known(mutated, variables)
@@ -140,7 +141,7 @@ class _Lifting:
     def _axes(self, collections: Mapping[str, Any]) -> dict[str, int]:
         return {name: self._options.kind(name).axis for name in collections}
 
-    def _run(self, variables: Any, given: Any, carry: Any, x: Any) -> tuple[Any, Any, dict[str, Any]]:
+    def _run(self, variables: Tree, given: Any, carry: Tree, x: Tree) -> tuple[Any, Any, dict[str, Any]]:
         """One step, in a scope of its own: (carry, y, the collections that it may change)."""
         own_keys, own_variables = given
         scope = Scope(
@@ -171,7 +172,7 @@ class _Lifting:
                     "returned."
                 )
 
-    def _publish(self, variables: Any, made: Any) -> None:
+    def _publish(self, variables: Tree, made: Any) -> None:
         self._put({**variables, **made})
         _update(self._scope.rng_counters, self._counters)
 
@@ -224,7 +225,7 @@ def _is_axis(kind: Any, way: str) -> bool:
     return isinstance(kind, _Axis) and bool(getattr(kind, way))
 
 
-def _first(tree: Any, axis: int) -> Any:
+def _first(tree: Tree, axis: int) -> Any:
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, axis, 0)[0], tree)
 
 

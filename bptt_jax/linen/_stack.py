@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bptt_jax._jaxprs.types import Tree
 from bptt_jax._recurrent.cells import checked_cells
 
 
@@ -43,7 +44,7 @@ class Stack(nn.RNNCellBase):
         self.cells = tuple(own)
         super().__post_init__()
 
-    def __call__(self, carry: Any, x: jax.Array) -> tuple[tuple[Any, ...], jax.Array]:
+    def __call__(self, carry: Tree, x: jax.Array) -> tuple[tuple[Any, ...], jax.Array]:
         """One step of all cells.
 
         Args:
@@ -75,7 +76,7 @@ class Stack(nn.RNNCellBase):
         return int(self.cells[0].num_feature_axes)
 
 
-def _y_shape(cell: nn.RNNCellBase, carry: Any, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+def _y_shape(cell: nn.RNNCellBase, carry: Tree, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of what a cell makes of an x of `input_shape`: cells do not tell, so one is tried on shapes alone.
 
     x is of JAX's default float, as when layers are initialised.

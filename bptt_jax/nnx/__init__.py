@@ -19,6 +19,7 @@ except ImportError as error:
 
 from bptt_jax._budget import Budget
 from bptt_jax._explain.report import Report
+from bptt_jax._jaxprs.types import Device, Tree
 from bptt_jax._recurrent.cells import check_cell, full_name
 from bptt_jax._recurrent.recurrence import split_call
 from bptt_jax._recurrent.share_budget import share_budget
@@ -83,7 +84,7 @@ class RNN(Recurrent):
 
 
 def rnn(
-    cell_class: Any = None,
+    cell_class: type[Any] | None = None,
     /,
     *,
     budget: Budget = None,
@@ -130,7 +131,7 @@ def rnn(
     if not isinstance(rngs, bool):
         raise TypeError(f"rnn(...) makes a class, whose rngs can be True or False, got {type(rngs).__name__}.")
 
-    def decorate(cell_class: Any) -> Any:
+    def decorate(cell_class: type[Any]) -> Any:
         if not isinstance(cell_class, type):
             raise TypeError(
                 f"rnn(...) decorates a cell class, got an instance of {type(cell_class).__name__}; "
@@ -142,7 +143,7 @@ def rnn(
     return decorate if cell_class is None else decorate(cell_class)
 
 
-def explain(layer: nnx.Module, xs: Any, *, target: Any = None, rngs: nnx.Rngs | None = None, **call: Any) -> Report:
+def explain(layer: nnx.Module, xs: Tree, *, target: Device = None, rngs: nnx.Rngs | None = None, **call: Any) -> Report:
     """What a recurrent layer takes for these inputs, compiled but not run; see `bptt_jax.explain`.
 
     Args:
@@ -171,7 +172,7 @@ def explain(layer: nnx.Module, xs: Any, *, target: Any = None, rngs: nnx.Rngs | 
     graphdef, state = nnx.split((layer, rngs), graph=True)
     reports: list[Report] = []
 
-    def inspect(state: Any, xs: Any, arrays: Any) -> None:
+    def inspect(state: Any, xs: Tree, arrays: Any) -> None:
         copied: Any
         copied, keys = nnx.merge(graphdef, state)
         reports.append(copied._report(xs, target, rngs=keys, **arrays, **flags))

@@ -9,6 +9,7 @@ from typing import Any
 
 from flax import nnx
 
+from bptt_jax._caches import remember_for_good
 from bptt_jax._recurrent.cells import found_by_name, hide_behind_layer
 
 _ModuleType: Any = type(nnx.Module)
@@ -19,8 +20,8 @@ class LayerType(_ModuleType):
 
 
 # One class per cell class and options, so that an unpickled layer is of the class of the pickled one.
-@functools.cache
-def layer_class(base: Any, cell_class: Any, options: Any, rngs: bool, unroll_is_bool: bool) -> Any:
+@remember_for_good
+def layer_class(base: Any, cell_class: type[Any], options: Any, rngs: bool, unroll_is_bool: bool) -> Any:
     """The class of layers that run cells of `cell_class`.
 
     Args:

@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 
 from bptt_jax._explain.report import Report
+from bptt_jax._jaxprs.types import Device, Leaf, Tree
 from bptt_jax._recurrent.cells import check_cell
 from bptt_jax._recurrent.recurrence import Call, LayerOptions, Recurrence, batch_shape, recurrence
 from bptt_jax.nnx._lift import Lifted, lifted_cell
@@ -46,7 +47,7 @@ class Recurrent(nnx.RNN):
         self,
         inputs: jax.Array,
         *,
-        initial_carry: Any = None,
+        initial_carry: Tree = None,
         seq_lengths: jax.Array | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
@@ -79,7 +80,7 @@ class Recurrent(nnx.RNN):
         return (carry, outputs) if call.return_carry else outputs
 
     def _report(
-        self, inputs: jax.Array, target: Any, *, initial_carry: Any = None, rngs: Any = None, **call: Any
+        self, inputs: jax.Array, target: Device, *, initial_carry: Tree = None, rngs: Any = None, **call: Any
     ) -> Report:
         chosen = self._call(**(dict.fromkeys(("seq_lengths", "resets", *_FLAGS)) | call))
         with self._prepared(inputs, initial_carry, rngs, chosen) as (_, run):
@@ -89,13 +90,13 @@ class Recurrent(nnx.RNN):
     def _scan_options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("budget", "plan", "lowering", "verify", "unroll")}
 
-    def _call(self, *, seq_lengths: Any, resets: Any, **overrides: bool | None) -> Call:
+    def _call(self, *, seq_lengths: Leaf, resets: Leaf, **overrides: bool | None) -> Call:
         """The options of one call; those that are None are the layer's own."""
         chosen = {name: getattr(self, name) if given is None else given for name, given in overrides.items()}
         return Call(**chosen, seq_lengths=seq_lengths, resets=resets)
 
     @contextlib.contextmanager
-    def _prepared(self, inputs: jax.Array, carry: Any, rngs: Any, call: Call) -> Iterator[tuple[Lifted, Recurrence]]:
+    def _prepared(self, inputs: jax.Array, carry: Tree, rngs: Any, call: Call) -> Iterator[tuple[Lifted, Recurrence]]:
         """The cell as a pure step, and the scan that runs it."""
         batch = batch_shape(inputs, self.cell.num_feature_axes, call.time_major)
         time_axis = 0 if call.time_major else len(batch)

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from bptt_jax._jaxprs.types import Tree
+
 _TAG = "bptt_jax.nnx"
 
 # One for each filter of the axes, the state that it takes; None where another part has it.
@@ -37,7 +39,7 @@ class Lifted:
         self.given_axes = self.made_axes(self.given)
         self._shared = self._part(states, lambda axis: axis is None)
 
-    def step(self, carry: Any, carried: States, x: Any, given: States) -> tuple[Any, States, Any, States]:
+    def step(self, carry: Tree, carried: States, x: Tree, given: States) -> tuple[Any, States, Any, States]:
         with nnx.merge_context(_TAG, inner=True) as context:
             cell = context.merge(self._graphdef, *_whole(self._shared, carried, given))
         carry, y = cell(carry, x)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bptt_jax._jaxprs.types import Tree
 from bptt_jax._recurrent.cells import checked_cells
 
 
@@ -36,7 +37,7 @@ class Stack(nnx.RNNCellBase):
     def __init__(self, cells: Iterable[Any]):
         self.cells = nnx.List(checked_cells(cells, nnx.Module))
 
-    def __call__(self, carry: Any, inputs: jax.Array) -> tuple[tuple[Any, ...], jax.Array]:
+    def __call__(self, carry: Tree, inputs: jax.Array) -> tuple[tuple[Any, ...], jax.Array]:
         """One step of all cells.
 
         Args:
@@ -53,7 +54,7 @@ class Stack(nnx.RNNCellBase):
         return tuple(carries), inputs
 
     def initialize_carry(
-        self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None
+        self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Tree = None
     ) -> tuple[Any, ...]:
         """The first carry of each cell, for inputs of this shape of the lowest; `carry_init` as the cells take it."""
         options = {} if carry_init is None else {"carry_init": carry_init}
@@ -70,14 +71,14 @@ class Stack(nnx.RNNCellBase):
         return int(self.cells[0].num_feature_axes)
 
 
-def _y_shape(cell: Any, carry: Any, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+def _y_shape(cell: Any, carry: Tree, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of what a cell makes of inputs of this shape: cells do not tell, so a copy is tried on shapes alone.
 
     x is of JAX's default float, as when layers are initialised.
     """
     graphdef, state = nnx.split(cell)
 
-    def y(state: Any, carry: Any, x: jax.Array) -> Any:
+    def y(state: Any, carry: Tree, x: jax.Array) -> Any:
         copied: Any = nnx.merge(graphdef, state)
         return copied(carry, x)[1]
 

@@ -14,7 +14,14 @@ from bptt_jax._budget import budget_to_bytes, is_percentage
 from bptt_jax._caches import remember
 from bptt_jax._cost.cost import cost
 from bptt_jax._cost.time import time_of
-from bptt_jax._figures import ACCELERATOR_SPARE, CERTAINLY_FITS, COUNTER_BYTES, ESTIMATE_MARGIN, LINE_BYTES
+from bptt_jax._figures import (
+    ACCELERATOR_SPARE,
+    CERTAINLY_FITS,
+    CHECKED_BYTES,
+    COUNTER_BYTES,
+    ESTIMATE_MARGIN,
+    LINE_BYTES,
+)
 from bptt_jax._lower.program import Program, program_of
 from bptt_jax._measure.measure import made_bytes, measure
 from bptt_jax._step.form import Swept, fastest_form, sweep_forms
@@ -99,7 +106,8 @@ def _choose(gradient: Gradient, _mesh: Any, _devices: int) -> Choice:
     assert asked is not None
     left = _left(gradient, asked)
     # What one step makes and drops again is in no estimate.
-    if CERTAINLY_FITS * (unplanned.predicted_bytes + 2 * made_bytes(gradient)) <= left:
+    certain_bytes = CERTAINLY_FITS * (unplanned.predicted_bytes + 2 * made_bytes(gradient))
+    if left >= max(certain_bytes, CHECKED_BYTES):
         return dataclasses.replace(unplanned, unchecked="it plainly fits")
     return _planned(gradient, asked, left)
 

@@ -1,4 +1,4 @@
-"""What the README and the examples say, run."""
+"""READMEs and examples are run: all code, all commands, and output as it is shown."""
 
 import re
 import subprocess
@@ -15,6 +15,8 @@ from bptt_jax._cli.commands import main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+FOLDERS = ("notebooks", "examples", "bptt_jax", "bptt_jax/planners", "tests", "tests/audit", "tests/bench")
+GUIDE = "notebooks/README.md"
 
 
 @pytest.fixture
@@ -34,19 +36,56 @@ def without_measurement(report):
     return [line.rstrip() for line in report.splitlines() if line.strip() and not line.startswith(left_out)]
 
 
+def run_code(path, capsys):
+    """Runs the code of a Markdown file and compares each text block with the output before it.
+
+    Returns:
+      The namespace of all the code, and the output of each block.
+    """
+    namespace, outputs = {}, []
+    for kind, text in re.findall(r"```(python|text)\n(.*?)```", path.read_text(), flags=re.DOTALL):
+        if kind == "python":
+            exec(compile(text, str(path), "exec"), namespace)
+            outputs.append(capsys.readouterr().out)
+        else:
+            assert without_measurement(outputs[-1]) == without_measurement(text)
+    return namespace, outputs
+
+
 def test_readme_code_runs_and_prints_what_it_shows(lax_modes, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```(python|text)\n(.*?)```", README, flags=re.DOTALL)
-    assert [kind for kind, _ in blocks].count("text") == 1
-    namespace = {}
-    for kind, text in blocks:
-        if kind == "python":
-            capsys.readouterr()
-            exec(compile(text, "README.md", "exec"), namespace)
-        else:
-            assert without_measurement(capsys.readouterr().out) == without_measurement(text)
+    _, outputs = run_code(ROOT / "README.md", capsys)
+    (error,) = [output for output in outputs if output.startswith("no plan for")]
+    shown = re.search(r"\n((?:    [^\n]+\n)*?    no plan for a scan(?:[^\n]+\n)+)", README)[1]
+    assert re.sub(r"[\d.,]+", "", " ".join(shown.split())) == re.sub(r"[\d.,]+", "", error.strip())  # XLA's numbers
+
+
+@pytest.mark.slow
+def test_the_guides_code_runs_and_prints_what_it_shows(lax_modes, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace, _ = run_code(ROOT / GUIDE, capsys)
     assert namespace["accuracy"] > 0.85  # "some 90 % right"
     assert (tmp_path / "plan.png").exists()
+
+
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if f"{folder}/README.md" != GUIDE])
+def test_code_of_a_folders_readme_runs(folder, lax_modes, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_code(ROOT / folder / "README.md", capsys)
+
+
+@pytest.mark.parametrize("folder", ["", *FOLDERS])
+def test_links_lead_somewhere(folder):
+    text = (ROOT / folder / "README.md").read_text()
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (ROOT / folder / target).exists(), target
+
+
+@pytest.mark.parametrize("folder", ["", *FOLDERS])
+def test_paths_that_are_named_exist(folder):
+    text = (ROOT / folder / "README.md").read_text()
+    named = re.findall(r"\b(?:tests|bptt_jax|examples|notebooks)/[\w/]+\.(?:py|ipynb|md)\b", text)
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 def test_readme_commands_are_those_of_the_command_line(tmp_path, monkeypatch):

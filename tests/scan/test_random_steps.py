@@ -64,6 +64,15 @@ def test_a_whole_program_takes_what_its_check_says(seed):
     assert finding.measured == finding.checked
 
 
+@pytest.mark.usefixtures("implicit_broadcasting")
+def test_small_budgets_are_checked_where_everything_seems_to_fit():
+    """Loops of random bits, which no estimate has, are half of the bytes of a step of single numbers."""
+    case = audit.Case(f"{RANDOM}-1007", 100, "sweep", "all")
+    finding = audit.examine(case, case.problem(), 5384)
+    assert finding.programs >= 1
+    assert finding.measured <= finding.asked
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("function", ["in_sweep", "in_nest"])
 def test_bytes(function):

@@ -34,7 +34,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`bptt_jax.linen` and `bptt_jax.nnx` are imported when they are first used, for they need Flax."""
+    """Imports `bptt_jax.linen` and `bptt_jax.nnx` when they are first used, because they need Flax."""
     if name in ("linen", "nnx"):
         return importlib.import_module(f"bptt_jax.{name}")
     raise AttributeError(f"module 'bptt_jax' has no attribute {name!r}")

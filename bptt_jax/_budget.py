@@ -1,4 +1,4 @@
-"""Budgets as users write them, to bytes."""
+"""Budgets: from the forms users write to bytes."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _FORMS = _NUMBERS.replace(", or None", ', "auto" for what the device has free, o
 
 
 def budget_to_bytes(budget: object, store_all_bytes: int) -> int | None:
-    """The bytes that a budget allows; None where it sets no limit.
+    """The bytes of a budget; None where it sets no limit.
 
     Args:
       budget: None, a positive int, or a string: a number with a unit (B, kB, MB, GB, TB in powers of 1000, KiB, MiB,
         GiB, TiB in powers of 1024), or a percentage of `store_all_bytes`.
-      store_all_bytes: what `jax.lax.scan`'s own vjp needs at this length.
+      store_all_bytes: temporary bytes of `jax.lax.scan`'s own vjp at this length.
 
     Raises:
-      TypeError, ValueError: for anything else, naming the forms that work.
+      TypeError, ValueError: for anything else; the message has the accepted forms.
 
     >>> budget_to_bytes("1.5KiB", 0), budget_to_bytes("5%", 1000), budget_to_bytes(None, 7)
     (1536, 50, None)
@@ -48,7 +48,7 @@ def budget_to_bytes(budget: object, store_all_bytes: int) -> int | None:
     else:
         kind, meant = type(budget).__name__, ""
         if isinstance(budget, float) and 0 < budget < math.inf:
-            # Below 1 a share is meant, above it a number of bytes such as 1e9.
+            # Below 1 a share is probably meant; above it a number of bytes, for example 1e9.
             meant = f" Did you mean {repr(f'{100 * budget:g}%') if budget < 1 else int(budget)}?"
         raise TypeError(f"budget={budget!r} of type {kind} is not a budget; use {_FORMS}.{meant}")
     if bytes_ <= 0:
@@ -57,7 +57,7 @@ def budget_to_bytes(budget: object, store_all_bytes: int) -> int | None:
 
 
 def is_percentage(budget: object) -> bool:
-    """Whether a budget is a share of the bytes that `jax.lax.scan` would need.
+    """Whether a budget is a share of the bytes of `jax.lax.scan`.
 
     >>> is_percentage("5%"), is_percentage("5MiB")
     (True, False)
@@ -74,7 +74,7 @@ def _parse(budget: str, store_all_bytes: int) -> int:
         raise ValueError(f"budget={budget!r} is not a budget; use {_FORMS}.{meant}")
     number, unit = fractions.Fraction(match["number"]), match["unit"]
     if unit == "%":
-        return max(math.ceil(number), int(number * store_all_bytes / 100))  # positive, also of a step without residuals
+        return max(math.ceil(number), int(number * store_all_bytes / 100))  # positive, also without residuals
     if unit not in _UNITS:
         known = next((known for known in _UNITS if known.lower() == unit.lower()), _MEANT.get(unit.lower(), ""))
         meant = f" Did you mean '{match['number']}{known}'?" if known else ""

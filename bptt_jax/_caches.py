@@ -1,7 +1,7 @@
 """Every cache of the package: `remember` makes one, and `forget_everything` empties all of them.
 
-Results depend on arguments only, so a cache saves time and never changes a result. Each is bounded, because a step that
-is defined inside its caller is new at each call and would fill it.
+Results depend on arguments only, so a cache saves time and never changes a result. The caches of `remember` are
+bounded, because a step defined inside its caller is new at each call and would fill them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, ParamSpec, TypeVar, cast
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_caches: list[tuple[object, Callable[[], None]]] = []  # with the functions that empty them
+_caches: list[tuple[object, Callable[[], None]]] = []  # each cache with the function emptying it
 
 
 def remember(most: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """A decorator that keeps the last so many results of a function, by its arguments.
+    """A decorator that remembers results of a function by its arguments: the `most` results used last.
 
     >>> @remember(2)
     ... def double(number):
@@ -38,7 +38,7 @@ def remember(most: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 
 def remember_while_alive() -> weakref.WeakKeyDictionary[Any, Any]:
-    """A dictionary whose entries go with their keys."""
+    """A dictionary with weak keys: an entry is dropped when its key is garbage collected."""
     entries: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
     _caches.append((entries, entries.clear))
     return entries
@@ -52,5 +52,5 @@ def forget_everything(but: object = None) -> None:
 
 
 def remember_for_good(function: Callable[P, T]) -> Callable[P, T]:
-    """A decorator for makers of classes: an unpickled object needs the very class again, so these are never emptied."""
+    """A decorator for makers of classes: never emptied, because an unpickled object needs the very same class again."""
     return cast(Callable[P, T], functools.cache(function))

@@ -23,9 +23,9 @@ ESTIMATE_MARGIN = 0.15
 # Share: on accelerators, a whole program with a loss in it may take this much more than the gradient by itself. Binds:
 # a GRU (16, 256) with resets for an H100, at 3 % of Flax's bytes, with the last carry in the loss: 8 %.
 ACCELERATOR_SPARE = 0.1
-# Ratio: nothing is compiled where the budget is at least this many times the sum of the estimate for everything kept
-# and of twice the bytes made by one step, because everything plainly fits. Binds: a product with a weight and with its
-# transpose, where everything kept takes 1.33 times the estimate.
+# Ratio: nothing is compiled where the budget is this many times the estimate for everything kept, with twice the bytes
+# made by one step added, because everything plainly fits. Binds: a product with a weight and with its transpose, where
+# everything kept takes 1.33 times the estimate.
 CERTAINLY_FITS = 1.5
 # Bytes: smaller budgets are always checked, because loops of random bits and counters are in no estimate. Binds: step
 # 1007 of tests/support/random_steps.py, of single numbers, where everything kept takes 5,700 bytes for 2,939 predicted.

@@ -17,7 +17,7 @@ class Options:
     """The options of `scan`, beside the step and its arguments; see there. Hashable.
 
     Attributes:
-      machine: the device that is compiled for.
+      machine: the device to compile for.
     """
 
     machine: Machine
@@ -31,7 +31,7 @@ def check_options(budget: Any, plan: Any, lowering: Any, verify: Any, target: De
     """Raises for malformed options, whatever the step, so also where nothing is differentiated."""
     if lowering not in (None, "sweep", "nested"):
         raise ValueError(f'lowering={lowering!r} is unknown; use None (the sweep where it can), "sweep" or "nested".')
-    if budget != "auto":
+    if budget != "auto":  # converted only to check its form, so any size of the scan serves
         budget_to_bytes(budget, store_all_bytes=1)
     if not isinstance(verify, bool):
         raise TypeError(f"verify must be True or False, got {verify!r}.")

@@ -1,4 +1,4 @@
-"""From a gradient that is asked for to the way to run it: measure, plan, check, and pick the lowering."""
+"""The pipeline from a gradient to the way to run it: measure, plan, check, and pick the lowering."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ from bptt_jax.plans._nodes import Plan, Steps
 from bptt_jax.plans._nodes import length as length_of
 from bptt_jax.plans._profile import StepProfile
 
-_SHORT = 4  # a scan is, if everything kept is predicted to take at most so many times the smallest plan
+_SHORT = 4  # a scan is short where everything kept is predicted to take at most this many times the smallest plan
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Choice:
-    """How a gradient is run.
+    """The way to run a gradient.
 
     Attributes:
-      gradient: which.
+      gradient: the gradient.
       plan: the plan.
       form: the step as the sweep runs it; None for the nest.
-      checks: the programs that were compiled to find it.
-      unchecked: why there are none, under a budget; empty if there are.
-      plan_seconds: what planning took, without the checks.
+      checks: the programs compiled to find the plan.
+      unchecked: under a budget, the reason why there are no checks; else empty.
+      plan_seconds: the time of planning, without the checks.
     """
 
     gradient: Gradient
@@ -60,16 +60,16 @@ class Choice:
 
     @functools.cached_property
     def profile(self) -> StepProfile:
-        """Sizes of one step, from its shapes; with a plan or without a budget `scan` never asks for it."""
+        """Sizes of one step, from its shapes; made on first use, because `scan` needs none with a plan or no budget."""
         return measure(self.gradient, self.form)
 
     @property
     def predicted_bytes(self) -> int:
-        """Peak temporary bytes by the profile."""
+        """Peak temporary bytes of the plan, predicted from the profile."""
         return cost(self.plan, self.profile).peak_bytes
 
     def program(self, waits: bool = True) -> Program:
-        """The program for one example; the same for the same argument. See `program_of`."""
+        """The program for one example, made once for each argument; see `program_of`."""
         return self._waiting if waits else self._not_waiting
 
     @functools.cached_property
@@ -82,12 +82,12 @@ class Choice:
 
 
 def choose(gradient: Gradient) -> Choice:
-    """How to run a gradient: the plan given, or the fastest for the budget, as the sweep where that is possible.
+    """The choice for a gradient: the given plan, or the fastest for the budget, as the sweep where possible.
 
-    The same for the same gradient: the rules of all primitives ask for it.
+    Equal gradients get the same choice, because the rules of all primitives ask for it.
 
     Raises:
-      ValueError: for a plan of another length; for the sweep where it cannot be.
+      ValueError: for a plan of another length; if the sweep is asked for and only the nest takes the step.
       BudgetError: if no plan fits the budget.
     """
     return _choose(gradient, jax.sharding.get_abstract_mesh(), jax.device_count())
@@ -105,7 +105,7 @@ def _choose(gradient: Gradient, _mesh: Any, _devices: int) -> Choice:
     asked = budget_to_bytes(budget, unplanned.profile.store_all_bytes(call.length))
     assert asked is not None
     left = _left(gradient, asked)
-    # What one step makes and drops again is in no estimate.
+    # The estimate leaves out arrays made and dropped again within one step, so they are added.
     certain_bytes = CERTAINLY_FITS * (unplanned.predicted_bytes + 2 * made_bytes(gradient))
     if left >= max(certain_bytes, CHECKED_BYTES):
         return dataclasses.replace(unplanned, unchecked="it plainly fits")
@@ -113,7 +113,7 @@ def _choose(gradient: Gradient, _mesh: Any, _devices: int) -> Choice:
 
 
 def fastest(gradient: Gradient) -> Swept | None:
-    """The step as the sweep runs it fastest; None for the nest."""
+    """The fastest form of the step for the sweep; None for the nest."""
     options, step = gradient.call.options, gradient.call.step
     if options.lowering == "nested" or gradient.call.length == 0:
         return None
@@ -127,7 +127,7 @@ def fastest(gradient: Gradient) -> Swept | None:
 
 
 def _planned(gradient: Gradient, asked: int, left: int) -> Choice:
-    """The fastest plan that takes at most the bytes that are left of those asked for."""
+    """The choice of the fastest plan within `left` bytes, by checks where possible."""
     start, spent, plans = time.perf_counter(), 0.0, Plans(gradient)
 
     def compiled(candidate: Candidate) -> Check:
@@ -154,19 +154,20 @@ def _planned(gradient: Gradient, asked: int, left: int) -> Choice:
 
 
 def _estimated(plans: Plans, asked: int, why: str) -> Verdict:
-    """The plan by what is predicted, with a margin."""
+    """The plan chosen by predicted bytes alone, with a margin."""
     found = plans.within(int(asked / (1 + ESTIMATE_MARGIN))) or plans.last_resorts()[0]
     return Verdict(Check(found, found.predicted_bytes * (1 + ESTIMATE_MARGIN)), (), why)
 
 
 def _left(gradient: Gradient, asked: int) -> int:
-    """Of the bytes asked for, those that the program which is checked may take."""
+    """The bytes left for the checked program, out of those asked for a whole program."""
     return int((asked - _beside_bytes(gradient)) / (1 + _spare(gradient)))
 
 
 def _asked(gradient: Gradient, taken: float) -> int:
-    """The least budget for a program that takes so many bytes when it is checked."""
+    """The least budget for a program of `taken` bytes in its check: the inverse of `_left`."""
     spare = _spare(gradient)
+    # With a spare, `_left` divides and rounds down: one byte more makes up for it.
     return math.ceil(taken * (1 + spare)) + (spare > 0) + _beside_bytes(gradient)
 
 
@@ -175,10 +176,10 @@ def _spare(gradient: Gradient) -> float:
 
 
 def _beside_bytes(gradient: Gradient) -> int:
-    """Bytes of what a program with a loss in it holds beside the one that is checked.
+    """Bytes held by a whole program, with a loss in it, beside the checked one.
 
-    The last carry and its cotangent, which are a result and an argument there; and counters of the loops of a forward
-    pass that runs once more.
+    The last carry and its cotangent are no temporaries in the check, because there they are a result and an argument.
+    The counters are of the loops of a forward pass run once more.
     """
     step, machine = gradient.call.step, gradient.call.options.machine
     carry = select(step.split(step.jaxpr.in_avals)[1], gradient.active.carry)
@@ -187,9 +188,9 @@ def _beside_bytes(gradient: Gradient) -> int:
 
 
 def _refuse(gradient: Gradient, asked: int, left: int, smallest: Check) -> None:
-    """Raises for bytes, which are a promise, and warns for a percentage, which is a wish."""
+    """Raises for bytes, because they are a promise, and warns for a percentage, because it is a wish."""
     call, candidate, taken = gradient.call, smallest.candidate, smallest.measured_bytes
-    is_refused = math.isinf(taken)  # by the compiler; how many bytes the program takes is not known
+    is_refused = math.isinf(taken)  # by the compiler, so the bytes of the program are not known
     known = _asked(gradient, max(candidate.predicted_bytes, left + 1) if is_refused else taken)
     made_of = shares(measure(gradient, candidate.form), candidate.plan, known)
     error = BudgetError(call.length, call.options.budget, asked, known, made_of)
@@ -204,7 +205,7 @@ def _refuse(gradient: Gradient, asked: int, left: int, smallest: Check) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Plans:
-    """The plans for a gradient, by the bytes that they are predicted to take."""
+    """The plans for a gradient, by their predicted bytes: the `Ladder` of the search."""
 
     gradient: Gradient
 
@@ -220,19 +221,20 @@ class Plans:
         return not self._forms or self.gradient.call.options.lowering is None
 
     def within(self, bytes_: int) -> Candidate | None:
-        """The fastest plan that is predicted to take at most so many bytes; None if there is none.
+        """The fastest plan predicted to take at most `bytes_`; None if there is none.
 
-        The nest only where the sweep has none: a step that keeps nothing for its backward needs less there than the
-        sweep's loops hold.
+        The nest is asked only where the sweep has no plan. It may have one, because a step without residuals needs less
+        there than the sweep's loops hold.
         """
         swept = [self._within(form, bytes_) for form in self._forms]
         found = min((one for one in swept if one is not None), key=lambda one: one.predicted_time, default=None)
         return self._within(None, bytes_) if found is None and self._has_nest else found
 
     def last_resorts(self) -> list[Candidate]:
-        """The smallest plans of both lowerings and, of short scans, everything kept; the least that is predicted first.
+        """The smallest plan of each lowering and, for short scans, everything kept, by ascending predicted bytes.
 
-        A step that keeps nothing may take less in the nest, but not where XLA copies its outputs there.
+        Beside the sweep's plan, the nest's is left out unless it is predicted to be smaller. It may be for a step
+        without residuals, but not where XLA copies the step's outputs in the nest.
         """
         length = self.gradient.call.length
         swept = [self._smallest(form) for form in self._forms]
@@ -253,6 +255,6 @@ class Plans:
         return None if plan is None else self.candidate(form, plan)
 
     def candidate(self, form: Swept | None, plan: Plan) -> Candidate:
-        """A plan with what is predicted for it."""
+        """A plan with its predicted bytes and time."""
         profile = measure(self.gradient, form)
         return Candidate(plan, form, cost(plan, profile).peak_bytes, time_of(plan, profile))

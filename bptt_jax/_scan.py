@@ -1,4 +1,4 @@
-"""The façade: `scan`, the drop-in for `jax.lax.scan`, and its decorator form."""
+"""The façade: `scan`, the drop-in for `jax.lax.scan`, and its decorator form `checkpointed`."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def scan(
 ) -> tuple[Any, Any]:
     """`jax.lax.scan`, whose backward pass stays within a budget of bytes.
 
-    Values and derivatives are those of `jax.lax.scan`, under every transformation: nothing is truncated. The arrays
-    that the backward pass keeps, and those that it computes again, are planned from the sizes of the step and the
-    budget, when the call is differentiated; a call that is not costs nothing extra.
+    Values and derivatives are those of `jax.lax.scan`, under every transformation: nothing is truncated. When the call
+    is differentiated, a plan is made from the sizes of the step and the budget: which arrays the backward pass keeps,
+    and which it computes again. A call without derivatives costs nothing extra.
 
-    It is one JAX primitive. Under `jax.vmap` the batch goes into the step, so all examples together keep the budget,
-    and weights that they share have one gradient, summed where it is made.
+    `scan` is one JAX primitive. Under `jax.vmap` the batch goes into the step, so all examples together keep the
+    budget. Weights shared by the examples have one gradient, summed over the examples where it is computed.
 
     Reference program, as for `jax.lax.scan`::
 
@@ -59,40 +59,42 @@ def scan(
 
     Args:
       f: the step, (carry, x) -> (carry, y), pytrees of arrays; the carry keeps its structure, shapes and dtypes.
-        Floating arrays that it closes over are differentiated as well.
+        Floating arrays in its closure are differentiated as well.
       init: the first carry.
-      xs: what to scan over, along the leading axes or `in_axes`; or None with `length`.
+      xs: a pytree of arrays to scan over, along the leading axes or `in_axes`; or None with `length`.
       length: the number of steps; must agree with `xs`.
       reverse: whether to go through `xs` from the end; `ys` are in the order of `xs`.
       unroll: steps per iteration of the innermost loops, as in `jax.lax.scan`.
-      budget: temporary bytes, per device, of the compiled gradient of this scan with respect to all inputs that are
-        differentiated (params, init, xs, or some leaves of them), as XLA reports them: None (no limit), an int,
-        "64MiB", "1.5GB", "5%" of the bytes that `jax.lax.scan` would need for it, as predicted from the step's shapes,
-        or "auto", three quarters of the bytes that the device has free when the call is differentiated (rounded down
-        to three binary digits; the least of all processes). Bytes are a promise: where no plan keeps it, `BudgetError`
-        is raised. A percentage is a wish: there the smallest plan runs, with a `BudgetWarning`. Under vmap all examples
-        count; in a shard_map and under explicit sharding the shard's shapes; under automatic sharding the global
-        array's, which is safe. Derivatives of gradients work, and are not bounded. In a job of several processes each
-        has to trace the call: they agree on what was measured.
+      budget: a limit on the temporary bytes, per device, of this scan's compiled gradient, as XLA reports them. The
+        gradient is with respect to all differentiated inputs (params, init, xs, or some leaves of them). The limit is
+        None (no limit), an int, or a string: "64MiB", "1.5GB", "5%" or "auto".
+        A percentage is a share of the bytes `jax.lax.scan` would need for this gradient, as predicted from the step's
+        shapes. "auto" is three quarters of the bytes free on the device when the call is differentiated (rounded down
+        to three binary digits; the least of all processes).
+        Bytes are a promise: if no plan keeps it, `BudgetError` is raised. A percentage is a wish: if no plan keeps it,
+        the smallest plan runs, with a `BudgetWarning`.
+        Under vmap all examples count. In a shard_map and under explicit sharding the shard's shapes count; under
+        automatic sharding the global array's, which is safe. Derivatives of gradients work, and are not bounded.
+        In a job of several processes each has to trace the call, because they agree on the bytes measured.
       plan: a plan to run as it is, instead of a budget.
-      lowering: the way that a gradient runs: "sweep", "nested" (`jax.checkpoint` around `jax.lax.scan`, nested as the
-        plan is), or None, the sweep where it can; steps with derivative rules of the user's own take the nest.
-      verify: whether to compile the gradient by itself, with one to four plans, until XLA's own figure is within the
-        budget; each step, length and budget once in a process. Without, sizes are estimated from shapes with a margin
-        of 15 %, which is no promise. Where the gradient cannot be compiled by itself, a budget of bytes is an estimate
-        as well, with an `UnverifiedWarning`.
-      target: the device that is compiled for, where it is not the default backend (`jax.export`, ahead-of-time
-        compiling): one of `jax.experimental.topologies.get_topology_desc(...).devices`, say. Plans are checked for it.
-      in_axes, out_axes: the axes of time of `xs` and of `ys`, an int for all leaves or a pytree of ints that begins as
-        `xs` or `ys` does. `in_axes=1, out_axes=1` takes (batch, time, features) and returns them: steps are read and
-        written where they are, so a copy with time first, which `jnp.moveaxis` would make, is in no program.
+      lowering: the program of the gradient: "sweep"; "nested" (`jax.checkpoint` around `jax.lax.scan`, nested as the
+        plan is); or None, the sweep where possible. Steps with derivative rules of the user's own take the nest.
+      verify: whether to compile the gradient by itself, with one to four plans, until the bytes XLA reports are within
+        the budget. This is done once in a process for each step, length and budget. With False, sizes are estimated
+        from shapes with a margin of 15 %, which is no promise. Where the gradient cannot be compiled by itself, a
+        budget of bytes is kept by an estimate as well, with an `UnverifiedWarning`.
+      target: the device to compile for, if it is not the default backend (`jax.export`, ahead-of-time compiling): for
+        example, one of `jax.experimental.topologies.get_topology_desc(...).devices`. Plans are checked for it.
+      in_axes, out_axes: the time axes of `xs` and of `ys`: an int for all leaves, or a pytree of ints, a tree prefix of
+        `xs` or `ys`. For example, `in_axes=1, out_axes=1` takes and returns (batch, time, features). Steps are read
+        and written along these axes, so no program contains the time-first copy of `jnp.moveaxis`.
 
     Returns:
       (carry, ys), as `jax.lax.scan`.
 
     Raises:
-      BudgetError: if no plan takes as few bytes as asked, when the call is differentiated.
-      TypeError, ValueError: what `jax.lax.scan` raises, or for malformed options.
+      BudgetError: when the call is differentiated, if no plan takes as few bytes as asked.
+      TypeError, ValueError: as raised by `jax.lax.scan`, or for malformed options.
 
     >>> import jax, jax.numpy as jnp
     >>> def running_sum(carry, x):
@@ -111,8 +113,8 @@ def scan(
     >>> bool(jnp.allclose(jax.grad(loss)(xs), jax.grad(reference)(xs)))
     True
 
-    Not for loops whose length is not static (`jax.lax.while_loop`), nor where everything fits anyway: then a budget
-    only costs compile time.
+    Not for loops of dynamic length (`jax.lax.while_loop`), nor where everything fits anyway: then a budget only costs
+    compile time.
     """
     options = checked_options(budget, plan, lowering, verify, target)
     return scan_along(f, init, xs, length, reverse, unroll, options, layout_of(in_axes, out_axes))
@@ -128,7 +130,7 @@ def scan_along(
     options: Options,
     layout: Layout,
 ) -> tuple[Any, Any]:
-    """`scan`, with time wherever it is in each leaf of xs and ys."""
+    """`scan` with checked options, and with `layout` for the time axis of each leaf of xs and ys."""
     pair: tuple[Any, Any]
     if cast(Any, jax.config).jax_disable_jit:  # the step runs in Python, with values, as in JAX
         if layout is TIME_FIRST:
@@ -142,7 +144,7 @@ def scan_along(
         raise ValueError(f"the plan has {length_of(plan)} steps, but the scan has {call.length}.")
     if all(is_debug(effect) or is_named_axis(effect) for effect in call.step.jaxpr.effects):
         pair = traced.finish(scan_p.bind(*traced.arguments, call=call))
-    else:
+    else:  # JAX allows other effects, on references or by callbacks with results, only in equations of its own
         pair = traced.finish(run_now(call, traced.arguments))
     return pair
 
@@ -160,11 +162,11 @@ def checkpointed(
     in_axes: Tree = 0,
     out_axes: Tree = 0,
 ) -> Any:
-    """Decorator form of `scan`: from a step to a function that scans it.
+    """Decorator form of `scan`: turns a step into a function scanning it.
 
     Args:
       step: (carry, x) -> (carry, y), or (params, carry, x) -> (carry, y) with `params=True`. Like a function under
-        `jax.jit` it is traced once for inputs of the same types; what it reads from elsewhere is read then.
+        `jax.jit` it is traced once for inputs of the same types, and reads values from outside only then.
       params: whether the step, and so the decorated function, takes parameters first.
       unroll, budget, plan, lowering, verify, target, in_axes, out_axes: as for `scan`.
 
@@ -187,7 +189,8 @@ def checkpointed(
         return functools.partial(checkpointed, params=params, **options)
 
     def with_params(carry: Tree, x: Tree) -> Any:
-        # Handed on unchanged, which JAX finds out and makes an operand of: its cache of traces then knows the step.
+        # Params are part of the carry, because JAX's cache of traces would not know a new closure over them. They are
+        # passed on unchanged, so JAX makes operands of them.
         params, carry = carry
         carry, y = step(params, carry, x)
         return (params, carry), y
@@ -198,16 +201,16 @@ def checkpointed(
             try:
                 (_, carry), ys = scan(with_params, (params, init), xs, length, reverse, **options)
             except TypeError as error:
-                if str(error).startswith("scan body function"):  # of the carry; named as in the user's step
+                if str(error).startswith("scan body function"):  # raised again, with the names in the user's own carry
                     jax.eval_shape(lambda: lax.scan(functools.partial(step, params), init, xs, length, reverse))
                 raise
             return carry, ys
     else:
-        # mypy wants both branches of one signature; that they differ is the point of `params`.
+        # mypy wants one signature in both branches, but to differ is the point of `params`.
         def run(init: Tree, xs: Tree = None, length: int | None = None, reverse: bool = False) -> Any:  # type: ignore[misc]
             return scan(step, init, xs, length, reverse, **options)
 
-    # The signature is run's own, so no __wrapped__; the names and the docstring are the step's.
+    # No __wrapped__, because the signature is run's own; the names and the docstring are the step's.
     for name in ("__name__", "__qualname__", "__module__", "__doc__"):
         if hasattr(step, name):
             setattr(run, name, getattr(step, name))

@@ -1,6 +1,6 @@
 """The exceptions of bptt_jax, and the one place where their messages are put together.
 
-Every message says what was asked, what was found, and what would work.
+Every message names the request, the finding, and a remedy.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ import fractions
 import inspect
 import math
 import operator
+import os
 import types
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-_NOT_THE_USERS = (str(Path(__file__).parent), str(Path(inspect.__file__).parent))  # this package, Python's own
+_NOT_THE_USERS = tuple(
+    str(Path(file).parent) + os.sep for file in (__file__, inspect.__file__)
+)  # this package, Python's library
 
 
 def format_bytes(count: int) -> str:
@@ -40,12 +43,12 @@ def _listed(parts: Iterable[tuple[int, str]]) -> str:
 
 
 def _as_percentage(budget: object, budget_bytes: int, smallest_bytes: int) -> str:
-    """The smallest budget as the percentage that it is, where a percentage was asked for; rounded up."""
+    """The smallest budget as a percentage, rounded up, if a percentage was asked for; else empty."""
     if not isinstance(budget, str) or "%" not in budget or budget_bytes <= 0:
         return ""
     asked = fractions.Fraction(budget.strip().rstrip("%").strip())
     percent = asked * smallest_bytes / budget_bytes
-    if budget_bytes <= math.ceil(asked):  # of a scan that keeps next to nothing, n % are n bytes
+    if budget_bytes <= math.ceil(asked):  # n % are n bytes or more, so a scan of few bytes needs n % for n bytes
         percent = fractions.Fraction(smallest_bytes)
     return f', or "{math.ceil(percent * 100) / 100:.2f}%"'
 
@@ -56,14 +59,14 @@ FIXED_PART = "the part that does not grow with the length"
 class BudgetError(ValueError):
     """No plan for this gradient of a scan needs as few bytes as the budget allows.
 
-    `scan` and the layers raise it when a call is differentiated, `explain` and `make_plan` at once. The bytes are those
-    of the gradient with respect to the inputs that are differentiated, under `jax.vmap` for all examples.
+    `scan` and the layers raise it when a call is differentiated, `explain` and `make_plan` at once. The bytes are of
+    the gradient with respect to the differentiated inputs, under `jax.vmap` for all examples.
 
     Attributes:
-      budget_bytes: what was asked, in bytes.
-      smallest_bytes: the smallest budget, in bytes, that was found to do; what XLA reports, if `scan` has compiled it.
-      shares: what the smallest budget is made of, from names to bytes, which add up to it; empty
-        where the planner does not tell.
+      budget_bytes: the budget asked for, in bytes.
+      smallest_bytes: the smallest budget found to suffice, in bytes; as XLA reports it, if `scan` has compiled it.
+      shares: the parts of the smallest budget, from names to bytes, adding up to it; empty where the planner does not
+        tell them.
 
     >>> from bptt_jax import StepProfile, make_plan
     >>> try:
@@ -107,7 +110,7 @@ class BudgetWarning(UserWarning):
     """No plan takes as few bytes as a percentage allows, so the smallest one runs; bytes raise `BudgetError`.
 
     Attributes:
-      budget_bytes, smallest_bytes: as those of `BudgetError`.
+      budget_bytes, smallest_bytes: as in `BudgetError`.
 
     >>> print(BudgetWarning(23, "5%", 800, 1624))
     the smallest plan runs, because budget='5%' of this scan of length 23 is 800 bytes, and none takes so few; it needs a budget of 1,624 bytes (1.59 KiB, or "10.15%").
@@ -129,7 +132,7 @@ class BudgetWarning(UserWarning):
 
 
 class UnverifiedWarning(UserWarning):
-    """A budget of bytes is kept by an estimate only, because the gradient cannot be compiled by itself where it is."""
+    """A budget of bytes is kept by an estimate only, because the gradient cannot be compiled by itself at its place."""
 
     def __init__(self, budget: object, reason: str):
         super().__init__(
@@ -143,7 +146,7 @@ class UnverifiedWarning(UserWarning):
 
 
 def warn(warning: Warning) -> None:
-    """Warns at the line of the user's that led here: the innermost one outside of packages that are installed."""
+    """Warns at the user's line: the innermost one outside of this package, Python's library and installed packages."""
     frame, level = inspect.currentframe(), 1
     while frame is not None and (
         frame.f_code.co_filename.startswith(_NOT_THE_USERS) or "site-packages" in frame.f_code.co_filename

@@ -1,6 +1,7 @@
-"""The steps that are measured, as a table: recurrent cells, a convolutional one, and waves on a grid.
+"""The steps measured, as a table: recurrent cells, a convolutional one, and waves on a grid.
 
-Everything is in single precision and made anew for each problem, so that nothing of one compilation serves another.
+Everything is in single precision and made anew for each problem, because caches of one compilation must not serve
+another.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A step to scan, and what it is differentiated with respect to.
+    """A step to scan, and the argument to differentiate with respect to.
 
     Attributes:
       step: (params, carry, x) -> (carry, y).
@@ -36,7 +37,7 @@ class Problem:
 
     @property
     def argument(self) -> int:
-        """Which of (params, init, xs) the gradient is of: the weights, or the first carry where there are none."""
+        """Index into (params, init, xs) of the argument differentiated: the weights, or the first carry without any."""
         return 1 if self.params is None else 0
 
     def xs_shape(self, length: int) -> jax.ShapeDtypeStruct:
@@ -47,7 +48,7 @@ class Problem:
 
 
 def _linen(name: str, *x_shape: int, **options: Any) -> Problem:
-    import flax.linen as nn  # here, for the other cells do not need it
+    import flax.linen as nn  # here, because the other cells do not need it
 
     cell = getattr(nn, name)(x_shape[-1], **options)
     x = jax.ShapeDtypeStruct(x_shape, jnp.float32)
@@ -74,7 +75,7 @@ def _plain_lstm(batch: int, width: int) -> Problem:
 def _waves(batch: int, width: int, force: Callable[[jax.Array], jax.Array] | None) -> Problem:
     """Leapfrog for u_tt = c² Δu + force(u) + a source at the centre, on width × width points with u = 0 around them.
 
-    (c·dt/dx)² = 0.25 is half of what is stable in two dimensions; dt² = 0.01 before the force.
+    (c·dt/dx)² = 0.25 is half the limit of stability in two dimensions; dt² = 0.01 multiplies force and source.
     """
 
     def step(_: Any, carry: Tree, x: Tree) -> tuple[Any, Any]:
@@ -92,8 +93,7 @@ def _waves(batch: int, width: int, force: Callable[[jax.Array], jax.Array] | Non
     return Problem(step, None, (u, u), jax.ShapeDtypeStruct((), jnp.float32))
 
 
-# Name -> (batch, width) -> Problem. The width is the number of features, of input features as well, and the side of the
-# grid of waves.
+# Name -> (batch, width) -> Problem. The width is the number of features of carry and input, or the side of the grid.
 CELLS: dict[str, Callable[[int, int], Problem]] = {
     "lstm": _plain_lstm,
     "flax-lstm": lambda batch, width: _linen("LSTMCell", batch, width),
@@ -101,13 +101,13 @@ CELLS: dict[str, Callable[[int, int], Problem]] = {
     "flax-gru": lambda batch, width: _linen("GRUCell", batch, width),
     "flax-conv-lstm": lambda batch, width: _linen("ConvLSTMCell", batch, 16, 16, width, kernel_size=(3, 3)),
     "wave": lambda batch, width: _waves(batch, width, None),
-    # The wave equation is linear, so that its gradient needs no step's values and lax.scan keeps none; with a force
-    # that is not, there is something to save.
+    # The wave equation is linear, so its gradient needs no residuals and lax.scan keeps none. The nonlinear force of
+    # sine-Gordon adds some.
     "sine-gordon": lambda batch, width: _waves(batch, width, lambda u: -jnp.sin(u)),
 }
 OTHER_SIZES = {"flax-conv-lstm": (2, 8), "wave": (1, 128), "sine-gordon": (1, 128)}
 
 
 def default_size(cell: str) -> tuple[int, int]:
-    """The (batch, width) that a cell is measured at if nothing else is asked for."""
+    """The (batch, width) of a cell if nothing else is asked for."""
     return OTHER_SIZES.get(cell, (16, 256))

@@ -1,4 +1,4 @@
-"""One cell at one size by every method: what each takes in bytes, in time, in evaluations of the step."""
+"""One cell at one size by every method: bytes, time and evaluations of the step for each."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from bptt_jax.errors import BudgetError, format_bytes
 from bptt_jax.plans._notation import notation
 
 EQUINOX_SLOTS = (10, 16, 44)
-Progress = Callable[[str, float], None]  # what is being done, and which share of all is behind
+Progress = Callable[[str, float], None]  # (current task, share of the work done)
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One method.
+    """Figures of one method.
 
     Attributes:
       method: its name.
-      temp_bytes: that XLA reports.
-      time_ratio: median of its time over that of `lax.scan`'s run right before it; infinite if that does not run.
-      seconds: that ratio times the median of `lax.scan`'s; without it, the median of its own.
-      compile_seconds: to trace, plan and compile, without the checks.
-      check_seconds: programs that are compiled by themselves to see their bytes.
-      forward_steps: evaluations of the step, counted on a scan of numbers that runs the same way.
-      floor_ratio: its time over that of the products alone; None for a step without any.
-      plan: for this library.
-      error: why there is nothing, as of a budget that cannot be met or too little memory; "" otherwise.
+      temp_bytes: temporary bytes reported by XLA.
+      time_ratio: median of its times over the times of `lax.scan` right before; infinite if `lax.scan` does not run.
+      seconds: `time_ratio` times the median of `lax.scan`'s times; without `lax.scan`, the median of its own.
+      compile_seconds: time to trace, plan and compile, without the checks.
+      check_seconds: time to compile programs by themselves to read their bytes.
+      forward_steps: evaluations of the step, counted on a scan of numbers run the same way.
+      floor_ratio: its time over the time of the products alone; None for a step without products.
+      plan: the plan in short notation, for this library.
+      error: reason for missing figures, for example a budget no plan fits, or too little memory; "" otherwise.
     """
 
     method: str
@@ -70,8 +70,8 @@ class Comparison:
     Attributes:
       cell, batch, width, length: of the scan.
       device, jax_version: where it ran.
-      product_flops: of the gradient by `lax.scan`.
-      product_rate: of this device, in FLOPs per second.
+      product_flops: floating-point operations of the products in the gradient by `lax.scan`.
+      product_rate: rate of products on this device, in FLOPs per second.
       rows: `lax.scan` first.
     """
 
@@ -87,7 +87,7 @@ class Comparison:
 
     @property
     def has_baseline(self) -> bool:
-        """Whether `lax.scan` runs here, so that ratios to it exist."""
+        """Whether `lax.scan` runs here; ratios to it exist only then."""
         return math.isfinite(self.rows[0].time_ratio)
 
 
@@ -99,13 +99,13 @@ def measure(
     Args:
       cell: one of `CELLS`.
       batch, width, length: of the problem.
-      budgets: that this library is measured with.
-      seconds: about which each method is timed for; at least 5 rounds.
-      progress: is told what is being done.
+      budgets: budgets to measure this library with.
+      seconds: approximate time to run each method for; at least 5 rounds.
+      progress: called with the current task and the share of the work done; compiling is the first half.
     """
     problem = CELLS[cell](batch, width)
     xs = problem.xs(length)
-    compile_program("", lax.scan, problem, problem.xs(1))  # what a process does once is no method's time to compile
+    compile_program("", lax.scan, problem, problem.xs(1))  # first, because no method is charged for a process's start
     baseline = compile_program("lax.scan", lax.scan, problem, xs)
     peers = _peers(length)
     programs, rows = [], [_row(baseline, length)]
@@ -129,7 +129,7 @@ def measure(
 
 
 def _peers(length: int) -> dict[str, Scan]:
-    """What is compared with, by name."""
+    """The scans to compare with, by name."""
     peers = {"scan(checkpoint(step))": checkpointed_step, **nests(length)}
     if importlib.util.find_spec("equinox") is not None:
         peers |= {f"Equinox, {slots} slots": equinox(slots) for slots in EQUINOX_SLOTS if slots < length}
@@ -137,7 +137,7 @@ def _peers(length: int) -> dict[str, Scan]:
 
 
 def _with_budget(budget: Budget, problem: Problem, xs: jax.Array) -> tuple[Program, Row]:
-    """This library. It is explained first, with the checks, so that compiling can be timed without."""
+    """This library. `explain` runs first and does the checks, because compiling is timed without them."""
     asked = "no budget" if budget is None else budget if isinstance(budget, str) else f"{budget:,} bytes"
     method = f"bptt_jax, {asked}"
     try:
@@ -146,7 +146,7 @@ def _with_budget(budget: Budget, problem: Problem, xs: jax.Array) -> tuple[Progr
         short = f"the smallest budget is {format_bytes(error.smallest_bytes)}"
         return Program(method, None, (), 0, 0.0, short), Row(method, error=short)
     program = compile_program(method, ours(budget=budget), problem, xs)
-    seconds = program.compile_seconds + report.plan_seconds  # which `explain` spared it
+    seconds = program.compile_seconds + report.plan_seconds  # added, because `explain` has planned already
     steps = evaluations(ours(plan=report.plan), xs.shape[0])
     row = dataclasses.replace(_row(program, steps), compile_seconds=seconds)
     check_seconds = sum(check.seconds for check in report.checks)
@@ -154,7 +154,7 @@ def _with_budget(budget: Budget, problem: Problem, xs: jax.Array) -> tuple[Progr
 
 
 def _row(program: Program, forward_steps: int) -> Row:
-    """What is known before it has run."""
+    """The row of a program before it has run."""
     return Row(
         program.method,
         temp_bytes=program.temp_bytes,
@@ -172,7 +172,7 @@ def _timed(row: Row, run: Run, floor_seconds: float) -> Row:
 
 
 def _best_nests(rows: Sequence[Row]) -> list[Row]:
-    """Without the nests that another one betters in time or in bytes, and is no worse than in the other."""
+    """The rows without those nests for which another nest is better in time or bytes, and no worse in the other."""
     by_hand = [row for row in rows if row.method.startswith("nest ") and not row.error]
 
     def is_bettered(row: Row) -> bool:

@@ -1,4 +1,4 @@
-"""The arithmetic floor: what a gradient takes if it were matrix products alone, at the rate this device does them."""
+"""The arithmetic floor: the time of a gradient if it were matrix products alone, at the rate of this device."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from bptt_jax._caches import remember
 from bptt_jax._jaxprs.equations import inner_jaxprs
 from bptt_jax._jaxprs.types import Eqn, Jaxpr
 
-_CPU_SIDE, _ACCELERATOR_SIDE = 1024, 8192
-_TIMES = 9
+_CPU_SIDE, _ACCELERATOR_SIDE = 1024, 8192  # of the square matrices multiplied to find the rate
+_TIMES = 9  # runs; the fastest counts
 
 
 def product_flops(jaxpr: Jaxpr) -> int:
     """Floating-point operations of the products in a jaxpr (`jax.make_jaxpr`'s), two for each multiply-add.
 
-    Loops count as often as they run; of a `cond` the largest branch; of a `while`, whose trips nobody knows, one.
+    A loop counts as often as it runs, and a `cond` as its largest branch. A `while` counts as one trip, because the
+    number of its trips is unknown.
 
     >>> import jax, jax.numpy as jnp
     >>> def f(w, x):
@@ -47,7 +48,7 @@ def _flops_of(eqn: Eqn) -> int:
 
 @remember(64)
 def product_rate(dtype: str = "float32") -> float:
-    """Floating-point operations per second of a large matrix product on the default device, the best of some."""
+    """Floating-point operations per second of a large matrix product on the default device, the best of 9 runs."""
     side = _CPU_SIDE if jax.default_backend() == "cpu" else _ACCELERATOR_SIDE
     product = jax.jit(jnp.matmul)
     square = jnp.ones((side, side), dtype)

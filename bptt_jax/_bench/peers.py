@@ -1,7 +1,7 @@
-"""Gradients of a scan by `lax.scan` and by the ways there are to bound its memory; their bytes and their times.
+"""Gradients of a scan by `lax.scan` and by other ways to bound its memory, with their bytes and times.
 
-The loss is the sum of the last carry, and all data are arguments: what is closed over is a constant, and XLA folds it.
-Times are only ever ratios to a baseline that ran right before, for a machine's speed changes within seconds.
+The loss is the sum of the last carry. All data are arguments, because XLA folds closed-over constants. Times are only
+ever ratios to a baseline run right before, because a machine's speed changes within seconds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Scan = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled gradient with its arguments; or, with an `error` and nothing compiled, that there is none."""
+    """A compiled gradient with its arguments; or, with `compiled` None, the `error` of compiling it."""
 
     method: str
     compiled: Any
@@ -41,7 +41,7 @@ class Program:
     error: str = ""
 
     def seconds(self) -> float:
-        """Runs it once."""
+        """Runs the program once and returns the time."""
         start = time.perf_counter()
         jax.block_until_ready(self.compiled(*self.arguments))
         return time.perf_counter() - start
@@ -52,7 +52,7 @@ def checkpointed_step(step: Any, init: Tree, xs: Tree) -> tuple[Any, Any]:
 
 
 def nest(outer: int, inner: int) -> Scan:
-    """Two levels by hand: `outer` segments of `inner` steps, of which only the first carry is kept."""
+    """A nest of two levels by hand: `outer` segments of `inner` steps, each keeping only its first carry."""
 
     def scan(step: Any, init: Tree, xs: Tree) -> tuple[Any, Any]:
         segment = jax.checkpoint(lambda carry, xs: lax.scan(step, carry, xs), prevent_cse=False)
@@ -62,14 +62,14 @@ def nest(outer: int, inner: int) -> Scan:
 
 
 def nests(length: int) -> dict[str, Scan]:
-    """The nests of a length around its root, by name: none for a prime."""
+    """The nests by name, for divisors of the length within a factor of 2.6 of its root; none for a prime."""
     root = length**0.5
     divisors = [n for n in range(2, length) if length % n == 0 and root / 2.6 <= n <= root * 2.6]
     return {f"nest {n}x{length // n}": nest(n, length // n) for n in divisors}
 
 
 def equinox(slots: int) -> Scan:
-    from equinox.internal import scan as equinox_scan  # here, for who measures nothing of Equinox need not have it
+    from equinox.internal import scan as equinox_scan  # here, because it is needed only to measure Equinox
 
     return functools.partial(equinox_scan, kind="checkpointed", checkpoints=slots)
 
@@ -80,7 +80,7 @@ def ours(**options: Any) -> Scan:
 
 
 def gradient(problem: Problem, scan: Scan) -> Callable[..., Any]:
-    """(params, init, xs) -> the gradient of the sum of the last carry."""
+    """Function (params, init, xs) -> gradient of the sum of the last carry."""
 
     def loss(params: Tree, init: Tree, xs: Tree) -> Any:
         carry, _ = scan(lambda carry, x: problem.step(params, carry, x), init, xs)
@@ -90,7 +90,7 @@ def gradient(problem: Problem, scan: Scan) -> Callable[..., Any]:
 
 
 def compile_program(method: str, scan: Scan, problem: Problem, xs: Tree) -> Program:
-    """The gradient, traced, lowered and compiled; `xs` are arrays, or shapes for a program that is not run."""
+    """The gradient, traced, lowered and compiled; `xs` are arrays, or shapes for a program not to be run."""
     arguments = (problem.params, problem.init, xs)
     start = time.perf_counter()
     try:
@@ -104,7 +104,7 @@ def compile_program(method: str, scan: Scan, problem: Problem, xs: Tree) -> Prog
 
 
 def evaluations(scan: Scan, length: int) -> int:
-    """How many times a gradient by `scan` evaluates its step, counted while it runs."""
+    """Number of evaluations of the step in a gradient by `scan`, counted while it runs."""
     count = 0
 
     def tick(_: Any) -> None:
@@ -112,7 +112,7 @@ def evaluations(scan: Scan, length: int) -> int:
         count += 1
 
     def step(carry: Tree, x: Tree) -> tuple[Any, None]:
-        jax.debug.callback(tick, carry)  # of what does not depend on the carry, JAX would make one call
+        jax.debug.callback(tick, carry)  # of the carry, because JAX would call it only once if independent of it
         return jnp.sin(carry) + x, None
 
     jax.block_until_ready(jax.jit(jax.grad(lambda init, xs: scan(step, init, xs)[0]))(0.5, jnp.zeros(length)))
@@ -121,18 +121,18 @@ def evaluations(scan: Scan, length: int) -> int:
 
 
 def _short(error: Exception) -> str:
-    """Of what a runtime says, the first line."""
+    """The first line of a runtime's message."""
     return str(error).strip().splitlines()[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """How long a program took.
+    """The time of a program.
 
     Attributes:
-      ratio: the median of its times over those of the baseline's runs right before; infinite without them.
-      seconds: the ratio times the median of the baseline's seconds; without it, the median of its own.
-      error: why it has not run.
+      ratio: median of its times over the baseline's times right before; infinite without a baseline.
+      seconds: the ratio times the median of the baseline's seconds; without a baseline, the median of its own.
+      error: reason why it has not run.
     """
 
     ratio: float = math.inf
@@ -146,21 +146,21 @@ class Timing(NamedTuple):
 
     @property
     def ratios(self) -> list[float]:
-        """Of the candidates."""
+        """Ratios of the candidates."""
         return [run.ratio for run in self.candidates]
 
 
 def compare(
     candidates: Sequence[Program], baseline: Program, seconds: float, after_round: Callable[[float], None] | None = None
 ) -> Timing:
-    """Runs each candidate right after the baseline, in turn, for about so many seconds, and for at least 5 rounds.
+    """Runs each candidate right after the baseline, in turn, for about `seconds` and at least 5 rounds.
 
-    Each is run twice before, to warm it up. What does not run then, for lack of memory, is left out.
+    Each program is run twice before, to warm it up. Programs failing then, for lack of memory, are left out.
 
     Args:
       candidates, baseline: the programs.
-      seconds: for all of them together.
-      after_round: called with the share of the rounds that are done.
+      seconds: time for all of them together.
+      after_round: called after each round with the share of rounds done.
     """
     warm = {id(program): _warm_up(program) for program in (baseline, *candidates)}
     running = [program for program in candidates if not warm[id(program)].error]
@@ -186,6 +186,7 @@ def compare(
             return warm[id(program)]
         if not has_baseline:
             return Run(seconds=statistics.median(own[id(program)]))
+        # Times are ratios to one median of the baseline, because its speed changed between the rounds.
         ratio = statistics.median(ratios[id(program)])
         return Run(ratio, ratio * whole)
 

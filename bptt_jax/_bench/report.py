@@ -22,7 +22,7 @@ _COLOURS = {"bptt_jax": "#d95f02", "Equinox": "#7570b3", "nest": "#1b9e77", "sca
 
 
 def table(comparison: Comparison, *, markdown: bool = False) -> Table:
-    """A line for each method: bytes, times, and evaluations of the step."""
+    """Table with a line for each method: bytes, times, and evaluations of the step."""
     found = Table(
         *_HEAD[:1],
         title=None if markdown else title(comparison),
@@ -35,7 +35,7 @@ def table(comparison: Comparison, *, markdown: bool = False) -> Table:
     for row in comparison.rows:
         style = "bold" if row.method.startswith("bptt_jax") else None
         cells = _cells(row, comparison)
-        plan = f"`{row.plan}`" if markdown and row.plan else cells[-1]  # its stars are none of Markdown's
+        plan = f"`{row.plan}`" if markdown and row.plan else cells[-1]  # as code, because its stars are not Markdown's
         found.add_row(*cells[:-1], plan, style=style)
     return found
 
@@ -46,7 +46,7 @@ def title(comparison: Comparison) -> str:
 
 
 def caption(comparison: Comparison) -> str:
-    """What the columns are."""
+    """Legend of the columns."""
     products = ""
     if comparison.product_flops:
         products = (
@@ -85,7 +85,7 @@ def _cells(row: Row, comparison: Comparison) -> tuple[str, ...]:
 
 
 def write_json(comparisons: Sequence[Comparison], path: Path) -> None:
-    """All figures; what has no program has null for its times."""
+    """Writes all figures as JSON, with null for the times of methods without a program."""
 
     def finite(value: Leaf) -> Any:
         if isinstance(value, dict):
@@ -99,12 +99,12 @@ def write_json(comparisons: Sequence[Comparison], path: Path) -> None:
 
 
 def plot(comparison: Comparison, path: Path | None = None, axes: Any = None) -> Any:
-    """Temporaries against time, both beside `lax.scan`'s, with matplotlib: on the given axes or a new figure.
+    """Plot of temporaries against time, both relative to `lax.scan`'s: with matplotlib, on given axes or a new figure.
 
     Returns:
       the axes.
     """
-    from matplotlib.figure import Figure  # here, for tables are made where no matplotlib is
+    from matplotlib.figure import Figure  # here, because tables need no matplotlib
 
     if axes is None:
         axes = Figure(figsize=(8, 5), layout="constrained").add_subplot()

@@ -1,4 +1,4 @@
-"""What the arguments of the command line may be; each says what would work."""
+"""Types of the command line's arguments; each error names valid values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SIZES = "bytes such as 4096, 32KiB, 190kB or 1.5MiB"
 def size(text: str) -> int:
     """Bytes: 4096, 32KiB, 1.5MB, 0."""
     try:
-        if re.fullmatch("0+B?", text):
+        if re.fullmatch("0+B?", text):  # a step may have no x, y or parameters, but a budget of 0 is refused
             return 0
         if "%" not in text:
             return budget_to_bytes(_number_or_text(text), 0) or 0
@@ -28,7 +28,7 @@ def size(text: str) -> int:
 
 
 def budget_of(text: str, others: str = "5% or none") -> Budget:
-    """A budget as everywhere: bytes, 64MiB, 5%, none."""
+    """A budget as in `bptt_jax.scan`: bytes, 64MiB, 5%, none."""
     if text.lower() == "none":
         return None
     try:
@@ -39,7 +39,7 @@ def budget_of(text: str, others: str = "5% or none") -> Budget:
 
 
 def budget_or_auto(text: str) -> Budget:
-    """A budget as everywhere: bytes, 64MiB, 5%, auto, none."""
+    """A budget as in `bptt_jax.scan`: bytes, 64MiB, 5%, auto, none."""
     return "auto" if text.lower() == "auto" else budget_of(text, "5%, auto or none")
 
 
@@ -48,7 +48,7 @@ def _number_or_text(text: str) -> int | str:
 
 
 def seconds_of(text: str) -> float:
-    """A time that can be waited for."""
+    """A time to wait for: positive, finite seconds."""
     try:
         seconds = float(text)
     except ValueError:
@@ -67,7 +67,7 @@ def pair(text: str) -> tuple[int, int]:
 
 
 class Output(click.Path):
-    """A file to write, refused before anything is computed where there is no folder for it or its suffix is another."""
+    """A file to write, refused before anything is computed if its folder does not exist or its suffix is another."""
 
     def __init__(self, suffix: str = ""):
         super().__init__(dir_okay=False, writable=True)

@@ -1,6 +1,6 @@
 """`python -m bptt_jax`: plans from numbers, and this library beside others on the user's own device.
 
-It only reads arguments and prints; what it calls is `make_plan`, and `_bench` for measurements.
+It only reads arguments and prints: plans come from `make_plan`, measurements from `_bench`.
 """
 
 from __future__ import annotations
@@ -77,10 +77,11 @@ def plan(
     svg_path: Path | None,
     png_path: Path | None,
 ) -> None:
-    """What to keep and what to compute again, for numbers that you give.
+    """The plan for a scan given by numbers.
 
-    Prints the plan for a nest of checkpoints, what it costs, and its timeline. Exits with 1 if no plan fits. A scan
-    runs as a sweep where it can, in fewer bytes than a nest: ask bptt_jax.explain about a step of your own.
+    It says which arrays to keep and which to compute again. Prints the plan for a nest of checkpoints, its cost, and
+    its timeline. Exits with 1 if no plan fits. A scan runs as a sweep where it can, in fewer bytes than a nest: ask
+    bptt_jax.explain about a step of your own.
     """
     profile = StepProfile(carry, residual, x_bytes=x, y_bytes=y, param_bytes=param)
     try:
@@ -175,17 +176,17 @@ def bench(
 ) -> None:
     """This library beside others, on this device.
 
-    Compiles and runs the gradient of a scan by jax.lax.scan, with a checkpoint at each step, as the best nests by hand,
-    by Equinox's checkpointed scan where it is installed, and by this library; nothing else should be running.
+    Compiles and runs the gradient of a scan by jax.lax.scan, with a checkpoint at each step, and as the best nests by
+    hand; by Equinox's checkpointed scan, if it is installed; and by this library. Nothing else should be running.
     """
-    # Here, so that planning loads no more than it needs.
+    # Here, because `plan` does without them.
     from bptt_jax._bench import report
     from bptt_jax._bench.comparison import measure
 
     places = [(cell, *size) for cell in cells for size in sizes or [default_size(cell)]]
     _check_picture(plot_path)
     comparisons = []
-    # Markdown is not wrapped, and neither is what is read by another program.
+    # Wide enough not to wrap Markdown, nor output for another program.
     console = Console(width=400 if markdown else None if sys.stdout.isatty() else 180)
     for place in places:
         comparisons.append(_with_progress(measure, place, length, budgets, seconds))
@@ -219,7 +220,7 @@ def _check_picture(path: Path | None) -> None:
 
 
 def _with_progress(measure: Any, place: tuple[str, int, int], *arguments: Any) -> Any:
-    """One comparison, with a bar that says what is being done."""
+    """One comparison, with a progress bar naming the current task."""
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=1.0)

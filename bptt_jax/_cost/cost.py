@@ -1,6 +1,6 @@
-"""What a plan costs in bytes, in evaluations of the step, and in size of the compiled program.
+"""The cost of a plan in bytes, in evaluations of the step, and in size of the compiled program.
 
-One recursion over the tree (`_cost_rules`) with two tables of rules: `_nested_cost` and `_sweep_cost`.
+One recursion over the tree (`_cost/rules.py`) with two sets of rules: `_cost/nested.py` and `_cost/sweep.py`.
 
 Recursions: Gruslys et al. (2016), eq. 1 to 4, with a tree in place of a table. Time is linear in the distinct nodes.
 """
@@ -22,9 +22,9 @@ class PlanCost:
     """The cost of a plan.
 
     Attributes:
-      peak_bytes: temporary bytes of the backward pass at their highest.
+      peak_bytes: peak temporary bytes of the backward pass.
       forward_steps: evaluations of the step, first pass and recording ones included. The backward evaluations, one
-        per step, are not in it.
+        per step, are not counted.
       program_size: copies of the step's loop in the plan; compile time grows with it, not with the length.
 
     >>> from bptt_jax import StepProfile, Steps
@@ -57,6 +57,7 @@ def cost(plan: Plan, profile: StepProfile) -> PlanCost:
     require_profile(profile)
     rules: Rules = NestedRules(profile)
     if profile.sweep is not None:
+        # The sweep runs long `Steps` as loops over blocks, and its program has one body for each block in the tree.
         plan, rules = in_blocks(plan, profile.sweep.block_steps), SweepRules(profile.sweep)
     total = rules.total(plan)
     return PlanCost(rules.peak_bytes(plan, total), evaluations(plan, profile.lowering).steps, total.leaves)

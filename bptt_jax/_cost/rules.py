@@ -1,4 +1,4 @@
-"""The recursion over a plan that both ways to run it share: what each node keeps, and what it holds at its highest."""
+"""The recursion of cost over a plan, shared by the nest and the sweep: kept bytes and peak bytes of each node."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, fold
 
 @dataclasses.dataclass(frozen=True)
 class NodeCost:
-    """Of one node: bytes kept for its backward, bytes at their highest, and copies of the step's loop."""
+    """The cost of one node: bytes kept for its backward, peak bytes, and copies of the step's loop."""
 
     kept: int
     peak: int
@@ -19,12 +19,12 @@ class NodeCost:
 
 
 class Rules(abc.ABC):
-    """Rules of cost for one way to run plans. With h the bytes of a carry and s those of a step's residuals,
+    """Rules of cost for one way to run plans. With h the bytes of a carry and s the bytes of a step's residuals,
 
         kept(Steps n) = n·s   kept(Repeat k c) = k·kept(c)   kept(Chain cs) = Σ kept(c)   kept(Remat c) = h
         peak(Remat c) = h + peak(c)     peak(Repeat k c) = (k−1)·kept(c) + peak(c) + beside(c)
 
-    The subclasses say what blocks and chains take, and what a loop takes beside its child.
+    The subclasses add the peaks of blocks and of chains, and the bytes of a loop beside its child.
     """
 
     carry_bytes: int
@@ -43,6 +43,7 @@ class Rules(abc.ABC):
                 return NodeCost(self.carry_bytes, self.carry_bytes + c.peak, c.leaves)
             case Repeat(k, child):
                 (c,) = children
+                # A scan frees nothing before its end, so the kept values of all other children are still there.
                 peak = (k - 1) * c.kept + c.peak + self.beside(child, c, k)
                 return NodeCost(k * c.kept, peak, c.leaves)
             case Chain((_,)):
@@ -53,23 +54,23 @@ class Rules(abc.ABC):
 
     @abc.abstractmethod
     def peak_bytes(self, plan: Plan, total: NodeCost) -> int:
-        """Bytes of a whole plan, with what is there in any case."""
+        """Peak bytes of a whole plan, with the bytes held under any plan."""
 
     @abc.abstractmethod
     def block(self, n: int) -> int:
-        """Bytes of n steps at their highest."""
+        """Peak bytes of a block of n steps."""
 
     @abc.abstractmethod
     def beside(self, child: Plan, cost: NodeCost, k: int) -> int:
-        """Bytes that a loop over k children takes beside them while it works on one."""
+        """Bytes of a loop over k children beside the children, while one of them is worked on."""
 
     @abc.abstractmethod
     def chain(self, chain: Chain, children: Sequence[NodeCost]) -> NodeCost:
-        """The cost of two children or more, one after another."""
+        """The cost of two or more children, one after another."""
 
 
 def joined(children: Sequence[NodeCost], extra_bytes: int) -> NodeCost:
-    """Children one after another, each held while those after it are worked on: the textbook's rule for a chain."""
+    """The textbook's cost of a chain: a child's kept values are held while the children after it are worked on."""
     kept = peak = 0
     for c in children:
         peak = max(peak, kept + c.peak)

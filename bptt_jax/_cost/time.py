@@ -1,12 +1,13 @@
-"""How long a gradient takes under a plan, predicted from the counts of what it evaluates.
+"""The time of a gradient under a plan, predicted from its counts of evaluated steps and blocks.
 
 With n the length of the plan, each step is recorded and taken backwards once, and each further evaluation is an
 advance:
 
     time = n·(recording + backward) + (evaluations − n)·forward + block·(blocks evaluated)
 
-The blocks evaluated obey the recursion of the evaluations with 1 in place of n: a `Remat` runs each block below it
-once more. In the sweep, what is run once more ends before its last rematerialised part.
+The blocks evaluated follow the recursion of the evaluations with 1 in place of n: a `Remat` runs each block below it
+once more. In the sweep, the second run of a node ends before its last rematerialised part, because nothing reads the
+carry behind it.
 """
 
 from __future__ import annotations
@@ -39,20 +40,20 @@ def predicted_time(plan: Plan, times: StepTimes, lowering: Lowering = "nested") 
 
 
 def time_of(plan: Plan, profile: StepProfile) -> float:
-    """What planners compare plans for a profile by: the predicted time of what runs."""
+    """The predicted time of a plan as the profile's lowering runs it; planners compare plans by it."""
     return predicted_time(plan, profile.times) if profile.sweep is None else sweep_time(plan, profile.sweep)
 
 
 def sweep_time(plan: Plan, profile: SweepProfile) -> float:
-    """The predicted time of the blocks that the sweep runs, with a charge for each further one to compile."""
+    """The predicted time of a plan in blocks, with a charge for each block to compile after the first."""
     blocks = in_blocks(plan, profile.block_steps)
-    further = _bodies(blocks) - 2
+    further = _bodies(blocks) - 2  # beyond the second body; the first is free, because every plan has one
     charge = 0.0 if further < 0 else SECOND_BODY + FURTHER_BODY * further
     return predicted_time(blocks, profile.times, "sweep") * (1 + charge)
 
 
 def _bodies(plan: Plan) -> int:
-    """How many blocks of steps are written down in a plan."""
+    """The number of bodies to compile: `Steps` nodes of a plan, without empty ones."""
 
     def count(node: Plan, children: Sequence[int]) -> int:
         return int(node.n > 0) if isinstance(node, Steps) else sum(children)
@@ -62,21 +63,24 @@ def _bodies(plan: Plan) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluations:
-    """How many steps and blocks (`Steps` nodes) are evaluated, first pass included."""
+    """Counts of evaluated steps and blocks (`Steps` nodes), first pass included."""
 
     steps: int
     blocks: int
 
 
 def evaluations(plan: Plan, lowering: Lowering) -> Evaluations:
-    """What a gradient under `plan` evaluates. Time is linear in the distinct nodes of the plan."""
+    """The evaluations of a gradient under `plan`, in time linear in the distinct nodes of the plan."""
     total = fold(plan, functools.partial(_counts, is_sweep=lowering == "sweep"))
     return Evaluations(length(plan) + total.back_steps, total.blocks + total.back_blocks)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Counts:
-    """Blocks of a node; steps and blocks that are run to revisit it, and within its backward."""
+    """Counts of a node: its blocks; steps and blocks run to revisit it, and steps and blocks run within its backward.
+
+    To revisit a node is to run it a second time, for its kept values.
+    """
 
     blocks: int
     revisit_steps: int
@@ -92,6 +96,7 @@ def _counts(node: Plan, children: Sequence[_Counts], is_sweep: bool) -> _Counts:
             return _Counts(blocks, n, blocks, 0, 0)
         case Remat(child):
             (c,) = children
+            # The kept value is the carry entering the node: the sweep has it, the nest advances through the child too.
             again = (0, 0) if is_sweep else (length(child), c.blocks)
             return _Counts(c.blocks, *again, c.revisit_steps + c.back_steps, c.revisit_blocks + c.back_blocks)
         case Repeat(k, child):
@@ -101,6 +106,7 @@ def _counts(node: Plan, children: Sequence[_Counts], is_sweep: bool) -> _Counts:
             blocks = (k - 1) * c.blocks + c.revisit_blocks if ends_early else k * c.blocks
             return _Counts(k * c.blocks, revisited, blocks, k * c.back_steps, k * c.back_blocks)
         case Chain(nodes):
+            # Only the last child can end early in the sweep: each other one has to hand on its carry.
             before = length(node) - length(nodes[-1])
             blocks = sum(c.blocks for c in children)
             last = children[-1]

@@ -1,1 +1,1 @@
-"""The device that is compiled for: how large arrays are there, and which arrangement of products pays."""
+"""The device compiled for: bytes of arrays on it, its free memory, and whether an arrangement of products pays."""

@@ -1,4 +1,4 @@
-"""What budget="auto" stands for: the bytes that are free where the program will run."""
+"""The bytes of budget="auto": the free memory of the device where the program will run."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import jax
 from bptt_jax._device.processes import least_of_processes
 from bptt_jax._jaxprs.types import Device
 
-# Of what is free, this share is left for what the estimate does not see: inputs and results of the scan that do not
-# exist yet, other programs, fragmentation.
+# Share of the free bytes left unused, because the estimate does not see everything: inputs and results of the scan not
+# allocated yet, other programs, fragmentation.
 RESERVE = 0.25
-_DIGITS = 3  # binary ones: a figure that wavers should not change the plan, nor compile anything anew
+_DIGITS = 3  # binary digits, because a small change of the figure should not change the plan, nor compile anew
 
 
 def free_bytes(device: Device = None) -> int:
     """Three quarters of the free bytes of a device, rounded down to three binary digits; the least of all processes.
 
     Args:
-      device: None for the first of this process. Of one with memory of its own the figures of its allocator count, of
-        a CPU what the system has available, within the limits of the container.
+      device: None for the first device of this process. For a CPU, free are the bytes available to the system, within
+        the limit of the container; for any other device, the allocator's limit less its bytes in use.
 
     Raises:
-      ValueError: where the device does not tell.
+      ValueError: if the device does not report its memory.
     """
     device = jax.local_devices()[0] if device is None else device
     free = _available_to_cpu() if device.platform == "cpu" else _available_to(device)
@@ -36,7 +36,8 @@ def free_bytes(device: Device = None) -> int:
 
 
 def _round_down(size: int) -> int:
-    """
+    """A size rounded down to `_DIGITS` binary digits.
+
     >>> _round_down(1000), _round_down(7)
     (896, 7)
     """
@@ -45,10 +46,10 @@ def _round_down(size: int) -> int:
 
 
 def _available_to(device: Device) -> int | None:
-    """Of a device that is only compiled for, the figures are not known."""
+    """Free bytes by the device's allocator; None where unknown, for example of a device only compiled for."""
     try:
         stats = device.memory_stats()
-    except (NotImplementedError, RuntimeError):  # so compile-only devices refuse; JAX's own error is a RuntimeError
+    except (NotImplementedError, RuntimeError):  # raised by compile-only devices; JAX's own error is a RuntimeError
         return None
     if not stats or "bytes_limit" not in stats:
         return None
@@ -66,6 +67,7 @@ def _available_to_system() -> int | None:
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
+    # Not Linux: free pages, where the system reports them.
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -73,7 +75,7 @@ def _available_to_system() -> int | None:
 
 
 def _available_to_container(group: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What the control group allows beyond what it uses; None without a limit."""
+    """The limit of the control group less its bytes in use; None without a limit."""
     try:
         limit, used = (group / "memory.max").read_text().strip(), (group / "memory.current").read_text().strip()
     except OSError:

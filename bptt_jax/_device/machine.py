@@ -1,9 +1,10 @@
-"""A machine as a value: the bytes that arrays take on it, and three decisions that depend on sizes.
+"""A machine as a value: the bytes of arrays on it, and three decisions on products by their sizes.
 
-A weight that is used at each step is read from a cache and its gradient summed there, which is cheap while the weight
-is small against the bytes that a product outside the loop writes and reads again at each step. Measured on two CPU
-cores (`python -m bptt_jax bench`): with weights of 16 times a product's bytes the gradient of a scan takes 0.8 of
-the time with products outside, with 2 times 1.2. On accelerators, launches dominate; fewer are better in any case.
+Inside a loop, a weight is read from a cache at each step, and its gradient is summed there. This is cheap while the
+weight is small against the bytes of a product outside the loop: these are written and read again for each step.
+Measured on two CPU cores (`python -m bptt_jax bench`): products outside the loop change the time of a scan's gradient
+by a factor of 0.8 if weights have 16 times a product's bytes. If weights have 2 times its bytes, the factor is 1.2. On
+accelerators launches dominate, so fewer are better in any case.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from bptt_jax._jaxprs.types import Device, Leaf
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """The device that decisions are for; hashable, so that it can be part of the key of a cache.
+    """The device for which decisions are made; hashable, because it is part of the keys of caches.
 
     Attributes:
       platform: "cpu", "gpu", "tpu", ...
@@ -42,7 +43,7 @@ class Machine:
         return CPU if self.is_cpu else ACCELERATOR
 
     def widens(self, leaf: Leaf) -> bool:
-        """Whether XLA keeps an array in a program's loops as float32: of bfloat16 or float8, on CPU."""
+        """Whether XLA keeps an array as float32 in a program's loops: on CPU, those of bfloat16 or float8."""
         return self.is_cpu and (leaf.dtype == jnp.bfloat16 or (is_float(leaf) and leaf.dtype.itemsize == 1))
 
     def type_bytes(self, leaf: Leaf) -> int:
@@ -61,43 +62,44 @@ class Machine:
         return sum(map(self.type_bytes, leaves))
 
     def bytes_of(self, atoms: Iterable[Any]) -> int:
-        """Bytes of the values of variables."""
+        """Bytes of the values of a jaxpr's variables."""
         return self.nbytes(atom.aval for atom in atoms)
 
     def narrowing_bytes(self, leaves: Iterable[Any]) -> int:
-        """Of types that one loop leaves to another: XLA rounds what it has widened there, one array at a time."""
+        """Bytes for handing arrays from one loop to another: XLA rounds its widened ones back, one array at a time."""
         return max((self.type_bytes(leaf) // 2 for leaf in leaves if self.widens(leaf)), default=0)
 
     def deferring_pays(self, weight_bytes: int, stacked_bytes: int) -> bool:
         """Whether the gradient of a weight is better computed once for a block than summed at each step.
 
         Args:
-          weight_bytes: of the weight.
-          stacked_bytes: the bytes that are written for each step and read again, beyond those stacked anyway.
+          weight_bytes: bytes of the weight.
+          stacked_bytes: the bytes written for each step and read again, beyond those stacked anyway.
         """
         here = self._figures
+        # A sum reads and writes the gradient at each step, by one more kernel; stacked bytes are written and read.
         return 2 * weight_bytes + here.launch_bytes >= 2 * here.stacking * stacked_bytes
 
     def hoisting_pays(self, weight_bytes: int, stacked_bytes: int) -> bool:
         """Whether a product of x with a weight is better evaluated once for a block than at each step.
 
-        On CPU only where the step's product is little more than reading the weight: at batch 1 the scan takes half of
-        the time, at batch 16 and width 256 a sixth more.
+        On CPU it pays only where a step's product is little more than reading the weight. For example, the scan takes
+        half of the time at batch 1, but a sixth more at batch 16 and width 256.
         """
         here = self._figures
         return 2 * weight_bytes + here.launch_bytes >= 2 * here.hoisting * stacked_bytes
 
     def merging_pays(self, flops: int) -> bool:
-        """Whether products of so many operations, with one operand in common, are better run as one."""
+        """Whether products of `flops` operations each, with one operand in common, are better run as one."""
         return flops <= self._figures.merged_flops
 
     def block_steps(self, step_bytes: int) -> int:
-        """The length of a block of steps of which each takes so many bytes."""
+        """The length of a block, in steps of `step_bytes` bytes each: it should fit in the cache."""
         return max(SHORTEST_BLOCK, min(LONGEST_BLOCK, self._figures.cache_bytes // max(step_bytes, 1)))
 
 
 def _in_tiles(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that an array has in a TPU's memory: its last axis in lanes of 128, the one before in rows of 8.
+    """The shape of an array in a TPU's memory: the last axis in lanes of 128, the axis before it in rows of 8.
 
     >>> _in_tiles((2, 12, 4)), _in_tiles((64,)), _in_tiles(())
     ((2, 16, 128), (8, 128), ())
@@ -109,7 +111,7 @@ def _in_tiles(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def machine_for(target: Device = None) -> Machine:
-    """The machine of a device to compile for; None: of the default backend.
+    """The machine of a device to compile for; with None, of the default backend.
 
     >>> machine_for(jax.devices("cpu")[0]).platform
     'cpu'

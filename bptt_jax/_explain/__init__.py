@@ -1,1 +1,1 @@
-"""`explain` and `profile`: the plan that a budget gets, as a report."""
+"""`explain`, a report on the plan for a budget, and `profile`, the bytes of one step."""

@@ -1,4 +1,4 @@
-"""`explain`: what a budget buys. The plan, its predicted bytes, and those that XLA reports for the compiled program."""
+"""`explain`: the plan for a budget, its predicted bytes, and the bytes XLA reports for the compiled program."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def explain(
     in_axes: Tree = 0,
     out_axes: Tree = 0,
 ) -> Report:
-    """What `scan` with the same arguments does, compiled but not run.
+    """Report on `scan` with the same arguments, its gradient compiled but not run.
 
-    Compiles the gradient of the scan with respect to its parameters, `init` and `xs`, for arguments of their shapes,
-    and reads the bytes that XLA reports; under a budget that is what `scan` does by itself to find the plan. In a job
-    of several processes all of them have to call it, if there is a budget.
+    The gradient of the scan with respect to its parameters, `init` and `xs` is compiled for arguments of their shapes,
+    and the bytes XLA reports are read. Under a budget `scan` does the same by itself to find the plan. In a job of
+    several processes all of them have to call `explain`, if there is a budget.
 
     Args: as for `bptt_jax.scan`; the arrays may also be `jax.ShapeDtypeStruct`s, and
 
-      target: the device to plan and to compile for, which need not be here: one of
+      target: the device to plan and to compile for. It need not be attached: for example, one of
         `jax.experimental.topologies.get_topology_desc(...).devices`. None: the default backend.
 
     Raises: as for `bptt_jax.scan`; `BudgetError` at once.
@@ -74,9 +74,8 @@ def explain_along(
     options: Options,
     layout: Layout,
 ) -> Report:
-    """`explain`, with time wherever it is in each leaf of xs and ys."""
-    if options.budget == "auto":
-        options = dataclasses.replace(options, budget=free_bytes(options.machine.device))
+    """`explain` with checked options, and with `layout` for the time axis of each leaf of xs and ys."""
+    options = _in_numbers(options)
     reports: list[Report] = []
 
     def inspect(init: Tree, xs: Tree) -> None:
@@ -88,23 +87,31 @@ def explain_along(
 
 
 def explain_params(step: Any, params: Tree, init: Tree, xs: Tree, **options: Any) -> Report:
-    """The report for the gradient with respect to parameters alone, or without any to the first carry.
+    """Report on the gradient with respect to the parameters alone, or to the first carry if there are none.
 
     Args:
       step: (params, carry, x) -> (carry, y).
-      params, init, xs: as arrays or shapes.
-      **options: those of `checked_options`.
+      params, init, xs: pytrees of arrays or shapes.
+      **options: as for `checked_options`.
     """
-    reports: list[Report] = []
+    reports, checked = list[Report](), _in_numbers(checked_options(**options))
 
     def inspect(params: Tree, init: Tree, xs: Tree) -> None:
-        traced = trace(lambda carry, x: step(params, carry, x), init, xs, None, False, 1, checked_options(**options))
+        traced = trace(lambda carry, x: step(params, carry, x), init, xs, None, False, 1, checked)
+        # Found by identity, because the step closes over the parameters and the trace lists all its inputs flat.
         leaves = set(map(id, jax.tree.leaves(params) or jax.tree.leaves(init)))
         wrt = tuple(id(leaf) in leaves for leaf in traced.arguments)
         reports.append(_report(gradient_of(traced.call, traced.arguments, wrt)))
 
     jax.eval_shape(inspect, params, init, xs)
     return reports[0]
+
+
+def _in_numbers(options: Options) -> Options:
+    """The options with "auto" read once, because plan and report have to be of the same budget."""
+    if options.budget != "auto":
+        return options
+    return dataclasses.replace(options, budget=free_bytes(options.machine.device))
 
 
 def _report(gradient: Gradient) -> Report:
@@ -134,28 +141,29 @@ def _report(gradient: Gradient) -> Report:
 
 
 def _measured_bytes(choice: Choice) -> int | None:
-    """What XLA reports for the plan, as one of the checks has found; None where that is not to be had."""
-    known = (one.measured_bytes for one in choice.checks if one.candidate.plan == choice.plan)
-    # Processes agree on checks; here one may ask alone.
+    """The bytes XLA reports for the plan, from a check of it if there was one; None where it cannot be compiled."""
+    ran = choice.plan, choice.form
+    known = (one.measured_bytes for one in choice.checks if (one.candidate.plan, one.candidate.form) == ran)
+    # `measured` and not `check`, because processes agree on a check and here one may ask alone.
     found = next(known, None) or measured(choice.gradient, choice.plan, choice.form).temporary_bytes
     return int(found) if math.isfinite(found) else None
 
 
 def profile(f: Step, init: Tree, x: Tree, *, lowering: Lowering | None = None, target: Device = None) -> StepProfile:
-    """Bytes of one step of a scan, for planners: from its shapes, so nothing is compiled.
+    """Bytes of one step of a scan, for planners: estimated from its shapes, nothing compiled.
 
     Args:
       f: the step, (carry, x) -> (carry, y), as for `bptt_jax.scan`.
       init: the first carry: any pytree of arrays or `jax.ShapeDtypeStruct`s.
       x: one step's input (a slice of xs, without the time axis); likewise, or None.
-      lowering: as for `bptt_jax.scan`; the sweep keeps less.
+      lowering: as for `bptt_jax.scan`; the sweep keeps fewer bytes.
       target: as for `bptt_jax.scan`.
 
     Returns:
       A `StepProfile`; each closed-over floating array counts as a differentiated parameter.
 
     Raises:
-      what `jax.lax.scan` raises for such a step; ValueError for an unknown `lowering`.
+      the errors of `jax.lax.scan` for the step; ValueError for an unknown `lowering`.
 
     >>> import jax.numpy as jnp
     >>> measured = profile(lambda carry, x: (jnp.sin(carry) + x, carry), jnp.zeros(256), jnp.zeros(256))
@@ -164,7 +172,7 @@ def profile(f: Step, init: Tree, x: Tree, *, lowering: Lowering | None = None, t
     """
     options = checked_options(lowering=lowering, target=target)
     found: list[StepProfile] = []
-    length = 2  # nothing depends on it
+    length = 2  # any number, because the bytes of a step do not depend on it
 
     def measured_here(init: Tree, x: Tree) -> None:
         xs = jax.tree.map(lambda leaf: jnp.stack([leaf] * length), x)

@@ -1,4 +1,4 @@
-"""What `explain` returns: a table of what a budget buys, and a timeline."""
+"""`Report`, the result of `explain`: a table of bytes and times, and a timeline of the plan."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from bptt_jax.plans._notation import notation
 from bptt_jax.plans._profile import Lowering, StepProfile
 from bptt_jax.plans._timeline import render
 
-_BACKWARD_TIME = 2.0  # of one step, in evaluations of the step
+_BACKWARD_TIME = 2.0  # of the backward of one step, in evaluations of the step
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A program that was compiled by itself to see its bytes.
+    """A program compiled by itself to read its bytes.
 
     Attributes:
-      plan: the plan that it runs.
+      plan: the plan of the program.
       lowering: "sweep" or "nested".
-      predicted_bytes: by the profile.
+      predicted_bytes: bytes predicted by the profile.
       measured_bytes: `temp_size_in_bytes` as XLA reports it; infinite where the compiler refused it for its size.
-      seconds: that tracing and compiling took, once in a process.
-      runs: whether this plan is the one that runs.
+      seconds: time of tracing and compiling, spent once in a process.
+      runs: whether `scan` runs this plan, in this lowering.
     """
 
     plan: Plan
@@ -45,7 +45,7 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a scan under a budget takes, as `explain` finds it. `str(report)` is a table and a timeline.
+    """Bytes and times of a scan under a budget, as `explain` finds them. `str(report)` is a table and a timeline.
 
     >>> import bptt_jax, jax.numpy as jnp
     >>> report = bptt_jax.explain(lambda c, x: (jnp.sin(c) * x, None), jnp.ones(64), jnp.ones((100, 64)))
@@ -53,20 +53,20 @@ class Report:
     (True, 100, 1.0)
 
     Attributes:
-      plan: the plan that runs.
+      plan: the plan of the scan.
       profile: sizes of one step.
       budget_bytes: the budget in bytes, None without one.
       predicted_bytes: peak temporary bytes of the backward pass by the profile.
-      measured_bytes: `temp_size_in_bytes` that XLA reports for the jitted vjp over (params, init, xs); None where it
-        cannot be compiled by itself, as inside some meshes, or is too large for the compiler.
+      measured_bytes: `temp_size_in_bytes` reported by XLA for the jitted vjp over (params, init, xs); None where it
+        cannot be compiled by itself, for example inside some meshes, or is too large for the compiler.
       store_all_bytes: predicted bytes of `jax.lax.scan`'s own vjp.
       forward_steps: evaluations of the step, first pass included.
       program_size: copies of the step's loop in the plan.
-      block: for the sweep, what is done by block and what by step; None for the nest.
-      checks: the programs that `scan` compiles by themselves to find the plan, in their order.
-      unchecked: why there are none, under a budget; empty if there are.
-      plan_seconds: planning, without the checks.
-      overhead: predicted time over that of keeping everything, backward = 2 forwards.
+      block: for the sweep, the operations done by block and by step; None for the nest.
+      checks: the programs compiled by themselves to find the plan, in their order.
+      unchecked: the reason for having no checks under a budget; empty if there are some.
+      plan_seconds: seconds of planning, without the checks.
+      overhead: predicted time over the time of keeping everything, with backward = 2 forwards.
     """
 
     plan: Plan
@@ -106,7 +106,7 @@ class Report:
         return (self.forward_steps / steps + _BACKWARD_TIME) / (1 + _BACKWARD_TIME)
 
     def _block_rows(self) -> list[tuple[str, str]]:
-        """What the sweep does outside the loop over steps."""
+        """Rows on the lowering: for the sweep, the products and sums done by block and by step."""
         if self.block is None:
             return [("lowering", "nested checkpoints")]
         rows = [
@@ -121,7 +121,7 @@ class Report:
         return [lowering, *((name, ", ".join(values)) for name, values in rows if values)]
 
     def _check_rows(self) -> list[tuple[str, str]]:
-        """The programs that were compiled, one a row."""
+        """Rows on the programs compiled, one each."""
         if self.unchecked:
             return [("checks", f"none, because {self.unchecked}")]
         return [(f"check {number}", str(check)) for number, check in enumerate(self.checks, 1)]

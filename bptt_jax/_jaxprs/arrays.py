@@ -1,4 +1,4 @@
-"""Types of arrays and tracers: whether they are differentiable, how they are sharded, and zeros of the same type."""
+"""Properties of arrays, tracers and their types: differentiable or not, their sharding, and zeros of the same type."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from bptt_jax._jaxprs.types import Atom, Leaf, Var
 
 
 def zeros_like(leaf: Leaf) -> Any:
-    """Zeros of the type of `leaf`, varying over the same axes of a mesh as it does in a `shard_map`."""
+    """Zeros of the type of `leaf`, in a `shard_map` varying over the same axes of its mesh."""
     return vary(jax.numpy.zeros_like(leaf), varying_axes(leaf))
 
 
 def vary(leaf: Leaf, axes: frozenset[Any]) -> Any:
-    """`leaf`, varying over these axes of a mesh as well, in a `shard_map`."""
+    """`leaf`, in a `shard_map` made to vary over these axes of its mesh as well."""
     missing = axes - varying_axes(leaf)
-    # Sorted, for sets have another order in each process, and programs are to be the same.
+    # Sorted, because sets have another order in each process, and the programs of all must be the same.
     return jax.lax.pcast(leaf, tuple(sorted(missing, key=str)), to="varying") if missing else leaf
 
 
@@ -32,7 +32,7 @@ def varying_axes(leaf: Leaf) -> frozenset[Any]:
 
 
 def _varying(aval: Any) -> frozenset[Any]:
-    by_name = getattr(aval, "vma", None)  # what it is called depends on the version of JAX
+    by_name = getattr(aval, "vma", None)  # the attribute's name depends on the version of JAX
     return frozenset(by_name if by_name is not None else aval.manual_axis_type.varying)
 
 
@@ -43,7 +43,7 @@ def is_float(atom: Atom) -> bool:
 
 
 def explicit_sharding(leaf: Leaf) -> jax.sharding.NamedSharding | None:
-    """The sharding that is part of a type, under a mesh with explicit axes; None without one."""
+    """The sharding in the type of a leaf, under a mesh with explicit axes; None without such a mesh."""
     sharding = getattr(jax.typeof(leaf) if isinstance(leaf, jax.Array) else leaf, "sharding", None)
     if not isinstance(sharding, jax.sharding.NamedSharding):
         return None

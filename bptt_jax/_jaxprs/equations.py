@@ -1,7 +1,7 @@
 """Reading and evaluating jaxprs, with public API only: equations are evaluated one by one, never rebuilt.
 
-A traced step is a list of equations. The block (`split`, `block`) runs some of them here and some there, so all it
-needs is: to flatten nested jits, to evaluate a list of equations in an environment, and to ask what an equation is.
+A traced step is a list of equations, and a block (`_step/split.py`, `_lower/block.py`) runs each where it is cheapest.
+For this, nested jits are flattened here, lists of equations evaluated in an environment, and equations classified.
 """
 
 from __future__ import annotations
@@ -23,33 +23,36 @@ Env = dict[Any, Any]
 
 _JAX_FOLDER = os.path.dirname(jax.__file__) + os.sep
 
-# What vmap leaves as it is: JAX's own arithmetic. Not what others define (callbacks, foreign functions).
+# Primitives defined by JAX: vmap leaves their arithmetic as it is. Others may change under it (callbacks, foreign
+# functions).
 _BATCHABLE = {p.name for p in vars(primitives).values() if isinstance(p, core.Primitive)} | {"split"}
 PRODUCTS = {primitives.dot_general_p, primitives.conv_general_dilated_p}
-# Values that are only moved: their gradients are moved back at each block, and no sums of their own are held.
+# These move values only: gradients are moved back at each block, so the moved values need no sums of their own.
 MOVES = frozenset({
     "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "reshape", "slice", "split", "squeeze",
     "transpose",
 })  # fmt: skip
-# Elementwise and free of transcendental functions: evaluated again, fused with what uses it, faster than read back.
+# Elementwise, without transcendental functions: evaluating it again, fused with its reader, is faster than reading it
+# back from memory.
 CHEAP = frozenset({
     "abs", "add", "add_any", "and", "broadcast_in_dim", "convert_element_type", "copy", "eq", "ge", "gt", "integer_pow",
     "le", "lt", "max", "min", "mul", "ne", "neg", "not", "or", "reshape", "select_n", "sign", "slice", "split",
     "square", "squeeze", "stop_gradient", "sub", "xor",
 })  # fmt: skip
+# Their derivatives are zero in JAX.
 NO_GRADIENT = frozenset(["stop_gradient", "floor", "ceil", "round", "sign", "nextafter"])
-# Other bits under vmap than in a loop, for keys of the "rbg" kind.
+# With keys of the "rbg" kind, these draw other bits under vmap than in a loop.
 _RANDOM = ("random", "rng", "threefry")
 
 
 def inline(closed: ClosedJaxpr) -> Any:
-    """The same jaxpr without nested jits and repeated equations, so that equal values are one variable.
+    """The same jaxpr without nested jits and repeated equations, so equal values are one variable.
 
-    A jit that constrains its arguments (shardings, layouts) is left as it is.
+    A jit with constraints on its arguments or results (shardings, layouts) is left as it is.
     """
 
     def run(*args: Leaf) -> list[Any]:
-        return _run_inlined(closed, args, {})  # gone when the trace is, as jax.checking_leaks wants it
+        return _run_inlined(closed, args, {})  # the tracers go with the trace, as jax.checking_leaks wants it
 
     return jax.make_jaxpr(run)(*(v.aval for v in closed.jaxpr.invars))
 
@@ -59,7 +62,7 @@ def _run_inlined(closed: ClosedJaxpr, args: Sequence[Any], known: dict[Any, Any]
         if eqn.primitive is primitives.jit_p and not _is_constrained(eqn.params):
             (inner,) = (p for p in eqn.params.values() if isinstance(p, core.ClosedJaxpr))
             return _run_inlined(inner, values, known)
-        # The same for equal arithmetic only: what others define may print alike and differ.
+        # Only JAX's arithmetic is shared: other primitives may print alike and differ.
         if eqn.primitive.name not in _BATCHABLE or has_effects(eqn) or is_random(eqn) or has_inner_jaxpr(eqn):
             return apply(eqn, values)
         literals = tuple(value_of(v) if isinstance(v, core.Literal) else None for v in eqn.invars)
@@ -68,10 +71,10 @@ def _run_inlined(closed: ClosedJaxpr, args: Sequence[Any], known: dict[Any, Any]
         key = (eqn.primitive, tuple(map(id, tracers)), literals, params, str(eqn.ctx))
         try:
             hash(key)
-        except TypeError:  # a parameter that cannot be compared
+        except TypeError:  # a parameter without a hash, so not to be compared
             return apply(eqn, values)
         if key not in known:
-            known[key] = apply(eqn, values), tracers  # held, so that their ids stay theirs
+            known[key] = apply(eqn, values), tracers  # held, so no other value gets their ids
         outs: Sequence[Any] = known[key][0]
         return outs
 
@@ -81,7 +84,7 @@ def _run_inlined(closed: ClosedJaxpr, args: Sequence[Any], known: dict[Any, Any]
 
 
 def value_of(literal: Any) -> tuple[str, str, bytes]:
-    """A literal's type and its bits: printed, two numbers may look the same."""
+    """A literal's type and its bits, because two different numbers may print alike."""
     value = np.asarray(literal.val)
     return str(literal.aval), value.dtype.str, value.tobytes()
 
@@ -120,7 +123,7 @@ def apply(eqn: Eqn, values: Sequence[Any]) -> Sequence[Any]:
 
 @remember(4096)  # equations are compared by identity
 def _alone(eqn: Eqn) -> tuple[Any, tuple[bool, ...]]:
-    """A jaxpr of just this equation, and which of its results it returns (all that anyone reads)."""
+    """A jaxpr of just this equation, and the mask of results it returns (all but the dropped ones)."""
     kept = tuple(not isinstance(v, core.DropVar) for v in eqn.outvars)
     jaxpr = core.Jaxpr(
         constvars=(),
@@ -139,7 +142,7 @@ def variables(atoms: Iterable[Any]) -> list[Any]:
 
 
 def needed(eqns: Sequence[Any], outputs: Iterable[Any], given: Iterable[Any] = ()) -> list[Any]:
-    """Those of the equations that `outputs` depend on, or that have effects, with `given` known."""
+    """The equations with effects, and those needed for `outputs` from the `given` variables."""
     known = set(given)
     wanted = set(variables(outputs)) - known
     kept = []
@@ -151,12 +154,12 @@ def needed(eqns: Sequence[Any], outputs: Iterable[Any], given: Iterable[Any] = (
 
 
 def read_by(eqns: Iterable[Any], outputs: Iterable[Any] = ()) -> set[Any]:
-    """The variables that equations read, and those among their outputs."""
+    """The variables read by equations or listed in `outputs`."""
     return {*variables(outputs), *(v for eqn in eqns for v in variables(eqn.invars))}
 
 
 def reachable(eqns: Iterable[Any], inputs: Iterable[Any]) -> set[Any]:
-    """The inputs, and all that equations make of them."""
+    """The inputs, and all variables depending on them."""
     found = set(inputs)
     for eqn in eqns:
         if any(v in found for v in variables(eqn.invars)):
@@ -170,9 +173,9 @@ def is_in(atom: Atom, found: Container[Any]) -> bool:
 
 
 def with_gradient(eqns: Iterable[Any], inputs: Iterable[Any]) -> frozenset[Any]:
-    """The differentiable ones of the inputs, and of what equations make of them, that a gradient goes back from.
+    """The differentiable variables, among the inputs and the results of equations, with a gradient back to the inputs.
 
-    A matrix that the step makes itself has none, nor has what comes out of a stop_gradient.
+    A matrix made by the step itself has none, nor has the result of a stop_gradient.
     """
     found = {v for v in inputs if is_float(v)}
     for eqn in eqns:
@@ -187,12 +190,12 @@ def is_debug(effect: Effect) -> bool:
 
 
 def is_named_axis(effect: Effect) -> bool:
-    """Whether an effect is the use of a named axis, which whoever maps over it takes care of."""
+    """Whether an effect is the use of a named axis; the transformation mapping over the axis handles it."""
     return type(effect).__name__ == "NamedAxisEffect"
 
 
 def has_effects(eqn: Eqn) -> bool:
-    """Whether an equation does more than compute its results; to name an axis is no such effect."""
+    """Whether an equation does more than compute its results; naming an axis does not count."""
     return not all(map(is_named_axis, eqn.effects))
 
 
@@ -207,7 +210,7 @@ def is_random(eqn: Eqn) -> bool:
 
 
 def can_be_batched(eqn: Eqn) -> bool:
-    """Whether vmap leaves an equation's results, derivatives and effects what they are in a loop.
+    """Whether an equation has the same results, derivatives and effects under vmap as in a loop.
 
     Branches do not qualify: under vmap both are evaluated, and a NaN in the one not taken reaches the gradient.
     """
@@ -219,7 +222,7 @@ def has_own_gradient(jaxpr: Jaxpr) -> bool:
     """Whether a function with a derivative rule of the user's own occurs in a jaxpr, at any depth.
 
     A rule need not be the derivative of its function; then higher derivatives depend on when it was applied. JAX's own
-    (`jax.nn.relu`) are, and are told by where they are defined.
+    `custom_jvp` rules (for example, of `jax.nn.relu`) are derivatives; the folder of their source tells them apart.
     """
     return any(_is_own_rule(eqn) or any(map(has_own_gradient, inner_jaxprs(eqn))) for eqn in jaxpr.eqns)
 
@@ -227,7 +230,7 @@ def has_own_gradient(jaxpr: Jaxpr) -> bool:
 def _is_own_rule(eqn: Eqn) -> bool:
     if eqn.primitive is not primitives.custom_jvp_call_p:
         return bool(eqn.primitive is primitives.custom_vjp_call_p)
-    # Of the function and of its rule: a user may give one of JAX's functions another derivative.
+    # Both the function and its rule are looked up, because a user may give a function of JAX another derivative.
     infos = [
         getattr(value, "debug_info", getattr(getattr(value, "jaxpr", None), "debug_info", None))
         for value in eqn.params.values()
@@ -236,7 +239,7 @@ def _is_own_rule(eqn: Eqn) -> bool:
 
 
 def inner_jaxprs(eqn: Eqn) -> list[Any]:
-    """The jaxprs among an equation's parameters, or that these have: of this library's scans those of their steps."""
+    """The jaxprs among an equation's parameters, or held by these, as by the call of this library's scans."""
     values = [q for p in eqn.params.values() for q in (p if isinstance(p, tuple | list) else [p])]
     found = [q if isinstance(q, core.Jaxpr | core.ClosedJaxpr) else getattr(q, "jaxpr", None) for q in values]
     return [getattr(q, "jaxpr", q) for q in found if isinstance(q, core.Jaxpr | core.ClosedJaxpr)]

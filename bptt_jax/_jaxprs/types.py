@@ -1,4 +1,4 @@
-"""Names for JAX's objects in annotations. To mypy each is `Any`, because their own types are private or too wide.
+"""Names for JAX's objects in annotations. To mypy each is `Any`, because JAX's own types are private or too wide.
 
 Leaf     an array, a tracer, or the type of one: it has a shape and a dtype
 Index    an integer, or a tracer of one

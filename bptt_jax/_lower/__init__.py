@@ -1,1 +1,1 @@
-"""Lowerings: from a plan and a step to a function that JAX compiles."""
+"""Lowerings: each turns a plan and a step into a function for JAX to compile."""

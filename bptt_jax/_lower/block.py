@@ -1,10 +1,10 @@
 """A block of consecutive steps, differentiated as one unit.
 
 Forward, the features of all its steps are evaluated at once, and a loop runs the rest. Backward, a loop takes the steps
-from the last to the first and multiplies with the transposed weights only: the cotangents of tapped products are
+from the last to the first and multiplies with the transposed weights only. The cotangents of tapped products are
 stacked, and the gradient of each weight is one product over the whole block.
 
-A block has no length of its own: it is as long as the xs that it is given. Its arrays have time first.
+A `Block` has no length of its own: each method takes the number of steps. Its arrays have time first.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Block:
     """The programs of a block of steps. Arrays over time are in the order of xs, also where `reverse`.
 
     Args:
-      swept: the step.
-      reverse: whether it goes through xs from the end.
+      swept: the step and its backward.
+      reverse: whether the steps go through xs from the end.
       unroll: steps per iteration of the loops.
       waits: whether gradients may wait to be summed over devices (see `partial_sums`).
     """
@@ -49,11 +49,12 @@ class Block:
 
     def _scan(self, body: Any, init: Tree, xs: Tree, n: int, backwards: bool = False) -> Any:
         unroll = max(min(self._unroll, n), 1)
+        # Two reversals cancel: the backward of a reversed scan goes through xs from the start.
         return lax.scan(body, init, xs, length=n, reverse=self._reverse != backwards, unroll=unroll)
 
     @property
     def differentiable_positions(self) -> list[int]:
-        """The positions of what has a gradient among what `hoist` returns."""
+        """The positions of the differentiable values among the results of `hoist`."""
         return [i for i, v in enumerate(self.parts.hoisted) if v in self.parts.differentiable]
 
     def hoist(self, operands: Arrays) -> Arrays:
@@ -61,16 +62,16 @@ class Block:
         return list(operands) if self.parts.moves_only else self.parts.derive(operands)
 
     def constants(self, hoisted: Arrays) -> Arrays:
-        """The constants of what `hoist` returned."""
+        """The constants of a step, from the results of `hoist`."""
         return self.parts.derive(hoisted) if self.parts.moves_only else list(hoisted)
 
     def weights(self, hoisted: Arrays) -> Weights:
-        """The values that all blocks of a backward pass share: made once, not in every block."""
+        """The values shared by all blocks of a backward pass: made once, not in every block."""
         typed = as_reduced(hoisted, self.partial_axes)
         return Weights(typed, self.constants(hoisted), self.constants(typed))
 
     def of_operands(self, gradients: Gradients, operands: Arrays) -> list[Any]:
-        """The gradients of the active operands, from those of what is hoisted."""
+        """The gradients of the active operands, from the gradients of the hoisted values."""
         mask = self.parts.active.operands
         if self.parts.moves_only:
             return [gradients[i] for i, chosen in enumerate(mask) if chosen]
@@ -87,7 +88,7 @@ class Block:
     def advance(
         self, constants: Arrays, carry: Arrays, xs: Arrays, n: int, into: Into | None = None
     ) -> tuple[Arrays, Arrays]:
-        """Runs n steps and keeps nothing: (carry, ys, or the arrays that they are written into)."""
+        """Runs n steps and keeps nothing: (carry, ys), or (carry, the arrays of `into` with ys written)."""
 
         def step(carry: Arrays, x: Arrays, features: Arrays) -> Any:
             return *self.parts.loop(constants, carry, x, features), []
@@ -97,10 +98,11 @@ class Block:
     def record(
         self, constants: Arrays, carry: Arrays, xs: Arrays, n: int, into: Into | None = None
     ) -> tuple[Arrays, Arrays, Arrays]:
-        """Runs n steps: (carry, ys as of `advance`, what their backward needs)."""
+        """Runs n steps and keeps their residuals: (carry, ys as in `advance`, values of `StepVjp.saved`)."""
         vjp, n_carry = self._vjp, self.parts.n_carry
         features = self._features(constants, xs)
         feature_of = bind(vjp.invars[3], features)
+        # Saved features are stacked already, so the loop does not stack them again.
         from_loop = [v for v in vjp.saved if v not in feature_of]
         eqns = needed(vjp.eqns, [*vjp.outs, *from_loop])
 
@@ -128,7 +130,7 @@ class Block:
         return carry, ys if into is None else arrays, kept
 
     def pull(self, last: Mask, y: Mask) -> Pull:
-        """The backward of a step for cotangents of some active leaves of the last carry and of ys."""
+        """The backward of a step, given cotangents of some active leaves of the last carry and of ys."""
         return pull_of(self._vjp.pull, last, y)
 
     def back(
@@ -146,23 +148,25 @@ class Block:
 
         Args:
           pull: the backward of one step.
-          weights: see there.
+          weights: the constants of the step.
           xs: as given to `record`.
-          saved: the result of `record`.
-          ct_carry, ct_ys: cotangents of the last carry and of ys, of the leaves for which `pull` has a variable.
-          gradients: to which those of `weights.hoisted` are added.
+          saved: the residuals returned by `record`.
+          ct_carry, ct_ys: cotangents of the last carry and of ys, for the leaves with a variable in `pull`.
+          gradients: sums so far; the block's gradients of `weights.hoisted` are added to them.
 
         Returns:
-          Cotangents of the first carry, for the same leaves; of the leaves of xs that have one; and the gradients.
+          Cotangents of the first carry, for the same leaves; of the leaves in `x_with_cotangents`; and the gradients.
         """
         hoisted, constants = weights.hoisted, weights.constants
         summed = {i: ct for i, ct in zip(self._vjp.in_loop, pull.ct_constants, strict=True) if ct is not None}
+        # Constants from position len(hoisted) on are derived from operands: `_add` passes their sums on to these.
         sums = {i: gradients[i] if i < len(hoisted) else zeros_like(constants[i]) for i in summed}
         carried = [v is not None for v in pull.ct_new]
 
         def body(state: Tree, at: Index) -> Any:
             ct_new, sums = state
             env = self._pull(pull, constants, ct_new, *at)
+            # A loop's carry keeps its type, so a cotangent found to be zero (None) becomes an array.
             ct_carry = [
                 zeros_like(ct) if v is None else read(env, v)
                 for v, ct in zip(select(pull.ct_carry, carried), ct_new, strict=True)
@@ -177,6 +181,7 @@ class Block:
         new.extend((i, total) for i, total in sums.items() if i >= len(hoisted))
         for tap, left, cts in self._of_taps(pull, stacked, xs, saved):
             weight = weights.typed[tap.const]
+            # XLA holds the arrays of one loop at a time, so large products are given loops of their own.
             if self._in_turn and left is not None and is_large(weight):
 
                 def add(gradients: Gradients, left: Leaf, cts: Any, tap: Tap = tap, weight: Leaf = weight) -> Gradients:
@@ -188,7 +193,7 @@ class Block:
         return ct_carry, ct_xs, self._add(gradients, new, hoisted)
 
     def _pull(self, pull: Pull, constants: Arrays, ct_new: Arrays, x: Arrays, saved: Arrays, ct_y: Arrays) -> Env:
-        """The values of a step's backward program."""
+        """Evaluates a step's backward: the values of its variables."""
         vjp = self._vjp
         env = vjp.base | bind(vjp.invars[0], constants) | bind(vjp.invars[2], x) | bind(vjp.saved, saved)
         evaluate(self._rebuilding, env)
@@ -198,12 +203,13 @@ class Block:
         return back
 
     def _add(self, gradients: Gradients, new: Sequence[tuple[int, Any]], hoisted: Arrays) -> Gradients:
-        """Adds the gradients of constants to those of what is hoisted."""
+        """Adds gradients of constants to the gradients of the hoisted values."""
         gradients = dict(gradients)
         derived: Gradients = {}
         for i, gradient in new:
             into = gradients if i < len(hoisted) else derived
             into[i] = into[i] + gradient if i in into else gradient
+        # Derived constants are moved operands here (`moves_only`): the move, transposed, brings gradients back.
         if derived:
             places = self.differentiable_positions
             mask = [i in places for i in range(len(hoisted))]
@@ -225,7 +231,7 @@ class Block:
         return jax.vmap(lambda x: self.parts.features_of(constants, x))(list(xs))
 
     def _of_taps(self, pull: Pull, stacked: Env, xs: Arrays, saved: Arrays) -> Iterator[tuple[Tap, Any, Any]]:
-        """The taps, each with what its weight was multiplied with and with the cotangents of the results."""
+        """Taps with cotangents: (tap, stacked factors of its weight or None for a sum, stacked cotangents)."""
         lefts = bind(self._vjp.invars[2], xs) | bind(self._vjp.saved, saved)
         for tap, left, ct in zip(self._vjp.taps, self._vjp.lefts, pull.ct_taps, strict=True):
             if ct is not None:
@@ -234,7 +240,7 @@ class Block:
     def _of_features(
         self, pull: Pull, stacked: Env, constants: Arrays, xs: Arrays
     ) -> tuple[Arrays, list[tuple[int, Any]]]:
-        """Cotangents of the leaves of xs that have one, and the gradients of what the features are made with."""
+        """Cotangents of the leaves of xs with one, and gradients of the constants used by features."""
         parts, mask = self.parts, self.parts.active.x
         ct_xs: list[Any] = [None if ct is None else stacked[ct] for ct in pull.ct_x]
         is_given = [ct is not None for ct in pull.ct_features]
@@ -253,6 +259,7 @@ class Block:
             _, vjp = jax.vjp(features, [constants[i] for i in used], select(xs, mask))
             ct_constants, ct_features_xs = vjp([stacked[ct] for ct in pull.ct_features if ct is not None])
             gradients.extend(zip(used, ct_constants, strict=True))
+            # A leaf of x is read by the loop (a), by features (b), or by both.
             ct_xs = [
                 (b if a is None else a + b) if has_some else a
                 for a, b, has_some in zip(ct_xs, ct_features_xs, reached, strict=True)
@@ -260,7 +267,7 @@ class Block:
         return [ct for ct in ct_xs if ct is not None], gradients
 
     def _features_reach(self, pull: Pull) -> list[bool]:
-        """Of the active leaves of x, those that the features with a cotangent are made of."""
+        """For each active leaf of x whether a feature with a cotangent depends on it."""
         parts = self.parts
         features = select(parts.features, parts.active_features)
         given = [v for v, ct in zip(features, pull.ct_features, strict=True) if ct is not None]
@@ -269,7 +276,7 @@ class Block:
         ]
 
     def x_with_cotangents(self, pull: Pull) -> Mask:
-        """Of the active leaves of x, those that have a cotangent: `back` returns these."""
+        """For each active leaf of x whether it has a cotangent: `back` returns these."""
         return tuple(
             ct is not None or of_features for ct, of_features in zip(pull.ct_x, self._features_reach(pull), strict=True)
         )

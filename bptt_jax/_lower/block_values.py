@@ -1,4 +1,4 @@
-"""What blocks of steps are handed: weights, sums of gradients, and arrays to write into."""
+"""The values handed to blocks of steps: weights, sums of gradients, and arrays to write ys into."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from bptt_jax._trace.call import Arrays
 
-Gradients = dict[int, Any]  # of the differentiable ones among what a block holds, or of its constants, by position
+Gradients = dict[int, Any]  # by position among the hoisted values of a block, or among its constants
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """The values of what does not change from step to step.
+    """The values shared by all steps.
 
     Attributes:
-      hoisted: the values of `SplitStep.hoisted`, of the types that their gradients are to have.
+      hoisted: the values of `SplitStep.hoisted`, typed as reduced where their gradients wait (see `partial_sums`).
       constants: the constants of a step.
-      typed: the constants, of the types of `hoisted` (see `partial_sums`).
+      typed: the constants once more, made of `hoisted` with its types.
     """
 
     hoisted: Arrays
@@ -28,7 +28,7 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Into:
-    """Arrays that ys are written into step by step.
+    """Arrays into which ys are written step by step.
 
     Attributes:
       arrays: over all steps.

@@ -1,8 +1,8 @@
-"""A step that reads some leaves of its x where they are: at an index of the whole arrays, which a loop does not slice.
+"""A step with some leaves of x read where they are, at an index of the whole arrays, instead of sliced by a loop.
 
-A loop wants what it slices with time first. For arrays with time elsewhere that is a copy of the whole, and under vmap
-also for others. It is not done for arrays that are differentiated: the cotangent of such an array would be added to as
-a whole in each step.
+A loop slices arrays along a leading axis of time. Arrays with time elsewhere are copied whole for it, and under vmap
+other arrays are too. Differentiated arrays are not read at an index, because each step would then add to a cotangent
+of the whole array.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from bptt_jax._trace.call import Arrays, FlatStep, Mask, ScanCall, replace, sele
 
 @dataclasses.dataclass(frozen=True)
 class ByIndex:
-    """(operands, carry, x) -> (carry, y), of which x is the place of the step, and the leaves that a loop slices.
+    """(operands, carry, x) -> (carry, y), where x is the place of the step and the leaves sliced by a loop.
 
     Attributes:
       step: the step.
-      mask: which leaves of its x are read at an index.
-      arrays: these, over time.
-      alongs: where time is in them.
+      mask: the leaves of its x to read at an index.
+      arrays: these leaves, over time.
+      alongs: the place of time in each of them.
       lengths: of sequences, None without any.
-      is_cpu: whether it runs on a CPU.
+      is_cpu: whether it runs on a CPU (see `Along.is_sliced`).
     """
 
     step: FlatStep
@@ -61,15 +61,15 @@ class ByIndex:
 
 
 def steps_of(call: ScanCall, inputs: Arrays, mask: Mask) -> tuple[FlatStep | ByIndex, Arrays]:
-    """A step and what a loop slices for it, time first.
+    """A step and the arrays sliced for it by a loop, time first.
 
     Args:
       call: the scan.
       inputs: of the scan.
-      mask: which leaves of xs to read at an index.
+      mask: the leaves of xs to read at an index.
     """
     xs, lengths = call.step.split(inputs)[2], call.lengths_of(inputs)
-    if call.length == 0:  # there is nothing to read, but a loop over no steps is traced
+    if call.length == 0:  # a loop over no steps is traced too, and has nothing to read
         mask = (False,) * len(mask)
     sliced = [not is_read for is_read in mask]
     over = [

@@ -1,9 +1,9 @@
 """A function as two programs, its forward and its backward pass, as JAX differentiates it.
 
-Which results have cotangents is known only where the backward pass is: a result without one is left out there, as
-`jax.lax.scan` does it, and not given a cotangent of zeros. An array of zeros costs what a cotangent costs, and zero
-times an infinite derivative is no number. So the function is differentiated once more, for those results alone. Its
-forward pass is the same equations as before, so it is not run again: what these made is at hand.
+Only the backward pass knows the results with cotangents. Results without one are left out there, as in `jax.lax.scan`,
+and are not given cotangents of zeros: these would cost as much as others, and zero times an infinite derivative is NaN.
+So the backward pass differentiates the function once more, for the results with cotangents alone. The forward
+equations are the same as before and do not run again, because their results are kept.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Differentiated:
     Args:
       run: the function, from arrays to arrays.
       types: of its arguments.
-      wrt: the arguments whose gradients are asked for.
-      results: the positions of the results that may have a cotangent.
+      wrt: the arguments to differentiate.
+      results: the positions of the results with a possible cotangent.
 
     Attributes:
-      forward: a jaxpr, from arguments to all results and the arrays that are kept.
+      forward: a jaxpr, from arguments to all results and the kept arrays.
     """
 
     def __init__(self, run: Callable[[Arrays], Arrays], types: Sequence[Any], wrt: Mask, results: Sequence[int]):
@@ -37,7 +37,7 @@ class Differentiated:
         self._types = types
         self._wrt = wrt
         self._results = results
-        self._pulls: dict[Mask, Any] = {}  # by the results that have a cotangent
+        self._pulls: dict[Mask, Any] = {}  # by the results with a cotangent
         self.forward, self._n_outs = self._trace_forward()
 
     def _trace_forward(self) -> tuple[Any, int]:
@@ -48,15 +48,16 @@ class Differentiated:
         trace: Any = jax.make_jaxpr(forward, return_shape=True)
         closed, (outs, _) = trace(*self._types)
         jaxpr, n = closed.jaxpr, len(outs)
+        # Residuals among the arguments are not kept: the backward pass is given all arguments anyway.
         known = {*jaxpr.invars, *jaxpr.constvars}
         kept = [v for v in variables(jaxpr.outvars[n:]) if v not in known]
         return _part(closed, jaxpr.invars, [*jaxpr.outvars[:n], *kept], jaxpr.eqns), n
 
     def pull(self, given: Mask) -> Any:
-        """A jaxpr, from arguments, the arrays that are kept, and cotangents to gradients.
+        """The jaxpr from arguments, kept arrays and cotangents to gradients.
 
         Args:
-          given: of the results that may have a cotangent, those that have one.
+          given: the mask of results with a cotangent, over the positions in `results`.
         """
         if given not in self._pulls:
             self._pulls[given] = self._trace_pull(select(self._results, given))
@@ -71,7 +72,7 @@ class Differentiated:
         closed: Any = jax.make_jaxpr(gradient)(self._types, cts)
         jaxpr, n = closed.jaxpr, len(self._types)
         same = _same_variables(self.forward, closed)
-        # What were not found again would be computed again.
+        # A kept variable without a counterpart would be an unused input here, and its value computed again.
         kept = [same.get(v, v) for v in self.forward.jaxpr.outvars[self._n_outs :]]
         eqns = needed(jaxpr.eqns, jaxpr.outvars, [*kept, *jaxpr.invars])
         return _part(closed, [*jaxpr.invars[:n], *kept, *jaxpr.invars[n:]], jaxpr.outvars, eqns)
@@ -81,7 +82,7 @@ class Differentiated:
 
 
 def _part(closed: ClosedJaxpr, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]) -> Any:
-    """A jaxpr of some equations of another."""
+    """A jaxpr made of some equations of another."""
     jaxpr = core.Jaxpr(
         constvars=closed.jaxpr.constvars,
         invars=invars,
@@ -94,7 +95,7 @@ def _part(closed: ClosedJaxpr, invars: Sequence[Any], outvars: Sequence[Any], eq
 
 
 def _same_variables(a: Leaf, b: Leaf) -> dict[Any, Any]:
-    """From variables of a jaxpr to another's, as far as both begin with the same equations of the same inputs."""
+    """The variables of b by those of a, as far as both jaxprs begin with the same equations of the same inputs."""
     same = dict(zip(a.jaxpr.invars, b.jaxpr.invars, strict=False))
     for v, w, left, right in zip(a.jaxpr.constvars, b.jaxpr.constvars, a.consts, b.consts, strict=False):
         if left is right:
@@ -107,7 +108,7 @@ def _same_variables(a: Leaf, b: Leaf) -> dict[Any, Any]:
 
 
 def _is_same(left: Leaf, right: Any, same: dict[Any, Any]) -> bool:
-    """Whether two equations are one, in two traces of the same function."""
+    """Whether two equations, from two traces of one function, are the same."""
     if left.primitive is not right.primitive or len(left.invars) != len(right.invars):
         return False
     of_same = all(_is_same_atom(v, w, same) for v, w in zip(left.invars, right.invars, strict=True))
@@ -116,7 +117,7 @@ def _is_same(left: Leaf, right: Any, same: dict[Any, Any]) -> bool:
 
 
 def _values(params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters that are plain values: of jaxprs and functions each trace may have its own."""
+    """The parameters with plain values; not jaxprs and functions, because each trace may have its own."""
     return {name: value for name, value in params.items() if _is_value(value)}
 
 

@@ -5,8 +5,8 @@
     Chain(cs)     one child after another, each on its part of xs
     Remat(c)      jax.checkpoint(c)
 
-Nothing but these two, so every JAX transformation works on the result. The body of every scan is the same traced
-step: the program has one copy of it per `Steps` leaf and its size does not depend on any length.
+Nothing but these two is used, so every JAX transformation works on the result. The body of every scan is the same
+traced step: the program has one copy of it per `Steps` leaf, and its size does not depend on any length.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Nested:
 
     Args:
       call: the scan.
-      wrt: the inputs whose gradients are asked for.
+      wrt: the inputs to differentiate.
       plan: the plan.
-      active: the leaves that are differentiated.
+      active: the leaves that a derivative goes through.
       is_mapped: whether it runs under vmaps.
     """
 
@@ -45,7 +45,7 @@ class Nested:
         self._wrt = wrt
         self._plan = plan
         self._active = (*active.carry, *active.y)
-        # One loop over all steps keeps each x that it reads: as many bytes as the copy that it would slice.
+        # One loop over all steps keeps each x it reads: as many bytes as the copy it would slice.
         is_one_loop = isinstance(plan, Steps)
         self._by_index = (False,) * len(call.x_along) if is_one_loop else read_by_index(call, wrt, is_mapped)
         self._by_types: dict[Any, Differentiated] = {}
@@ -60,7 +60,7 @@ class Nested:
         return [*last, *(along.back(leaf, lengths) for leaf, along in zip(ys, call.y_along, strict=True))]
 
     def forward(self, inputs: Arrays) -> tuple[list[Any], list[Any]]:
-        """(last carry and ys, what is kept for `backward`)."""
+        """(last carry and ys, the arrays kept for `backward`)."""
         outs = core.jaxpr_as_fun(self._differentiated(inputs).forward)(*inputs)
         n = len(self._active)
         return outs[:n], outs[n:]
@@ -70,13 +70,13 @@ class Nested:
         return self.forward(inputs)[1]
 
     def backward(self, inputs: Arrays, saved: Arrays, cotangents: Arrays) -> list[Any]:
-        """The gradients of the inputs that are differentiated; see `Sweep.backward`."""
+        """The gradients of the differentiated inputs; see `Sweep.backward`."""
         given = tuple(ct is not None for ct in cotangents)
         pull = self._differentiated(inputs).pull(given)
         return list(core.jaxpr_as_fun(pull)(*inputs, *saved, *select(cotangents, given)))
 
     def _differentiated(self, inputs: Arrays) -> Differentiated:
-        """The same for inputs of the same types, whatever maps over them: `backward` knows what `forward` has kept."""
+        """The same object for inputs of the same types, under any vmap: `backward` must know the arrays kept before."""
         types = tuple(map(jax.typeof, inputs))
         if types not in self._by_types:
             active = [i for i, is_active in enumerate(self._active) if is_active]
@@ -85,13 +85,13 @@ class Nested:
 
 
 def read_by_index(call: ScanCall, wrt: Mask, is_mapped: bool) -> Mask:
-    """Which leaves of xs are read where they are: a loop would slice copies of them, and no gradient is asked for."""
+    """The leaves of xs to read where they are: a loop would slice copies of them, and none is differentiated."""
     of_xs = call.step.split(wrt)[2]
     return tuple(not w and (is_mapped or not a.is_leading) for w, a in zip(of_xs, call.x_along, strict=True))
 
 
 def lower(plan: Plan, step: FlatStep | ByIndex, *, reverse: bool = False, unroll: int | bool = 1) -> Run:
-    """A function (operands, carry, xs) -> (carry, ys) that runs `plan`.
+    """A function (operands, carry, xs) -> (carry, ys), running `plan`.
 
     Args:
       plan: of as many steps as xs has.
@@ -99,7 +99,7 @@ def lower(plan: Plan, step: FlatStep | ByIndex, *, reverse: bool = False, unroll
       reverse: whether the steps go through xs and ys from the end, as in `jax.lax.scan`.
       unroll: steps per iteration of the loops over `Steps`, as in `jax.lax.scan`.
     """
-    if runs_single_steps(plan):  # XLA takes their xs and ys as they are
+    if runs_single_steps(plan):  # its arrays have no axis of several steps: XLA takes xs and ys as they are
         return _lower(plan, step, reverse, unroll)
     xs_units, ys_units = _unit_axes(step.x), _unit_axes(step.y)
     run = _lower(plan, _squeezed(step, xs_units, ys_units), reverse, unroll)
@@ -112,17 +112,17 @@ def lower(plan: Plan, step: FlatStep | ByIndex, *, reverse: bool = False, unroll
 
 
 def with_unit_axes(step: FlatStep) -> list[Any]:
-    """The types of the leaves of x and y of which XLA copies the whole: cotangents of xs, and ys.
+    """The types of the leaves of x and y that have axes of length 1: XLA copies their whole cotangents of xs, and ys.
 
-    It takes arrays with axes of length 1 in another layout. The loops of a nest run without such axes; in loops xs and
-    the cotangents of ys were copied as well. Where results leave the nest there is no way around (CPU, JAX 0.10).
+    XLA gives arrays with such axes another layout. The loops of a nest run without them, because in loops xs and the
+    cotangents of ys were copied as well. Where results leave the nest, the copy cannot be avoided (CPU, JAX 0.10).
     """
     leaves = [*step.x, *step.y]
     return [leaf for leaf, units in zip(leaves, _unit_axes(leaves), strict=True) if units]
 
 
 def _unit_axes(leaves: Arrays) -> list[Axes]:
-    """Of each leaf the axes of length 1 that nothing divides."""
+    """For each leaf the axes of length 1, without those divided over a mesh."""
     return [
         tuple(i for i, size in enumerate(leaf.shape) if size == 1 and leaf.sharding.spec[i] is None) for leaf in leaves
     ]
@@ -152,14 +152,14 @@ def _lower(plan: Plan, step: Run, reverse: bool, unroll: int | bool) -> Run:
         case Remat(child):
             return jax.checkpoint(lower_child(child))
         case Repeat(k, Remat(child)) if k >= 2:
-            # A loop of at least two iterations keeps XLA from merging recomputation and first pass; the barriers that
-            # would do it elsewhere cost time in every iteration.
+            # XLA does not merge recomputation with the first pass across a loop of two or more iterations. So the
+            # barriers of `prevent_cse` are not needed, and they cost time in every iteration.
             body = jax.checkpoint(_slice_runner(length(child), lower_child(child)), prevent_cse=False)
             return _repeat(k, length(child), body, reverse)
         case Repeat(k, child):
             return _repeat(k, length(child), _slice_runner(length(child), lower_child(child)), reverse)
         case Chain(children):
-            made: dict[Plan, Run] = {}
+            made: dict[Plan, Run] = {}  # JAX traces each function anew, so equal children share one
             for child in children:
                 if child not in made:
                     made[child] = lower_child(child)
@@ -197,8 +197,8 @@ def _repeat(k: int, n: int, child: Run, reverse: bool) -> Run:
 def _slice_runner(n: int, child: Run) -> Run:
     """`child` of n steps as the body of a loop.
 
-    A single step is sliced out of xs without its time axis. A whole array with an axis of length 1 gets another layout
-    from XLA, and a copy for it (of xs and of the cotangents of ys; CPU, JAX 0.10 and 0.12).
+    A single step is sliced out of xs without its time axis. With this axis of length 1, XLA would give the whole array
+    another layout, and copy it (xs and the cotangents of ys; CPU, JAX 0.10 and 0.12).
     """
     if n != 1:
         return child
@@ -216,6 +216,7 @@ def _chain(children: Sequence[tuple[int, Run]], reverse: bool) -> Run:
         end = sum(n for n, _ in children)
         outputs = []
         for n, child in children:
+            # In reverse, the first child takes the last steps of xs.
             at = end - start - n if reverse else start
             carry, ys = child(operands, carry, [lax.slice_in_dim(leaf, at, at + n) for leaf in xs])
             outputs.append(ys)

@@ -1,4 +1,4 @@
-"""A scan as `jax.lax.scan` runs it: forwards, and with all that its gradient needs where that is asked for."""
+"""A scan as `jax.lax.scan` runs it: forwards, and with all residuals where its gradient is asked for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(call: ScanCall, inputs: Arrays) -> list[Any]:
 def evaluate(call: ScanCall, inputs: Arrays) -> list[Any]:
     """The same, where nothing is differentiated: xs are read where they are.
 
-    On accelerators they are brought into order as a whole, which is one kernel.
+    On accelerators they are brought into order as a whole, because one kernel does it.
     """
     is_cpu = call.options.machine.is_cpu
     return _run(call, inputs, [is_cpu and not along.is_leading for along in call.x_along])

@@ -1,4 +1,4 @@
-"""A plan for a gradient as a program, by one lowering or the other."""
+"""A plan for a gradient as a program, by one of the two lowerings."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ class Program(Protocol):
     """A plan, run by one of the lowerings."""
 
     def forward(self, inputs: Arrays) -> tuple[list[Any], list[Any]]:
-        """(last carry and ys, what is kept for `backward`)."""
+        """(last carry and ys, the arrays kept for `backward`)."""
 
     def kept(self, inputs: Arrays) -> list[Any]:
         """The second result of `forward`."""
 
     def backward(self, inputs: Arrays, saved: Arrays, cotangents: Arrays) -> list[Any]:
-        """The gradients of the inputs that are differentiated; None where one is zero."""
+        """The gradients of the differentiated inputs; None where one is zero."""
 
 
 def program_of(gradient: Gradient, plan: Plan, form: Swept | None, waits: bool = True) -> Program:
-    """The program that runs `plan` for one example.
+    """The program of `plan` for one example.
 
     Args:
       gradient: the gradient.
-      plan: of its length.
+      plan: a plan for all its steps.
       form: the step as the sweep runs it; None for the nest.
       waits: whether sums over devices may wait; see `Sweep`.
     """

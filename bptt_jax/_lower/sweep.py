@@ -1,12 +1,12 @@
 """The sweep: a scan whose backward walks the plan's tree with loops of static length.
 
-    forward    run through the plan once, keeping the carries (and residuals) that it names
-    backward   take the nodes from the last to the first; for a `Remat`, run forward again from its carry, keeping what
-               its child names, then go back through the child
+    forward    run through the plan once, keeping the carries (and residuals) it names
+    backward   take the nodes from the last to the first; for a `Remat`, run forward again from its carry, keep the
+               carries (and residuals) named by its child, then go back through the child
 
 There is one xs, one ys and one dxs; blocks read and write at an index, so no level of the tree holds copies. Gradients
-of the constants are one running sum, of each device where that can be (`partial_sums`). Steps that are only advanced
-are never linearised, and the last child of what is recomputed is not advanced, since nobody asks for the carry behind
+of the constants are one running sum, of each device by itself where possible (`partial_sums`). Steps that are only
+advanced are never linearised. A recomputed node does not advance its last child, because nobody reads the carry after
 it.
 """
 
@@ -34,7 +34,7 @@ class Sweep:
 
     Args:
       call: the scan.
-      wrt: the inputs whose gradients are asked for, among the active ones.
+      wrt: the inputs to differentiate, among the active ones.
       plan: the plan.
       swept: the step.
       waits: whether gradients may wait to be summed over devices (see `partial_sums`).
@@ -49,7 +49,7 @@ class Sweep:
         self._n_saved = len(swept.vjp.saved)
 
     def forward(self, inputs: Arrays) -> tuple[list[Any], list[Any]]:
-        """(last carry and ys, what is kept for `backward`)."""
+        """(last carry and ys, the arrays kept for `backward`)."""
         walk, carry = self._walk(inputs)
         last, ys, saved = walk.record(self._plan, 0, carry, walk.no_ys(carry))
         return [*last, *(ys or [])], jax.tree.leaves(saved)
@@ -65,7 +65,7 @@ class Sweep:
         return Forward(self._block, self._call, constants, xs, self._call.lengths_of(inputs)), list(carry)
 
     def backward(self, inputs: Arrays, saved: Arrays, cotangents: Arrays) -> list[Any]:
-        """The gradients of the inputs that are differentiated; None where one is zero.
+        """The gradients of the differentiated inputs; None where one is zero.
 
         Args:
           inputs: the scan's inputs.
@@ -77,6 +77,7 @@ class Sweep:
         ct_last, ct_ys = cotangents[: sum(active.carry)], cotangents[sum(active.carry) :]
         pull = block.pull(*(tuple(ct is not None for ct in cts) for cts in (ct_last, ct_ys)))
         zero = _late_zero(ct_last, ct_ys, [along.axis for along in select(self._call.y_along, active.y)])
+        # A leaf of the carry may get cotangents from earlier steps only: it starts with zeros then.
         carried = [v is not None for v in pull.ct_new]
         like = select(select(carry, active.carry), carried)
         ct_carry = [zeros_like(a) if ct is None else ct for a, ct in zip(like, select(ct_last, carried), strict=True)]
@@ -98,7 +99,7 @@ class Sweep:
 
 
 def _unflatten(plan: Plan, saved: list[Any], n_carry: int, n_saved: int) -> tuple[Any, list[Any]]:
-    """From the leaves of what `Forward.record` keeps of a plan to its structure, and the leaves that are left."""
+    """The kept leaves of a plan in the structure of `Forward.record`, and the leaves left over."""
     match plan:
         case Steps(0):
             return (), saved
@@ -106,7 +107,7 @@ def _unflatten(plan: Plan, saved: list[Any], n_carry: int, n_saved: int) -> tupl
             return saved[:n_saved], saved[n_saved:]
         case Remat():
             return saved[:n_carry], saved[n_carry:]
-        case Repeat(_, child):
+        case Repeat(_, child):  # a loop stacks the leaves of its child
             return _unflatten(child, saved, n_carry, n_saved)
         case Chain(children):
             kept = []
@@ -118,7 +119,7 @@ def _unflatten(plan: Plan, saved: list[Any], n_carry: int, n_saved: int) -> tupl
 
 
 def _late_zero(ct_last: Sequence[Any], ct_ys: Sequence[Any], y_axes: Sequence[int]) -> Any:
-    """A scalar zero that XLA does not know to be one before it has the cotangents; None if all of them are empty."""
+    """A scalar zero that XLA cannot know before it has the cotangents; None if all of them are empty."""
     last = [ct for ct in ct_last if ct is not None and is_float(ct) and ct.size]
     ys = [
         lax.index_in_dim(ct, 0, axis)
@@ -126,15 +127,17 @@ def _late_zero(ct_last: Sequence[Any], ct_ys: Sequence[Any], y_axes: Sequence[in
         if ct is not None and is_float(ct) and ct.size
     ]
     largest = [jnp.max(jnp.real(lax.stop_gradient(ct))) for ct in [*last[:1], *ys[:1]]]
+    # Nothing is greater than infinity, NaN included.
     return sum((value > jnp.inf).astype(jnp.float32) for value in largest) if largest else None
 
 
 def _late_zeros(leaf: Leaf, zero: Any) -> Any:
-    """Zeros of the type of `leaf` that exist from when the cotangents do.
+    """Zeros of the type of `leaf`, made only when the cotangents exist.
 
-    Of plain zeros XLA makes one array for all scans of a program, and before it runs the first of them a copy for each.
+    XLA makes one array of plain zeros for all scans of a program, and a copy for each scan before it runs the first.
     """
     zeros = zeros_like(leaf)
+    # A zero varying over more axes of a mesh would change the type of the zeros.
     if zero is None or varying_axes(zero) - varying_axes(zeros):
         return zeros
     return zeros + zero.astype(zeros.dtype)

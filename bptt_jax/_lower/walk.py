@@ -1,6 +1,6 @@
-"""The two directions in which the sweep walks a plan's tree: short recursions over its nodes.
+"""The sweep's walk through a plan's tree, forward and backward: short recursions over its nodes.
 
-`at` is the number of steps before a node: where it begins, whichever way the steps go through xs.
+`at` is the number of steps run before a node begins, whichever way the steps go through xs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, length
 
 
 class Walk:
-    """What both directions share: one global xs, read at an index where time is in each leaf."""
+    """The part common to both directions: one global xs, read at an index along each leaf's axis of time."""
 
     def __init__(self, block: Block, call: ScanCall, xs: Arrays, lengths: Leaf):
         self._block = block
@@ -35,11 +35,12 @@ class Walk:
         self._is_cpu = call.options.machine.is_cpu
 
     def _place(self, at: Index, n: int) -> Any:
-        """Where the n steps from `at` on begin in arrays over time."""
+        """The index in arrays over time at which the n steps from `at` on begin."""
+        # In reverse, the steps run so far are at the end of the arrays.
         return self._call.length - n - at if self._call.reverse else at
 
     def _read(self, arrays: Arrays, alongs: Sequence[Along], at: Index, n: int) -> Arrays:
-        """n steps of arrays, time first: only these are moved."""
+        """n steps of arrays, time first: only these steps are moved."""
         start = self._place(at, n)
         return [
             along.read(a, start, n, self._lengths, along.is_sliced(self._is_cpu))
@@ -47,7 +48,7 @@ class Walk:
         ]
 
     def _write(self, arrays: Arrays, alongs: Sequence[Along], new: Arrays, at: Index, n: int) -> Arrays:
-        """The arrays with n steps replaced by new ones, which have time first."""
+        """The arrays with n steps replaced by new ones; these have time first."""
         return self._put(arrays, alongs, new, self._place(at, n))
 
     def _put(self, arrays: Arrays, alongs: Sequence[Along], new: Arrays, start: Index) -> Arrays:
@@ -61,14 +62,14 @@ class Walk:
 
 
 class Forward(Walk):
-    """Forward through a plan. `at` is the number of steps before a node, ys what has been written so far, or None."""
+    """Forward through a plan. In its methods, ys are the arrays written so far, or None where none are made."""
 
     def __init__(self, block: Block, call: ScanCall, constants: Arrays, xs: Arrays, lengths: Leaf):
         super().__init__(block, call, xs, lengths)
         self._constants = constants
 
     def no_ys(self, carry: Arrays) -> Arrays:
-        """Room for ys, of the types that a step gives them."""
+        """Room for ys, with the types given by a step."""
         parts, call = self._block.parts, self._call
         x = [
             lax.index_in_dim(leaf, 0, along.axis, keepdims=False)
@@ -82,12 +83,13 @@ class Forward(Walk):
         ]
 
     def _run(self, run: Any, carry: Arrays, ys: Arrays | None, at: Index, n: int) -> tuple[Any, ...]:
-        """(carry, ys, ...) of the block of n steps that `run` runs.
+        """Runs a block of n steps by `run`: (carry, ys, ...).
 
-        Outside of loops each step writes its own y. Of a block that is written there XLA makes the write once more for
-        each reader of ys, with a copy of all of them (CPU: a third of a program with ys in the loss).
+        Outside of loops each step writes its own y. XLA would repeat the write of a whole block there for each reader
+        of ys, each time with a copy of all ys (CPU: a third of a program with ys in the loss).
         """
         over, alongs = self._read_xs(at, n), self._call.y_along
+        # In a loop `at` is traced. A block of all steps needs no write into ys.
         if ys is None or not isinstance(at, int) or n == self._call.length:
             carry, new, *kept = run(self._constants, carry, over, n)
             return carry, None if ys is None else self._write(ys, alongs, new, at, n), *kept
@@ -101,7 +103,7 @@ class Forward(Walk):
         return tuple(run(self._constants, carry, over, n, Into(ys, write)))
 
     def advance(self, node: Plan, at: Index, carry: Arrays, ys: Arrays | None) -> tuple[Arrays, Arrays | None]:
-        """Runs a node and keeps nothing."""
+        """Runs a node and keeps nothing: (carry, ys)."""
         match node:
             case Steps(n):
                 if n == 0:
@@ -127,7 +129,7 @@ class Forward(Walk):
         raise TypeError(f"not a plan node: {node!r}")
 
     def record(self, node: Plan, at: Index, carry: Arrays, ys: Arrays | None) -> tuple[Arrays, Arrays | None, Any]:
-        """Runs a node and keeps what it says: (carry, ys, kept)."""
+        """Runs a node and keeps the carries and residuals it names: (carry, ys, kept)."""
         match node:
             case Steps(n):
                 if n == 0:
@@ -157,7 +159,7 @@ class Forward(Walk):
         raise TypeError(f"not a plan node: {node!r}")
 
     def revisit(self, node: Plan, at: Index, carry: Arrays) -> Any:
-        """What `record` keeps of a node, without running to its end where that is not needed."""
+        """The values that `record` keeps of a node, without running to its end where possible."""
         match node:
             case Remat():
                 return list(carry)
@@ -171,10 +173,11 @@ class Forward(Walk):
                     put = functools.partial(lax.dynamic_update_index_in_dim, index=i + 1, axis=0)
                     return (carry, [put(a, b) for a, b in zip(kept, carry, strict=True)]), None
 
+                # Each place starts as the first carry. Places 1 to k - 1 are left to write: the last child is not run.
                 room = [lax.broadcast(leaf, (k,)) for leaf in carry]
                 (_, kept), _ = lax.scan(body, (list(carry), room), _counter(k - 1))
                 return kept
-            case Chain((*before, last)):
+            case Chain((*before, last)):  # nobody reads the carry after `last`
                 kept = []
                 for child in before:
                     carry, _, saved = self.record(child, at, carry, None)
@@ -188,11 +191,11 @@ class Backward(Walk):
     """Backward through a plan.
 
     Args:
-      block, call: the step, and how it is run.
+      block, call: the step and its scan.
       pull: the backward of one step.
-      weights: see there.
-      xs: the inputs.
-      ct_ys: the cotangents of ys for which `pull` has a variable.
+      weights: the constants of the step.
+      xs: the inputs over time.
+      ct_ys: the cotangents of ys with a variable in `pull`.
       lengths: of sequences; None without any.
     """
 
@@ -206,10 +209,10 @@ class Backward(Walk):
         active = block.parts.active
         self._ct_y_along = select(select(call.y_along, active.y), [ct is not None for ct in pull.ct_y])
         self._ct_x_along = select(select(call.x_along, active.x), block.x_with_cotangents(pull))
-        self._again = Forward(block, call, weights.constants, xs, lengths)
+        self._again = Forward(block, call, weights.constants, xs, lengths)  # for the steps below a `Remat`
 
     def back(self, node: Plan, at: Index, saved: Any, state: tuple[Arrays, Arrays, Gradients]) -> Any:
-        """Takes a node backwards; the state is cotangents of the carry, of xs, and the constants' gradients so far."""
+        """Takes a node backwards. The state: cotangents of the carry and of xs, and the constants' gradients so far."""
         match node:
             case Steps(0):
                 return state
@@ -246,7 +249,7 @@ def _counter(k: int) -> Any:
 
 
 def _blank(leaf: Leaf) -> Any:
-    """Something of the type of `leaf`, to be overwritten; keys have no zeros."""
+    """A value of the type of `leaf`, to be overwritten; PRNG keys have no zeros."""
     if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
         return leaf
     return zeros_like(leaf)

@@ -1,9 +1,9 @@
-"""From a step to its `StepProfile`, by abstract evaluation: nothing is run and nothing is compiled.
+"""The `StepProfile` of a step, by abstract evaluation: nothing is run and nothing is compiled.
 
-For the sweep, the equations of a step say what is kept and what a block holds. For the nest, JAX decides: what a loop
-of steps keeps for its backward is not what the vjp of the bare step keeps, since slices of xs and operands are there
-anyway, and values that do not depend on the iteration are kept once. So the residuals of two short loops are counted;
-the difference is the share of one step, and what is left over is fixed.
+For the sweep, the equations of a step give the sizes of residuals and blocks. For the nest, JAX decides on the
+residuals. Those of a loop are not the residuals of one step's vjp, because slices of xs and operands exist anyway, and
+values independent of the iteration are kept once. So the residuals of two short loops, of 2 and of 4 steps, are
+compared: arrays whose shapes differ count for each step, all others are fixed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from bptt_jax.plans._profile import StepProfile, StepTimes, SweepProfile
 
 Profile = TypeVar("Profile", StepProfile, SweepProfile)
 
-_SHORT, _LONG = 2, 4  # at least 2: a loop of one step is not a loop
+_SHORT, _LONG = 2, 4  # steps of the two loops; at least 2, because a single step runs without a loop
 
 
 def measure(gradient: Gradient, form: Swept | None) -> StepProfile:
-    """The profile of the step of a gradient, for all its examples.
+    """The profile of a gradient's step, for all examples together.
 
     Args:
       gradient: the gradient.
@@ -48,8 +48,9 @@ def measure(gradient: Gradient, form: Swept | None) -> StepProfile:
 
 
 def made_bytes(gradient: Gradient) -> int:
-    """Bytes of all that the equations of one step make, at any depth, for all examples."""
+    """Bytes of the results of all equations of one step, at any depth, for all examples."""
 
+    # A scan inside the step counts once for each of its iterations.
     def made(jaxpr: Jaxpr) -> int:
         inner = [int(eqn.params.get("length", 1)) * made(one) for eqn in jaxpr.eqns for one in inner_jaxprs(eqn)]
         return sum(inner) + sum(machine.bytes_of(eqn.outvars) for eqn in jaxpr.eqns)
@@ -59,9 +60,10 @@ def made_bytes(gradient: Gradient) -> int:
 
 
 def _copied_bytes(gradient: Gradient) -> int:
-    """Of each step of one example, what the sweep has as a whole a second time: of xs what has not the examples first.
+    """Bytes, per step and example, of the leaves of xs copied as a whole in the sweep.
 
-    Under vmap JAX has them first in all that a loop reads.
+    These are the leaves mapped over an axis other than their first, because under vmap JAX moves the examples to the
+    first axis of each array read by a loop.
     """
     call = gradient.call
     places = call.step.split(range(len(gradient.types)))[2]
@@ -70,10 +72,10 @@ def _copied_bytes(gradient: Gradient) -> int:
 
 
 def _with_moved(profile: StepProfile, gradient: Gradient) -> StepProfile:
-    """The profile of a nest with all that time first, which its loops want, takes for each step of one example.
+    """The profile of a nest, with the bytes, per step and example, of putting time first, where its loops want it.
 
-    What is read by index a block keeps for its backward. What is differentiated is there as a whole a second time, as
-    are its cotangents, and ys.
+    Leaves of xs read by index are residuals of a block. Other leaves, without time first or under vmap, are copied
+    as a whole: xs and ys, and their cotangents where they are differentiated.
     """
     call, active, is_mapped = gradient.call, gradient.active, bool(gradient.vmaps)
     by_index = read_by_index(call, gradient.wrt, is_mapped)
@@ -91,7 +93,7 @@ def _with_moved(profile: StepProfile, gradient: Gradient) -> StepProfile:
 
 
 def _of_examples(profile: Profile, examples: int) -> Profile:
-    """The profile of so many examples, each with gradients of its own."""
+    """The profile of `examples` examples, each with gradients of its own."""
     names = [field.name for field in dataclasses.fields(profile) if field.name.endswith("_bytes")]
     larger: dict[str, Any] = {name: examples * getattr(profile, name) for name in names}
     if isinstance(profile, StepProfile) and profile.sweep is not None:
@@ -111,7 +113,7 @@ def _swept(gradient: Gradient, form: Swept) -> SweepProfile:
         product_bytes=sizes.product_bytes,
         block_steps=sizes.most_steps,
         copied_bytes=_widened_bytes(call.step, machine) + _copied_bytes(gradient),
-        # The backward of one step works on cotangents of both its carries.
+        # The backward of one step works on the cotangents of both its carries, the entering and the leaving one.
         fixed_bytes=sizes.fixed_bytes + 2 * carry_bytes + COUNTER_BYTES,
         times=StepTimes(**(MERGED_TIMES if style.merged else IN_TURN_TIMES if style.in_turn else SWEEP_TIMES)),
     )
@@ -131,7 +133,7 @@ def _measure_plain(step: FlatStep, wrt: Mask, machine: Machine, types: tuple[Any
     by_length = [leaf for leaf, other in zip(short, long, strict=True) if leaf.shape != other.shape]
     once = [leaf for leaf, other in zip(short, long, strict=True) if leaf.shape == other.shape]
     residual_bytes = (machine.nbytes(by_length) + machine.narrowing_bytes(by_length)) // _SHORT
-    # The backward of one step works on cotangents of its residuals and of both its carries, whatever is kept.
+    # The backward of one step works on the cotangents of its residuals and of both its carries, under any plan.
     working_bytes = residual_bytes + 2 * machine.nbytes(carry) + COUNTER_BYTES
     fixed_bytes = machine.nbytes(once) + machine.narrowing_bytes(once) + working_bytes
     return StepProfile(
@@ -147,18 +149,18 @@ def _measure_plain(step: FlatStep, wrt: Mask, machine: Machine, types: tuple[Any
 
 
 def _widened_bytes(step: FlatStep, machine: Machine) -> int:
-    """Of the leaves of x and y of which XLA keeps the whole in another type."""
+    """Bytes of the leaves of x and y copied by XLA as a whole into another type."""
     return machine.nbytes(leaf for leaf in (*step.x, *step.y) if machine.widens(leaf))
 
 
 def _narrow_bytes(machine: Machine, leaves: Arrays) -> int:
-    """As the leaves are handed in: where XLA widens them, it slices what it has copied."""
+    """Bytes of leaves in the types handed in; where XLA widens a leaf, its loops slice the whole copy."""
     return sum(machine.type_bytes(leaf) // (2 if machine.widens(leaf) else 1) for leaf in leaves)
 
 
 def _residuals(step: FlatStep, wrt: Mask, n: int, inputs: Arrays) -> Arrays:
-    """What the vjp of n steps keeps beyond its arguments, xs having time first."""
+    """The residuals of the vjp of n steps, without its arguments; xs has time first."""
     run = lower(Steps(n), step)
     _, vjp = jax.vjp(lambda chosen: run(*step.split(replace(inputs, wrt, chosen))), select(inputs, wrt))
-    arguments = {id(leaf) for leaf in inputs}
+    arguments = {id(leaf) for leaf in inputs}  # they exist anyway, so as residuals they take nothing
     return [leaf for leaf in jax.tree.leaves(vjp) if id(leaf) not in arguments]

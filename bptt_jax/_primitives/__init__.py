@@ -1,1 +1,1 @@
-"""The scan as JAX primitives: `scan`, and what its differentiation is made of, `forward`, `tangent` and `backward`."""
+"""The scan as JAX primitives: `scan`, and `forward`, `tangent` and `backward` for its differentiation."""

@@ -1,4 +1,4 @@
-"""Scans that cannot be one equation: JAX lets only its own have effects on references, or callbacks with results."""
+"""Scans in JAX's own equations, because JAX lets only these have effects on references, or callbacks with results."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from bptt_jax._trace.gradient import gradient_of
 def run_now(call: ScanCall, inputs: Arrays) -> list[Any]:
     """The results of a call, in JAX's own equations.
 
-    With a plan or a budget as the nest, planned at once, for gradients of everything. Where there are none, because
-    what the callbacks return has no derivative, the budget is kept by every program.
+    With a plan or a budget, the nest runs it, planned at once for gradients of all inputs. Without gradients, because
+    results of callbacks have none, every program keeps the budget.
     """
     if call.options.plan is None and call.options.budget is None:
         return plain.run(call, inputs)

@@ -1,8 +1,8 @@
-"""Primitives that are defined by what they expand to.
+"""Primitives defined by their expansion.
 
 Each has one function, `expand`, of its arguments and parameters, in JAX's own primitives. It is traced once for the
-same types and parameters; that is the primitive's implementation, its lowering, its abstract evaluation (so shardings
-and axes that values vary over are right) and its derivative.
+same types and parameters. The trace is the primitive's implementation, its lowering, its abstract evaluation (so
+shardings and varying axes are right) and its derivative.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Expand = Callable[..., list[Any]]
 
 
 def primitive(name: str, expand: Expand) -> core.Primitive:
-    """A primitive with several results that is what `expand` says; without rules for vmap and transposition."""
+    """A primitive with several results, computed by `expand`; without rules for vmap and transposition."""
     made = core.Primitive(f"bptt_{name}")
     made.multiple_results = True
 
@@ -50,16 +50,16 @@ def primitive(name: str, expand: Expand) -> core.Primitive:
 
 
 def prune_unused_results(primitive: core.Primitive, expand: Expand) -> None:
-    """Lets JAX drop what only unused results of a primitive need, at any depth of its loops, as XLA does not."""
+    """Lets JAX drop work for unused results of a primitive, at any depth of its loops, because XLA does not."""
 
     def rule(used: list[bool], *rest: Any) -> tuple[list[bool], Any]:
-        eqn = rest[-1]  # after JAX 0.10 there is an argument about references before it
+        eqn = rest[-1]  # after JAX 0.10 an argument about references comes before it
         if all(used):
             return [True] * len(eqn.invars), eqn
         try:
             with eqn.ctx.manager:
                 closed = traced(expand, [v.aval for v in eqn.invars], eqn.params)
-        except NameError:  # an axis that is not bound here
+        except NameError:  # a named axis is not bound here
             return [True] * len(eqn.invars), eqn
         if closed.consts:
             return [True] * len(eqn.invars), eqn
@@ -101,17 +101,18 @@ def jvp_of(run: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[A
 
 
 def traced(expand: Expand, types: Sequence[Any], params: dict[str, Any]) -> Any:
-    """What a primitive expands to for arguments of these types; remembered."""
+    """The expansion of a primitive for arguments of these types; remembered."""
     return _traced(expand, tuple(types), tuple(sorted(params.items())), jax.sharding.get_abstract_mesh())
 
 
-# The values of parameters know the context that their steps were traced in; the mesh that types refer to is all else.
+# Steps among the parameters know the context of their trace. Of the call's context only the mesh matters, because types
+# refer to it.
 @remember(256)
 def _traced(expand: Expand, types: tuple[Any, ...], params: tuple[tuple[str, Any], ...], _mesh: Any) -> Any:
     closed = jax.make_jaxpr(functools.partial(expand, **dict(params)))(*types)
     if closed.consts:
         return closed
-    # JAX drops what no result needs from a jitted function, at any depth of its loops, but looks into no primitive.
+    # JAX drops unneeded equations from a jitted function, at any depth of its loops, but not from primitives.
     jaxpr, _ = pe.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
     return core.ClosedJaxpr(jaxpr, ())
 

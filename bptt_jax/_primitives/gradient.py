@@ -1,14 +1,14 @@
-"""What the differentiation of a scan is made of.
+"""The primitives of a differentiated scan.
 
-    forward    runs the scan and keeps what the plan says; its parameters are what was asked for (the call, and which
-               inputs are differentiated), from which the plan follows
-    tangent    from the tangents of inputs to those of results: evaluated it is forward mode, transposed `backward`
-    backward   from what was kept and the cotangents of results to those of inputs
+    forward    runs the scan and keeps the arrays named by the plan; its parameters are the request (the call and the
+               differentiated inputs), because the plan follows from it
+    tangent    from tangents of inputs to tangents of results: evaluated it is forward mode, transposed `backward`
+    backward   from kept arrays and cotangents of results to cotangents of inputs
 
-Under vmap every example has gradients of its own, and the plan is one for all of them. Which vmaps there are is found
-out where the scan is differentiated (`vmaps_around`), because the types of the arrays that are kept are settled there.
-Where a gradient is mapped only after it was traced (a `jit` of a gradient), they cannot change any more: then
-`backward` makes the plan for all examples, and runs forward once more.
+Under vmap every example has gradients of its own, and one plan serves all of them. The vmaps are found where the scan
+is differentiated (`vmaps_around`), because the types of the kept arrays are settled there. If a gradient is mapped only
+after it was traced (for example, `vmap` of a `jit` of a gradient), these types cannot change any more. Then `backward`
+makes the plan for all examples, and runs forward once more.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _forward(*inputs: Leaf, call: ScanCall, wrt: Mask, planned: Vmaps, vmaps: Vm
     def of_one(*inputs: Leaf) -> list[Any]:
         outs, saved = _choice(call, wrt, inputs, planned).program(waits=not vmaps).forward(inputs)
         if _is_late(call, planned, mapped_over):
-            # The results by the plan for all examples; XLA drops the other pass, of which `backward` uses nothing.
+            # Results are of the plan for all examples. `backward` uses nothing of the other pass, so XLA drops it.
             outs, _ = _choice(call, wrt, inputs, mapped_over, again=True).program(waits=False).forward(inputs)
         return [*outs, *saved]
 
@@ -90,12 +90,12 @@ backward_p = primitive("backward", _backward)
 
 
 def _mapped_over(vmaps: Vmaps, n: int) -> Vmaps:
-    """The vmaps over some of the n inputs: where only cotangents are mapped over, the forward pass is not."""
+    """The vmaps over some of the n inputs: one over cotangents alone does not map the forward pass."""
     return tuple(vmap.of_first(n) for vmap in vmaps if any(dim is not None for dim in vmap.dims[:n]))
 
 
 def _is_late(call: ScanCall, planned: Vmaps, mapped_over: Vmaps) -> bool:
-    """Whether a plan was made for other examples than there are; without a budget it is the same for all."""
+    """Whether a plan was made for other vmaps than there are; without a budget the plan is always the same."""
     return call.options.budget is not None and mapped_over != planned
 
 
@@ -104,7 +104,7 @@ def _choice(call: ScanCall, wrt: Mask, inputs: Sequence[Any], planned: Vmaps, ag
 
 
 def _returned(call: ScanCall, wrt: Mask, given: Mask) -> Mask:
-    """Of all inputs, those of which `backward` returns a gradient for cotangents of some active results."""
+    """The mask of inputs with a gradient from `backward`, for cotangents of some active results."""
     found = active(call.step, wrt)
     n = sum(found.carry)
     masks = reached(call.step, found, given[:n], given[n:])
@@ -117,6 +117,7 @@ def _transpose(
     n = len(wrt) + n_saved
     given = tuple(type(ct) is not ad.Zero for ct in cts)
     cts = select(cts, given)
+    # Cotangents are mapped over their first axis, as `_batch` makes the results.
     of_cts = tuple(Vmap(v.name, v.size, v.spmd_name, (*v.dims[:n], *[0] * len(cts))) for v in vmaps)
     params |= {"call": call, "wrt": wrt, "n_saved": n_saved, "vmaps": of_cts}
     found = iter(backward_p.bind(*args[:n], *cts, given=given, **params))
@@ -128,7 +129,7 @@ def _transpose(
 
 
 def _of_argument(gradient: Any, i: int, vmaps: Vmaps) -> Any:
-    """The gradient of all examples, which are its first axes, as that of the argument: summed where they share it."""
+    """An argument's gradient from the gradients of all examples, its first axes: summed where they share it."""
     if not vmaps:
         return gradient
     *inner, outer = vmaps
@@ -150,12 +151,12 @@ def _batch(
 
 
 def names_axis(call: ScanCall, name: Any) -> bool:
-    """Whether the step uses a named axis: then it has to be mapped over it, even where no input is."""
+    """Whether the step uses a named axis: then it must be mapped over the axis, even where no input is."""
     return any(is_named_axis(effect) and effect.name == name for effect in call.step.jaxpr.effects)
 
 
 def vmaps_around(args: Sequence[Any]) -> Vmaps:
-    """The vmaps that are under way for some arguments, the innermost first."""
+    """The vmaps around some arguments, the innermost first."""
     found = _Found()
     probe_p.bind(*args, found=found)
     return tuple(found.vmaps)
@@ -174,7 +175,7 @@ def _probe(axis: Any, args: Sequence[Any], dims: Sequence[Any], *, found: _Found
     return probe_p.bind(*args, found=found), []
 
 
-# Has no results, so XLA is given nothing of it. What later vmaps of a staged jaxpr find, nobody reads.
+# Without results, nothing of a probe reaches XLA. Later vmaps of a staged jaxpr fill lists read by nobody.
 probe_p = primitive("probe", lambda *_, found: [])
 probe_p.def_impl(lambda *_, found: [])  # outside jit nothing is compiled for it
 batching.fancy_primitive_batchers[probe_p] = _probe

@@ -1,9 +1,9 @@
 """`scan`: the call itself.
 
-evaluated       the plain loop of `jax.lax.scan`: without derivatives nothing is planned
-under vmap      the batch goes into the step, so gradients of what examples share are summed where they are made
-differentiated  `forward` and `tangent`, for exactly the inputs that have a tangent
-transposed      where the step is linear, as `jax.lax.scan`
+evaluated       the plain loop of `jax.lax.scan`, because nothing is planned without derivatives
+under vmap      the batch goes into the step, so gradients of inputs shared by examples are summed where they are made
+differentiated  `forward` and `tangent`, for exactly the inputs with a tangent
+transposed      as `jax.lax.scan`, where the step is linear
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: ScanCall) -> 
     if call.length > 0 and not any(moving):
         outs = scan_p.bind(*primals, call=call)
         return outs, [_zero(out) for out in outs]
-    if call.length == 0 or not has_vjp(call, found):
+    if call.length == 0 or not has_vjp(call, found):  # forward mode alone: there is nothing to plan
         return jvp_of(lambda *inputs: plain.run(call, inputs), primals, tangents)
     if call.options.budget == "auto":
         call = dataclasses.replace(call, options=_with_bytes(call.options))
@@ -60,7 +60,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: ScanCall) -> 
 
 
 def _nest_with_callbacks(call: ScanCall, wrt: Mask, inputs: Sequence[Any]) -> Nested | None:
-    """The nest, where its step has callbacks: JAX itself differentiates it then, so each runs once in each pass."""
+    """The nest, where it runs a step with callbacks: JAX itself differentiates it, so each runs once in each pass."""
     if not any(map(is_debug, call.step.jaxpr.effects)):
         return None
     choice = choose(Gradient(call, wrt, tuple(map(jax.typeof, inputs))))
@@ -68,12 +68,12 @@ def _nest_with_callbacks(call: ScanCall, wrt: Mask, inputs: Sequence[Any]) -> Ne
 
 
 def _with_bytes(options: Options) -> Options:
-    """Budget "auto" as the bytes that are free now, so that all rules of one gradient see the same."""
+    """Budget "auto" as the bytes free now, fixed so all rules of one gradient see the same."""
     return dataclasses.replace(options, budget=free_bytes(options.machine.device))
 
 
 def _symbolic(tangent: Any) -> Any:
-    """Integers have no tangents."""
+    """The tangent, as a symbolic zero where it is float0: integers have no tangents."""
     if type(tangent) is ad.Zero or jax.typeof(tangent).dtype != jax.dtypes.float0:
         return tangent
     return ad.Zero(jax.typeof(tangent))
@@ -104,6 +104,7 @@ def _batch(axis: Any, inputs: Sequence[Any], dims: Sequence[Any], *, call: ScanC
     if all(dim is None for dim in dims) and not names_axis(call, axis.name):
         outs = scan_p.bind(*inputs, call=call)
         return outs, [None] * len(outs)
+    # New batch axes are sharded as the batch of an input with one; without any, 0 stands for it.
     example = next(((leaf, dim) for leaf, dim in zip(inputs, dims, strict=True) if dim is not None), (0, None))
     of_lengths = call.lengths_of(dims)
     inputs, dims = _with_lengths_of_their_own(axis, inputs, dims, call, example)
@@ -119,7 +120,7 @@ def _batch(axis: Any, inputs: Sequence[Any], dims: Sequence[Any], *, call: ScanC
         for leaf, dim, moves in zip(carry, of_carry, moving, strict=True)
     ]
     x_along = tuple(along.batched(d, of_lengths) for along, d in zip(call.x_along, of_xs, strict=True))
-    # Of an array with an axis for the batch, that axis in one step's part of it.
+    # One step has no axis of time, so a batch axis behind it moves up by one.
     of_x = tuple(None if d is None else d - (d > t.axis) for t, d in zip(x_along, of_xs, strict=True))
     x = [element(leaf, along.axis) for leaf, along in zip(xs, x_along, strict=True)]
     in_axes = (*of_operands, *(0 if moves else None for moves in moving), *of_x)
@@ -136,7 +137,7 @@ def _batch(axis: Any, inputs: Sequence[Any], dims: Sequence[Any], *, call: ScanC
 def _with_lengths_of_their_own(
     axis: Any, inputs: Sequence[Any], dims: Sequence[Any], call: ScanCall, example: Any
 ) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Where examples have lengths of their own, what is read by these has an axis for the batch."""
+    """Inputs and dims; where examples have lengths of their own, arrays read by lengths get an axis for the batch."""
     if call.lengths is None or dims[call.lengths] is None:
         return inputs, dims
     is_read_by_them = [False] * (len(inputs) - len(call.x_along)) + [a.batch_axes is not None for a in call.x_along]
@@ -146,7 +147,7 @@ def _with_lengths_of_their_own(
 
 
 def _batched(step: FlatStep, dims: Sequence[Any]) -> tuple[Mask, Mask]:
-    """Which leaves of the carry and of ys have the axis of a batch: those that depend on something that has it."""
+    """Masks of the leaves of the carry and of ys with a batch axis: those depending on an input with it."""
     jaxpr = step.jaxpr.jaxpr
     if any(map(is_named_axis, jaxpr.effects)):  # the step may ask which example it is
         return (True,) * step.n_carry, (True,) * (len(jaxpr.outvars) - step.n_carry)
@@ -154,10 +155,11 @@ def _batched(step: FlatStep, dims: Sequence[Any]) -> tuple[Mask, Mask]:
 
 
 def _reached_from(step: FlatStep, given: Sequence[bool]) -> tuple[Mask, Mask]:
-    """The leaves of the carry and of ys that depend on some of the inputs."""
+    """Masks of the leaves of the carry and of ys depending on the given inputs."""
     jaxpr = step.jaxpr.jaxpr
     inputs = {v for v, is_given in zip(jaxpr.invars, given, strict=True) if is_given}
     carry = step.split(jaxpr.invars)[1]
+    # A new carry enters the next step, so its leaves join the inputs until none is added.
     while True:
         reached = reachable(jaxpr.eqns, inputs)
         new = {v for v, out in zip(carry, jaxpr.outvars, strict=False) if is_in(out, reached)}
@@ -167,7 +169,7 @@ def _reached_from(step: FlatStep, given: Sequence[bool]) -> tuple[Mask, Mask]:
 
 
 def _first(axis: Any, leaf: Leaf, dim: int | None, example: tuple[Any, int | None]) -> Any:
-    """`leaf` with the batch as its first axis, sharded as that of an example is."""
+    """`leaf` with the batch as its first axis, sharded as the batch of `example`."""
     take: Any = jax.vmap(
         lambda leaf, _: leaf, in_axes=(dim, example[1]), axis_size=axis.size, spmd_axis_name=axis.spmd_name
     )
@@ -190,7 +192,7 @@ def _batched_step(
 
 
 def _partial_eval(trace: Any, *tracers: Any, call: ScanCall) -> list[Any]:
-    """Where some inputs are known: the results that these make are known too, as in a rule that scans over both."""
+    """Makes results of known inputs known; for example, the primals of a rule that scans over primals and tangents."""
     unknown = [not tracer.is_known() for tracer in tracers]
     outs = list(trace.default_process_primitive(scan_p, tracers, {"call": call}))
     if not any(unknown) or call.lengths_of(unknown):
@@ -200,6 +202,7 @@ def _partial_eval(trace: Any, *tracers: Any, call: ScanCall) -> list[Any]:
     if not any(known_outs):
         return outs
     step = call.step
+    # A carry with a known start may become unknown at a later step, so `moving` decides.
     operands, _, xs = step.split([not u for u in unknown])
     known_inputs = (*operands, *(not moves for moves in moving), *xs)
     inside = _known_step(step, known_inputs, tuple(known_outs))
@@ -208,6 +211,7 @@ def _partial_eval(trace: Any, *tracers: Any, call: ScanCall) -> list[Any]:
         step=inside,
         x_along=tuple(select(call.x_along, xs)),
         y_along=tuple(select(call.y_along, [not reached for reached in of_ys])),
+        # Their index among the known operands.
         lengths=None if call.lengths is None else sum(operands[: call.lengths]),
     )
     found = iter(scan_p.bind(*(t.pval.get_known() for t in select(tracers, known_inputs)), call=known_call))
@@ -216,7 +220,7 @@ def _partial_eval(trace: Any, *tracers: Any, call: ScanCall) -> list[Any]:
 
 @remember(256)
 def _known_step(step: FlatStep, inputs: Mask, outputs: Mask) -> FlatStep:
-    """The part of a step that makes some results of some inputs."""
+    """The part of a step from some inputs to some results."""
     closed = step.inlined
     jaxpr = closed.jaxpr
     outvars, invars = select(jaxpr.outvars, outputs), select(jaxpr.invars, inputs)

@@ -1,1 +1,1 @@
-"""What the recurrent layers of Linen and NNX share."""
+"""The code shared by the recurrent layers of Linen and NNX."""

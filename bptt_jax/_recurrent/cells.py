@@ -1,4 +1,4 @@
-"""Recurrent cells of either kind: how one is told, and found once its name is bound to a layer class."""
+"""Recurrent cells of Linen and NNX: checks of them, and their path once their name is bound to a layer class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bptt_jax._jaxprs.types import Leaf
 
 
 def found_by_name(cls: type) -> Any:
-    """What a class's module and qualified name lead to, as pickle would look it up; None if to nothing."""
+    """The object at a class's module and qualified name, looked up as by pickle; None if there is none."""
     found: Any = sys.modules.get(cls.__module__)
     for name in cls.__qualname__.split("."):
         found = getattr(found, name, None)
@@ -18,7 +18,8 @@ def found_by_name(cls: type) -> Any:
 
 
 def hide_behind_layer(cell_class: type) -> None:
-    """Renames a cell class that is being decorated: its own name is about to be bound to the layer."""
+    """Renames a cell class being decorated, because its own name is about to be bound to the layer."""
+    # A class found by its name is not being defined, as in `rnn(...)(nn.LSTMCell)`; it keeps its name.
     if found_by_name(cell_class) is not cell_class:
         cell_class.__qualname__ = f"{cell_class.__qualname__}.cell_class"
 
@@ -27,7 +28,7 @@ def check_cell(cell: Any, what: str, module: type) -> None:
     """Raises unless `cell`, a module or a class of modules, is a recurrent cell.
 
     Args:
-      cell: what was given.
+      cell: any value.
       what: its name in the message.
       module: the base class of the library's modules.
     """
@@ -42,7 +43,7 @@ def check_cell(cell: Any, what: str, module: type) -> None:
     name = f"the class {cell.__name__}" if is_class else "None" if cell is None else f"an instance of {owner.__name__}"
     no_module = f"which is no {library} module"
     found = f"which has no {' and no '.join(missing)}" if issubclass(owner, module) else no_module
-    # Of cells of users' own the other library is not known.
+    # Only Flax's own cells tell their library by their module; a user's cell may be of either.
     is_flax = own_library in ("flax.linen", "flax.nnx") and own_library != library
     other = f" It is of {own_library}, for which there is bptt_jax.{own_library[5:]}." if is_flax else ""
     raise TypeError(
@@ -52,7 +53,7 @@ def check_cell(cell: Any, what: str, module: type) -> None:
 
 
 def checked_cells(cells: Iterable[Any], module: type) -> tuple[Any, ...]:
-    """The cells of a stack, the lowest first; raises unless there are any and each is one."""
+    """The cells of a stack, the lowest first; raises if there are none or one is no recurrent cell."""
     if isinstance(cells, module):
         raise TypeError(f"a Stack takes a sequence of cells, got one {type(cells).__name__}; put it into a list.")
     found = tuple(cells)
@@ -66,5 +67,5 @@ def checked_cells(cells: Iterable[Any], module: type) -> tuple[Any, ...]:
 
 
 def full_name(value: Leaf) -> str:
-    """The name of a value's class with the package it comes from."""
+    """Name of a value's class with its package, for example "flax's LSTMCell"."""
     return f"{type(value).__module__.split('.')[0]}'s {type(value).__name__}"

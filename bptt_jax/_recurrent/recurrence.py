@@ -1,7 +1,7 @@
-"""What recurrent layers do around a scan: time axes, directions, sequences of several lengths, resets.
+"""The scan of a recurrent layer: time axes, directions, sequences of several lengths, resets.
 
-Linen's and NNX's layers hand in a cell as a pure step and get back a `Recurrence`: the arguments of a scan that reads
-and writes sequences where they are.
+Linen's and NNX's layers hand in a cell as a pure step and get back a `Recurrence`: the arguments of a scan. This scan
+reads and writes sequences along their own time axes, because copies with time first would take as many bytes again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Step = Callable[[Any, Any, Any, Any], tuple[Any, Any, Any, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class LayerOptions:
-    """What every recurrent layer can be told: options of `bptt_jax.scan`, and how Flax's layers take sequences."""
+    """Options of every recurrent layer: the ones of `bptt_jax.scan`, and the ones of Flax's layers for sequences."""
 
     budget: Budget = None
     plan: Plan | None = None
@@ -47,13 +47,13 @@ class LayerOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """How a layer is called; the names are those of Flax.
+    """Options of one call of a layer, under Flax's names.
 
     Attributes:
       time_major, return_carry, reverse, keep_order: as in `flax.linen.RNN`.
       seq_lengths: None, or integers (*batch).
-      resets: None, or booleans (*batch, time), (time, *batch) if `time_major`: the steps before which the carry is set
-        back to the cell's own first one.
+      resets: None, or booleans (*batch, time), (time, *batch) if `time_major`. Before the steps marked True the carry
+        is set back to the cell's own first one.
     """
 
     time_major: bool = False
@@ -68,10 +68,10 @@ _FLAGS = ("return_carry", "time_major", "reverse", "keep_order")
 
 
 def split_call(given: Mapping[str, Any], *more: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arguments of a call as (arrays, flags); `more` are the names of arrays that one kind of layer takes.
+    """The arguments of a call as (arrays, flags); `more` are the names of arrays only one kind of layer takes.
 
     Raises:
-      TypeError: for a name that is neither.
+      TypeError: for an unknown name.
     """
     arrays = ("initial_carry", "seq_lengths", "resets", *more)
     unknown = [name for name in given if name not in (*arrays, *_FLAGS)]
@@ -86,13 +86,13 @@ class PureCell(Protocol):
     """A cell as a pure step.
 
     Attributes:
-      step: (carry, carried, x, given) -> (carry, carried, y, made); what is given to and made by each step beside x and
-        y, keys and variables, are pytrees.
-      carried: what else than the carry each step hands to the next, of any shapes: all sequences share it, so neither
+      step: (carry, carried, x, given) -> (carry, carried, y, made). Beside x and y, each step gets the pytree `given`
+        and returns the pytree `made`: its own keys and variables.
+      carried: a pytree handed from step to step beside the carry, of any shapes. All sequences share it, so neither
         their lengths nor resets touch it.
-      given: what each step has its own of, stacked over time in the order in which the cell runs.
-      given_axes: the axes of time, an int or a pytree of ints that begins as `given` does.
-      made_axes: from what steps made to the axes along which it is to be stacked, likewise.
+      given: the pytrees of all steps, stacked over time in the order in which the cell runs.
+      given_axes: the time axes of `given`: an int, or a pytree of ints which is a tree prefix of `given`.
+      made_axes: function from `made` to the axes for stacking it, likewise.
     """
 
     @property
@@ -112,9 +112,9 @@ class Recurrence:
     """The arguments of a scan.
 
     Attributes:
-      step, init, xs, reverse: as in `jax.lax.scan`, but for the axes of time.
-      layout: where time is in xs and ys.
-      has_last: whether the carry behind each sequence's own last step is asked for.
+      step, init, xs, reverse: as in `jax.lax.scan`, except for the time axes.
+      layout: the time axes of xs and ys, and the lengths of sequences read from their ends.
+      has_last: whether the carry returned is the one after each sequence's own last step.
     """
 
     step: Callable[[Any, Any], tuple[Any, Any]]
@@ -125,12 +125,12 @@ class Recurrence:
     has_last: bool
 
     def run(self, unroll: int | bool, **options: Any) -> tuple[Any, Any, Any, Any]:
-        """(carry, what the last step carried, outputs, what steps made)."""
+        """Runs the scan and returns (carry, last `carried`, outputs, stacked `made`)."""
         (carry, carried, last), (outputs, made) = scan_along(*self._arguments(unroll, options))
         return last if self.has_last else carry, carried, outputs, made
 
     def report(self, unroll: int | bool, **options: Any) -> Report:
-        """What `run` takes."""
+        """The report of `bptt_jax.explain` on `run`."""
         return explain_along(*self._arguments(unroll, options))
 
     def _arguments(self, unroll: int | bool, options: dict[str, Any]) -> tuple[Any, ...]:
@@ -138,7 +138,7 @@ class Recurrence:
 
 
 def batch_shape(inputs: jax.Array, feature_axes: int, time_major: bool) -> tuple[int, ...]:
-    """The leading sizes of inputs (*batch, time, *features), or (time, *batch, *features), without the time.
+    """The batch sizes of inputs (*batch, time, *features), or (time, *batch, *features) if `time_major`.
 
     Raises:
       ValueError: for inputs without an axis of time.
@@ -156,7 +156,7 @@ def batch_shape(inputs: jax.Array, feature_axes: int, time_major: bool) -> tuple
 def recurrence(
     cell: PureCell, carry: Tree, inputs: jax.Array, batch: tuple[int, ...], call: Call, fresh: Leaf
 ) -> Recurrence:
-    """The scan that runs a cell over `inputs`, which it reads where they are.
+    """The scan running a cell over `inputs`, read along their own time axis.
 
     Args:
       cell: the cell.
@@ -164,7 +164,7 @@ def recurrence(
       inputs: (*batch, time, *features), or (time, *batch, *features).
       batch: the batch sizes.
       call: the options.
-      fresh: the carry that resets go back to.
+      fresh: the carry after a reset.
 
     Raises:
       TypeError, ValueError: for lengths or resets of another type or shape.
@@ -175,13 +175,16 @@ def recurrence(
     last_step = _last_step(lengths, steps) if call.return_carry and lengths is not None else None
     if last_step is not None or resets is not None:
         _check_carry(carry, batch, "resets" if resets is not None else "seq_lengths with return_carry")
-    # Without lengths the scan itself goes backwards; with them each sequence is read from its own end.
+    # Without lengths the scan itself goes backwards. With them it goes forwards and reads each sequence from its own
+    # end, because padding stays behind the steps.
     backwards, flips = call.reverse and lengths is None, call.reverse and lengths is not None
     own = tuple(i + call.time_major for i in range(len(batch))) if flips else None
     of_inputs = Along(time_axis, batch_axes=own)
+    # As in Flax, reversed outputs are in the order of the steps run, unless `keep_order` asks for the order of inputs.
     of_outputs = of_inputs if call.keep_order else Along(time_axis, flipped=backwards)
 
     def in_order_of_steps(axes: Any) -> Any:
+        # Flipped where the scan goes backwards, because these arrays begin with the step run first.
         return jax.tree.map(lambda axis: Along(axis, flipped=backwards), axes)
 
     return Recurrence(
@@ -199,8 +202,8 @@ def recurrence(
 
 
 def _scanned(step: Step, fresh: Leaf, last_step: jax.Array | None) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """`step` as a scan has it. Its carry has a third part, the carry behind the last step of each sequence: selected in
-    the loop, never stacked. What is not asked for is None and has no leaves."""
+    """The body of the scan. Its carry has a third part, the carry after the last step of each sequence: selected in the
+    loop, never stacked. Parts not asked for are None and have no leaves."""
 
     def run(carries: Any, inputs: Tree) -> Any:
         (carry, variables, last), (x, given, reset, time) = carries, inputs
@@ -215,7 +218,7 @@ def _scanned(step: Step, fresh: Leaf, last_step: jax.Array | None) -> Callable[[
 
 
 def _where(mask: jax.Array, a: Leaf, b: Leaf) -> Any:
-    """Leaves of `a` where the mask, of the batch's shape, holds, else of `b`."""
+    """Leaves of `a` where the mask, of the batch's shape, is True, else of `b`."""
 
     def select(a: Leaf, b: Leaf) -> jax.Array:
         return jnp.where(mask.reshape(mask.shape + (1,) * (jnp.ndim(b) - mask.ndim)), a, b)
@@ -224,7 +227,7 @@ def _where(mask: jax.Array, a: Leaf, b: Leaf) -> Any:
 
 
 def _last_step(lengths: jax.Array, steps: int) -> jax.Array:
-    """The index of each sequence's last step; as Flax takes it, of an empty sequence it is that of the padding's."""
+    """The index of each sequence's last step; as in Flax, an empty sequence gets the index of its last padding step."""
     last = lengths - 1
     return jnp.clip(jnp.where(last < 0, last + steps, last), 0, max(steps - 1, 0))
 
@@ -246,7 +249,7 @@ def _checked_lengths(lengths: Leaf, batch: tuple[int, ...]) -> Any:
         raise TypeError(f"seq_lengths must be integers, got {lengths.dtype}.")
     if lengths.shape != batch:
         raise ValueError(f"seq_lengths must have the shape of the batch, {batch}, got {lengths.shape}.")
-    return lengths.astype(jnp.int32)  # what counts steps must not overflow
+    return lengths.astype(jnp.int32)  # because indices of steps could overflow a narrower type
 
 
 def _checked_resets(call: Call, batch: tuple[int, ...], steps: int) -> Any:

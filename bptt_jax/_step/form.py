@@ -1,4 +1,4 @@
-"""A step as the sweep runs it: made once for what is differentiated and for a machine, and handed on."""
+"""A step as the sweep runs it: made once for its differentiated leaves and a machine, and handed on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bptt_jax._trace.call import FlatStep, ScanCall, replace, select
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Swept:
-    """A step with its backward, and the way in which its blocks take their products.
+    """A step with its backward, and the style in which its blocks take their products.
 
     Attributes:
       vjp: the step taken apart, and its backward.
@@ -44,16 +44,16 @@ class Swept:
 
 
 def fastest_form(step: FlatStep, active: Active, machine: Machine) -> Swept | None:
-    """The form of a step that is fastest; None where only the nest takes the step."""
+    """The fastest form of a step; None where only the nest takes the step."""
     found = _forms_of(step, active, machine, True) or _forms_of(step, active, machine, False)
     return found[0] if found else None
 
 
 def sweep_forms(step: FlatStep, active: Active, machine: Machine) -> list[Swept]:
-    """The forms of a step, the fastest first and the one that holds least last; none where only the nest takes it.
+    """The forms of a step, the fastest first and the one with the fewest bytes last; empty if only the nest takes it.
 
-    The nest also runs effects, and takes higher derivatives of steps with gradients of their own: a rule need not be
-    the derivative of its function, so they depend on when it is applied.
+    The nest takes steps with effects, and steps with gradient rules of the user's own. A rule need not be the
+    derivative of its function, so higher derivatives depend on when it is applied.
     """
     return [form for merged in (True, False) for form in _forms_of(step, active, machine, merged)]
 
@@ -64,20 +64,22 @@ def _forms_of(step: FlatStep, active: Active, machine: Machine, merged: bool) ->
     if not all(is_debug(effect) or is_named_axis(effect) for effect in jaxpr.effects) or has_own_gradient(jaxpr):
         return ()
     closed = step.inlined
-    if merged and (closed := merge(closed, step.n_operands, machine)) is step.inlined:
+    # A step without products to merge has no merged form.
+    if merged and (closed := merge(closed, step.n_operands, step.n_carry, machine)) is step.inlined:
         return ()
     try:
         vjp = step_vjp(split(closed, step, active, machine))
     except (TypeError, ValueError, NotImplementedError):  # there is no reverse-mode derivative
         return ()
     styles = [Style(merged=merged)]
-    if not merged and len(alternating(vjp)) > 1:
+    if not merged and len(alternating(vjp)) > 1:  # one product has nothing to take turns with
         styles.append(Style(merged=False, in_turn=True))
     return tuple(Swept(vjp, style) for style in styles)
 
 
 def has_vjp(call: ScanCall, active: Active) -> bool:
-    """Whether a step has a reverse-mode derivative: one with a `jax.lax.while_loop` has none."""
+    """Whether a step has a reverse-mode derivative; for example, one with a `jax.lax.while_loop` has none."""
+    # A form has a backward, traced already.
     if call.options.lowering != "nested" and fastest_form(call.step, active, call.options.machine) is not None:
         return True
     return _has_vjp(call.step, active)
@@ -97,6 +99,6 @@ def _has_vjp(step: FlatStep, active: Active) -> bool:
 
     try:
         jax.eval_shape(vjp, *step.jaxpr.in_avals)
-    except (TypeError, ValueError, NotImplementedError):  # what JAX raises where there is no reverse-mode derivative
+    except (TypeError, ValueError, NotImplementedError):  # JAX's errors where there is no reverse-mode derivative
         return False
     return True

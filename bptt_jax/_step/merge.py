@@ -1,14 +1,14 @@
-"""Products that share their left operand become one product.
+"""Products with one operand in common become one product.
 
     h @ W1, h @ W2, ...   ->   split(h @ concatenate(W1, W2, ...))
 
-Where their own axes may be divided among devices, weights are stacked along an axis of its own instead: a split along a
-divided axis is sent from device to device at each step. On one device that takes longer (on CPU, a batch of one and 256
-features: three times as long, for XLA transposes what has three axes).
+Where their own axes may be divided among devices, weights are stacked along a new axis instead. A split along a divided
+axis would be sent from device to device at each step. On one device stacking takes longer (on CPU, a batch of one and
+256 features: three times as long, because XLA transposes arrays with three axes).
 
 Recurrent cells are written with one product per gate. Each is a kernel launch, and on small batches a pass over little
-data; the weights do not change from step to step, so they are joined once for the whole scan, where that pays (see
-`Machine`).
+data. The weights do not change from step to step, so they are joined once for the whole scan, where merging pays (see
+`Machine.merging_pays`).
 """
 
 from __future__ import annotations
@@ -30,23 +30,24 @@ from bptt_jax._jaxprs.equations import NO_GRADIENT, apply, bind, evaluate, has_e
 from bptt_jax._jaxprs.types import ClosedJaxpr, Eqn, Jaxpr, Leaf
 
 
-def merge(closed: ClosedJaxpr, n_operands: int, machine: Machine) -> Any:
-    """The same jaxpr with products merged that share an operand, the other being invariant.
+def merge(closed: ClosedJaxpr, n_operands: int, n_carry: int, machine: Machine) -> Any:
+    """The same jaxpr with merged products: those with one operand in common and an invariant other operand.
 
     Args:
-      closed: inputs are operands, carry, x; without nested jits.
-      n_operands: how many of its inputs do not change from step to step.
-      machine: on which merging is to pay.
+      closed: a jaxpr without nested jits; its inputs are operands, carry, x.
+      n_operands, n_carry: the numbers of its operands and of the leaves of its carry.
+      machine: the device on which merging has to pay.
     """
     jaxpr = closed.jaxpr
     invariant = invariant_variables(jaxpr, n_operands)
-    groups = _groups(jaxpr.eqns, invariant, _differentiable(jaxpr), machine)
+    groups = _groups(jaxpr.eqns, invariant, _readers(jaxpr, n_operands, n_carry), machine)
     if not groups:
         return closed
-    group_of = {id(eqn): group for group in groups for eqn in group}
+    group_of = {id(eqn): (group, side) for side, group in groups for eqn in group}
 
     def run(*args: Leaf) -> list[Any]:
         env = bind(jaxpr.constvars, closed.consts) | bind(jaxpr.invars, args)
+        # A merged product runs at the place of its first member and needs all weights there.
         ahead = [e for e in jaxpr.eqns if not has_effects(e) and all(v in invariant for v in variables(e.invars))]
         evaluate(ahead, env)
         done = set(map(id, ahead))
@@ -54,8 +55,9 @@ def merge(closed: ClosedJaxpr, n_operands: int, machine: Machine) -> Any:
             if id(eqn) in done:
                 continue
             if id(eqn) in group_of:
-                group = group_of[id(eqn)]
-                env.update(bind([e.outvars[0] for e in group], _product(group, env)))
+                group, side = group_of[id(eqn)]
+                with eqn.ctx.manager:  # as the user's products: on the host, or with metadata
+                    env.update(bind([e.outvars[0] for e in group], _product(group, side, env)))
                 done.update(map(id, group))
             else:
                 evaluate([eqn], env, apply)
@@ -65,7 +67,7 @@ def merge(closed: ClosedJaxpr, n_operands: int, machine: Machine) -> Any:
 
 
 def invariant_variables(jaxpr: Jaxpr, n_operands: int) -> set[Any]:
-    """The variables that do not depend on the step."""
+    """The variables independent of the step."""
     found = {*jaxpr.constvars, *jaxpr.invars[:n_operands]}
     for eqn in jaxpr.eqns:
         if not has_effects(eqn) and all(v in found for v in variables(eqn.invars)):
@@ -73,36 +75,51 @@ def invariant_variables(jaxpr: Jaxpr, n_operands: int) -> set[Any]:
     return found
 
 
-def _differentiable(jaxpr: Jaxpr) -> set[Any]:
-    """The variables through which a gradient comes back.
+def _readers(jaxpr: Jaxpr, n_operands: int, n_carry: int) -> dict[Any, frozenset[int]]:
+    """For each variable the results of a whole scan, last carry and ys, from which a gradient goes back to it.
 
-    A product that only decides something has none. Merged, it would get one of zeros, and times a weight that is not
-    finite these are NaNs.
+    Products are merged only if they have the same results, because then either all their cotangents are zero or none
+    is. Merged with another, a product without a cotangent gets one of zeros, and zero times a weight that is not finite
+    is NaN. For example, a product for a decision has no results, and one for an output has no last carry.
     """
-    found = {v for v in variables(jaxpr.outvars) if is_float(v)}
-    for eqn in reversed(jaxpr.eqns):
-        if eqn.primitive.name not in NO_GRADIENT and any(v in found for v in eqn.outvars):
-            found.update(v for v in variables(eqn.invars) if is_float(v))
-    return found
+    carry = jaxpr.invars[n_operands : n_operands + n_carry]
+    found: dict[Any, frozenset[int]] = {}
+    while True:
+        before = [found.get(v, frozenset()) for v in carry]
+        found = {}
+        for i, v in enumerate(jaxpr.outvars):
+            if not isinstance(v, core.Literal) and is_float(v):
+                later = before[i] if i < n_carry else frozenset()  # of the steps after this one
+                found[v] = found.get(v, frozenset()) | {i} | later
+        for eqn in reversed(jaxpr.eqns):
+            if eqn.primitive.name not in NO_GRADIENT:
+                readers = frozenset[int]().union(*(found.get(v, ()) for v in eqn.outvars))
+                found |= {v: found.get(v, frozenset()) | readers for v in variables(eqn.invars) if is_float(v)}
+        if before == [found.get(v, frozenset()) for v in carry]:
+            return found
 
 
-def _groups(eqns: Sequence[Any], invariant: set[Any], differentiable: set[Any], machine: Machine) -> list[list[Any]]:
+def _groups(
+    eqns: Sequence[Any], invariant: set[Any], readers: dict[Any, frozenset[int]], machine: Machine
+) -> list[tuple[int, list[Any]]]:
+    """Products to be merged, each group with the side of its weights."""
     groups = defaultdict(list)
     for eqn in eqns:
         if eqn.primitive is primitives.dot_general_p and not any(isinstance(v, core.Literal) for v in eqn.invars):
             side = _weight_side(eqn, invariant)
-            is_placed = eqn.params.get("out_sharding") is not None  # for a result of other axes
-            is_used = eqn.outvars[0] in differentiable
-            if side is not None and not is_placed and is_used and machine.merging_pays(_flops(eqn)):
+            is_placed = eqn.params.get("out_sharding") is not None  # a sharding of its own result only
+            read = readers.get(eqn.outvars[0])
+            if side is not None and not is_placed and read and machine.merging_pays(_flops(eqn)):
                 weight, other = eqn.invars[side], eqn.invars[1 - side]
                 shape = list(weight.aval.shape)
-                shape[_free_axis(eqn, side)] = -1
-                groups[other, side, tuple(shape), weight.aval.dtype, str(eqn.params)].append(eqn)
-    return [group for group in groups.values() if len(group) > 1]
+                shape[_free_axis(eqn, side)] = -1  # weights are joined along it, so its size may differ
+                alike = (tuple(shape), weight.aval.dtype, str(eqn.params), str(eqn.ctx), read)
+                groups[side, other, alike].append(eqn)
+    return [(side, group) for (side, *_), group in groups.items() if len(group) > 1]
 
 
 def _weight_side(eqn: Eqn, invariant: set[Any]) -> int | None:
-    """Which operand of a product is an invariant matrix; None if not exactly one is."""
+    """The index of the invariant matrix among a product's operands; None if not exactly one is invariant."""
     is_invariant = [v in invariant for v in eqn.invars]
     if sum(is_invariant) != 1 or any(eqn.params["dimension_numbers"][1]):
         return None
@@ -121,12 +138,11 @@ def _flops(eqn: Eqn) -> int:
     return int(2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted))
 
 
-def _product(group: Sequence[Any], env: dict[Any, Any]) -> Sequence[Any]:
-    """The results of a group's products, by one product."""
+def _product(group: Sequence[Any], side: int, env: dict[Any, Any]) -> Sequence[Any]:
+    """The results of a group's products, by one product, whose operand number `side` is made of the weights."""
     eqn = group[0]
-    side = 0 if eqn.invars[1] is group[1].invars[1] and eqn.invars[0] is not group[1].invars[0] else 1
     axis = _free_axis(eqn, side)
-    # A weight that is multiplied twice with the same operand is joined once for each, as it is in the gradient.
+    # A weight multiplied twice with the same operand is joined twice, as it is in the gradient.
     weights, params, sizes = [env[e.invars[side]] for e in group], dict(eqn.params), [1] * len(group)
     is_stacked = len({weight.shape for weight in weights}) == 1 and _may_be_divided(eqn.invars[side], axis)
     if is_stacked:
@@ -140,13 +156,14 @@ def _product(group: Sequence[Any], env: dict[Any, Any]) -> Sequence[Any]:
     joined = lax.concatenate(weights, axis)
     operands = [joined, env[eqn.invars[1]]] if side == 0 else [env[eqn.invars[0]], joined]
     result = lax.dot_general(*operands, **params)
+    # A result has the free axes of the left operand first, and of the right operand last.
     along = 0 if side == 0 else result.ndim - 1 - is_stacked
     parts = lax.split(result, sizes, axis=along)
     return [lax.squeeze(part, [along]) for part in parts] if is_stacked else parts
 
 
 def _may_be_divided(weight: Leaf, axis: int) -> bool:
-    """Whether an axis may be divided among devices: explicit sharding is seen in types, automatic is not."""
+    """Whether an axis may be divided among devices: types show explicit sharding, but no automatic sharding."""
     sharding = explicit_sharding(weight.aval)
     if sharding is not None:
         return sharding.spec.partitions[axis : axis + 1] not in ((), (None,))

@@ -1,4 +1,4 @@
-"""The backward of one step as a list of equations, and less of it where some cotangents are zero."""
+"""The backward of one step as a list of equations, and a shorter list where some cotangents are zero."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Pull:
     """The backward program of one step.
 
     Attributes:
-      base: values that its equations close over.
-      eqns: from residuals and incoming cotangents to cotangents.
-      residuals: its variables for what the step's vjp keeps.
-      ct_new, ct_y: its variables for incoming cotangents, of the active leaves; None where a cotangent is zero.
+      base: values closed over by its equations.
+      eqns: the equations from residuals and incoming cotangents to outgoing cotangents.
+      residuals: its variables for the residuals of the step's vjp.
+      ct_new, ct_y: its variables for incoming cotangents of the active leaves; None where a cotangent is zero.
       ct_carry, ct_x, ct_features, ct_taps, ct_constants: its results, likewise.
     """
 
@@ -42,21 +42,22 @@ class Pull:
 
     @property
     def stacked(self) -> list[Any]:
-        """The distinct variables that leave the loop for each step."""
+        """The distinct variables leaving the loop at each step."""
         return variables(v for v in (*self.ct_x, *self.ct_features, *self.ct_taps) if v is not None)
 
 
 @remember(1024)
 def pull_of(pull: Pull, last: Mask, y: Mask) -> Pull:
-    """The backward where some cotangents are zero: the equations that they go through are left out.
+    """The backward where some cotangents are zero, without the equations reached by these alone.
 
-    They are never made arrays of zeros, because zero times an infinite derivative is no number. All that is done to
-    cotangents is linear in them together, so a result is zero where all of those that it depends on are.
+    Such equations are not given arrays of zeros, because zero times an infinite derivative is NaN. The backward is
+    linear in all cotangents together, so a result is zero where all cotangents it depends on are zero.
 
     Args:
-      pull: the backward of cotangents of all active leaves.
-      last, y: of the active leaves of the last carry and of ys, those that have a cotangent.
+      pull: the backward for cotangents of all active leaves.
+      last, y: the masks of active leaves of the last carry and of ys with a cotangent.
     """
+    # A leaf of the carry without a cotangent may get one at the step before: repeat until none is added.
     given = select(pull.ct_y, y)
     carried = set(select(pull.ct_new, last))
     while True:
@@ -71,13 +72,14 @@ def pull_of(pull: Pull, last: Mask, y: Mask) -> Pull:
 
 
 def _without_zeros(pull: Pull, inputs: Sequence[Any], nonzero: set[Any], reached: set[Any]) -> Pull:
-    of_cotangents = reachable(pull.eqns, inputs)
+    of_cotangents = reachable(pull.eqns, inputs)  # in `run` these start as None: zero
     results = (pull.ct_carry, pull.ct_x, pull.ct_features, pull.ct_taps, pull.ct_constants)
     is_left = [[v is not None and v in reached for v in group] for group in results]
 
     def apply_to_others(eqn: Eqn, values: Sequence[Any]) -> Sequence[Any]:
         if eqn.primitive is ad.add_jaxvals_p and any(value is None for value in values):
             return [next(value for value in values if value is not None)]
+        # Others read several cotangents, as a concatenation does: here the zero ones have to be arrays.
         given = [
             ad.instantiate_zeros(ad.Zero(v.aval)) if value is None else value
             for v, value in zip(eqn.invars, values, strict=True)
@@ -105,14 +107,14 @@ def _without_zeros(pull: Pull, inputs: Sequence[Any], nonzero: set[Any], reached
 
 
 def available(ct: Leaf, stacked: Container[Any], pull: Pull) -> bool:
-    """Whether a cotangent can be had from stacked ones: it is one of them, or a part of one."""
+    """Whether a cotangent is one of the stacked ones, or a part of one."""
     return ct in stacked or part_of(ct, stacked, pull) is not None
 
 
 def part_of(ct: Leaf, stacked: Container[Any], pull: Pull) -> tuple[Any, int, int] | None:
-    """The stacked concatenation that `ct` is a part of: its variable, the axis and the place where `ct` begins.
+    """The stacked concatenation with `ct` as a part: its variable, its axis, and the index at which `ct` begins.
 
-    The part may have an axis of length 1 there, which `ct` has not: where weights are merged by stacking them.
+    Where weights are merged by stacking, the part has one axis more than `ct`, of length 1.
     """
     same = {ct} | {e.outvars[0] for e in pull.eqns if e.invars[:1] == [ct] and _adds_an_axis(e)}
     for eqn in pull.eqns:

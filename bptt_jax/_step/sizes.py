@@ -1,4 +1,4 @@
-"""What a block of steps takes, in bytes, and what it does where: from the types of a step's variables."""
+"""The bytes of a block of steps, and a summary of its work, from the types of a step's variables."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ class BlockSizes:
     """Bytes of a block's arrays.
 
     Attributes:
-      saved_bytes: what a step's backward needs, for each step.
-      working_bytes: what is held for each step of the block that is worked on, beside that.
-      operand_bytes: of saved_bytes, the operands of the products at the end of a block.
-      product_bytes: the results of these products.
-      fixed_bytes: what is held however long the blocks are.
+      saved_bytes: the residuals of one step.
+      working_bytes: further arrays for one step of the block being worked on.
+      operand_bytes: the part of saved_bytes read by the products at the end of a block. With `Style.in_turn`, also a
+        copy: half of the operands of the largest product.
+      product_bytes: the results of these products, for a whole block.
+      fixed_bytes: arrays of the whole scan, whatever the length of its blocks.
       most_steps: the length of the longest block.
     """
 
@@ -40,6 +41,7 @@ def block_sizes(vjp: StepVjp, style: Style) -> BlockSizes:
     parts, machine = vjp.parts, vjp.parts.machine
     bytes_of = machine.bytes_of
     x, y = parts.x, parts.jaxpr.outvars[parts.n_carry :]
+    # Forward and backward loops run one after the other, so the larger one counts.
     forward = bytes_of(parts.features) + bytes_of(x) + bytes_of(y)
     of_cotangents = bytes_of(select(x, parts.active.x)) + bytes_of(select(y, parts.active.y))
     backward = bytes_of(vjp.pull.stacked) + bytes_of(x) + of_cotangents
@@ -50,8 +52,9 @@ def block_sizes(vjp: StepVjp, style: Style) -> BlockSizes:
     products = bytes_of(variables([*tapped, *parts.feature_constants]))
     in_turn = alternating(vjp) if style.in_turn else {}
     if in_turn:
+        # One of these results exists at a time, so only the largest counts.
         products -= bytes_of(in_turn) - max(bytes_of([weight]) for weight in in_turn)
-        operands += max(in_turn.values()) // 2  # a copy of the half that is worked on
+        operands += max(in_turn.values()) // 2  # a copy of the half being worked on
     saved_bytes, working_bytes = bytes_of(vjp.saved), max(forward, backward)
     saved_bytes += machine.narrowing_bytes(atom.aval for atom in vjp.saved)
     return BlockSizes(
@@ -65,7 +68,7 @@ def block_sizes(vjp: StepVjp, style: Style) -> BlockSizes:
 
 
 def alternating(vjp: StepVjp) -> dict[Any, int]:
-    """The weights whose gradients can be taken in turn, with the bytes of what is multiplied for one step."""
+    """The weights with gradients to take in turn, and the bytes of both operands of their products, for one step."""
     bytes_of, found = vjp.parts.machine.bytes_of, dict[Any, int]()
     for tap, left, ct in zip(vjp.taps, vjp.lefts, vjp.pull.ct_taps, strict=True):
         weight = vjp.parts.constants[tap.const]
@@ -76,13 +79,13 @@ def alternating(vjp: StepVjp) -> dict[Any, int]:
 
 @dataclasses.dataclass(frozen=True)
 class BlockSummary:
-    """What is done where, for people to read: weights as "float32[256, 1024]".
+    """The work of a block and of its loop, for people to read: weights as "float32[256, 1024]".
 
     Attributes:
-      hoisted: weights of products that are evaluated for a block at once.
-      deferred: weights, and terms of sums, of which the gradients are computed for a block at once.
-      in_loop: other constants, of which the gradients are summed step by step.
-      merged: whether products that share an operand run as one.
+      hoisted: weights of products evaluated for a block at once.
+      deferred: weights, and terms of sums, with gradients computed for a block at once.
+      in_loop: other constants, with gradients summed step by step.
+      merged: whether products with a common operand run as one.
       in_turn: whether the products at the end of a block run one after another.
     """
 
@@ -94,7 +97,7 @@ class BlockSummary:
 
 
 def summary(vjp: StepVjp, style: Style) -> BlockSummary:
-    """The decisions that were taken for a step."""
+    """The decisions taken for a step."""
     parts = vjp.parts
 
     def names(variables: Sequence[Any]) -> tuple[str, ...]:

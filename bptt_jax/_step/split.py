@@ -1,14 +1,14 @@
-"""A step taken apart by what its values depend on, so that a block of steps can run each part where it is cheapest.
+"""A step taken apart by the inputs its values depend on, so a block of steps can run each part where it is cheapest.
 
     constants   depend on operands only        evaluated once per scan
     features    depend on x, not on the carry  evaluated for all steps of a block at once (vmap)
     loop        the rest                       evaluated step by step
 
-Features are products of x with weights, what leads to them and what directly follows them: x @ W for a block is one
-large product instead of many small ones, and so is its gradient. Other values that do not depend on the carry stay in
-the loop, where they take no memory.
+Features are products of x with weights, the equations leading to them, and the equations directly following them. For
+a block, x @ W is one large product instead of many small ones, and so is its gradient. Other values independent of the
+carry stay in the loop, where they take no memory.
 
-In the loop, sums and products with a constant are *taps*, whose gradients a block can defer; see `taps`.
+In the loop, sums and products with a constant are *taps*: a block can defer the constant's gradient; see `taps`.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class SplitStep:
     """The parts of a step.
 
     Attributes:
-      machine: for which its parts were chosen.
-      active: the leaves that are differentiated.
+      machine: the device for which its parts were chosen.
+      active: the leaves that a derivative goes through.
       jaxpr: flat, with merged products; its inputs are operands, carry and x.
-      base: values of what it closes over.
-      n_operands, n_carry: how its inputs divide.
-      constants: its operands, and the variables derived from them that the other parts use.
-      differentiable: those of the constants that have a gradient.
+      base: the values it closes over, by variable.
+      n_operands, n_carry: the numbers of operands and of leaves of the carry among its inputs.
+      constants: its operands, and the variables derived from them for use in the other parts.
+      differentiable: the constants with a gradient.
       derived_eqns, feature_eqns, loop_eqns: the equations of each part.
-      features: the variables that the loop takes from the features' part.
+      features: the variables of the features' part read by the loop.
       taps: the products and sums with a constant in the loop.
     """
 
@@ -74,23 +74,23 @@ class SplitStep:
 
     @property
     def moves_only(self) -> bool:
-        """Whether constants are made from operands by moving data, so that their gradients are made by moving too."""
+        """Whether constants are made of operands by moving data only: their gradients are then moved back."""
         return all(eqn.primitive.name in MOVES for eqn in self.derived_eqns)
 
     @property
     def hoisted(self) -> Sequence[Any]:
-        """What is differentiated by blocks: the operands, or where more is done to them than moving, the constants."""
+        """The variables differentiated by blocks: the operands if they are only moved, else the constants."""
         return self.constants[: self.n_operands] if self.moves_only else self.constants
 
     @property
     def feature_constants(self) -> list[Any]:
-        """The differentiable constants that features are made with."""
+        """The differentiable constants read by the features' equations."""
         used = self.differentiable.intersection(variables(v for eqn in self.feature_eqns for v in eqn.invars))
         return [v for v in self.constants if v in used]
 
     @property
     def active_features(self) -> Mask:
-        """Of which features a gradient is taken."""
+        """The mask of features with a gradient."""
         given = [*self.differentiable, *select(self.x, self.active.x)]
         reached = with_gradient(self.feature_eqns, given)
         return tuple(v in reached for v in self.features)
@@ -104,7 +104,7 @@ class SplitStep:
         return tuple(self.jaxpr.invars[self.n_operands + self.n_carry :])
 
     def derive(self, operands: Arrays) -> Arrays:
-        """The constants."""
+        """The constants, derived from the operands."""
         env = self.base | bind(self.jaxpr.invars[: self.n_operands], operands)
         evaluate(self.derived_eqns, env)
         return [env[v] for v in self.constants]
@@ -116,12 +116,12 @@ class SplitStep:
         return [env[v] for v in self.features]
 
     def environment(self, constants: Arrays, carry: Arrays, x: Arrays, features: Arrays) -> Env:
-        """What the loop's equations start from."""
+        """The values known before the loop's equations run."""
         given = zip((self.constants, self.carry, self.x, self.features), (constants, carry, x, features), strict=True)
         return self.base | {v: value for pair in given for v, value in zip(*pair, strict=True)}
 
     def types(self, constants: Arrays, carry: Arrays, x: Arrays, features: Arrays) -> Env:
-        """Values of the loop's variables, for their types (shardings too) only; effects are left out."""
+        """Values of the loop's variables, only for their types (with shardings); equations with effects do not run."""
         env = self.environment(constants, carry, x, features)
         evaluate([e for e in self.loop_eqns if not has_effects(e)], env)
         return env
@@ -129,7 +129,7 @@ class SplitStep:
     def loop(
         self, constants: Arrays, carry: Arrays, x: Arrays, features: Arrays, taps: Taps | None = None
     ) -> tuple[Arrays, Arrays]:
-        """One step, the features being known: (carry, y)."""
+        """One step with given features: (carry, y)."""
         env = self.environment(constants, carry, x, features)
         evaluate(self.loop_eqns, env, taps.apply if taps else None)
         outs = [read(env, v) for v in self.jaxpr.outvars]
@@ -137,13 +137,13 @@ class SplitStep:
 
 
 def split(closed: ClosedJaxpr, step: FlatStep, active: Active, machine: Machine) -> SplitStep:
-    """A step taken apart.
+    """Takes a step apart.
 
     Args:
       closed: its jaxpr, inlined, perhaps with merged products.
-      step: how its inputs divide.
-      active: the leaves that are differentiated.
-      machine: for which parts are chosen.
+      step: the step, for the numbers of its inputs.
+      active: the leaves that a derivative goes through.
+      machine: the device for which parts are chosen.
     """
     n_operands, n_carry = step.n_operands, step.n_carry
     jaxpr = closed.jaxpr
@@ -180,9 +180,10 @@ def split(closed: ClosedJaxpr, step: FlatStep, active: Active, machine: Machine)
 
 
 def _crossing(derived_eqns: Sequence[Any], used: Sequence[Any], given: set[Any]) -> tuple[list[Any], list[Any]]:
-    """Which derived variables are computed once per scan, and which equations are better repeated where they are used.
+    """The derived variables computed once per scan, and the equations repeated where their results are used.
 
-    A broadcast costs memory outside the loop and nothing inside it. Anything else is not run once per step for that.
+    Broadcasts and iotas are repeated, because outside the loop they cost memory and inside it nothing. Other equations
+    are not run once per step to save memory.
     """
     producer = {v: e for e in derived_eqns for v in e.outvars}
     crossing, repeated, todo = [], set(), list(used)
@@ -217,6 +218,7 @@ def _feature_eqns(jaxpr: Jaxpr, invariant: set[Any], x: set[Any], machine: Machi
                 chosen.add(eqn)
                 chosen.update(needed(batchable, eqn.invars))
         else:
+            # Equations after features join them if only features are read and the stack does not grow.
             inside = [v for v in variables(eqn.invars) if producer.get(v) in chosen]
             others = [v for v in variables(eqn.invars) if v not in invariant and v not in inside]
             is_part = eqn.primitive.name in ("split", "slice")
@@ -228,6 +230,7 @@ def _feature_eqns(jaxpr: Jaxpr, invariant: set[Any], x: set[Any], machine: Machi
 def _pays_as_feature(eqn: Eqn, invariant: set[Any], x: set[Any], machine: Machine) -> bool:
     weight = next(v for v in eqn.invars if v in invariant)
     other = next(v for v in eqn.invars if v not in invariant)
+    # The product's gradient reads its other operand, stacked for the block as well unless it is a leaf of x.
     stacked_bytes = machine.bytes_of(eqn.outvars) + (0 if other in x else machine.bytes_of([other]))
     return machine.hoisting_pays(machine.bytes_of([weight]), stacked_bytes)
 

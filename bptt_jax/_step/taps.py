@@ -1,8 +1,9 @@
-"""Taps: where the loop multiplies with a constant, or adds one, so that the constant's gradient can be deferred.
+"""Taps: equations of the loop that multiply with a constant, or add one, so its gradient can be deferred.
 
-The result of a tapped equation gets an additive zero, whose cotangent is that of the result. The constant, the weight,
-is held fixed while a step is differentiated: closed over, for higher derivatives see it then (stop_gradient would drop
-its tangent). A block's cotangents, stacked, give the weight's gradient by one product.
+The result of a tapped equation gets an additive zero, whose cotangent is the cotangent of the result. The constant,
+called the weight, is held fixed while a step is differentiated. It is closed over for this, because higher derivatives
+then still see it; `stop_gradient` would drop its tangent. One product of a block's stacked cotangents with the stacked
+other operands gives the weight's gradient.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Tap:
 
     Attributes:
       eqn: a product, or a sum.
-      side: which of its two operands is the weight.
+      side: the index of the weight among its two operands.
       const: the position of the weight among the constants.
     """
 
@@ -43,15 +44,15 @@ class Tap:
 
     @property
     def left(self) -> Any:
-        """The variable that the weight is multiplied with; None for a sum."""
+        """The variable multiplied with the weight; None for a sum."""
         return None if self.eqn.primitive in SUMS else self.eqn.invars[1 - self.side]
 
     def gradient(self, weight: Leaf, left: Leaf, cotangents: Tree) -> Any:
         """The weight's gradient over a block of n steps.
 
         Args:
-          weight: for its type.
-          left: (n, ...), `self.left` at each step.
+          weight: the weight; only its type is read.
+          left: (n, ...), the value of `self.left` at each step.
           cotangents: (n, ...), of the equation's result.
         """
         if left is None:
@@ -69,14 +70,14 @@ class Tap:
         return self.eqn.primitive is primitives.sub_p and self.side == 1
 
     def _sum(self, weight: Leaf, cotangents: Tree) -> Any:
-        """Over the block, and where the weight is broadcast."""
+        """The sum over the block, and over the axes along which the weight is broadcast."""
         if weight.ndim == 0:  # JAX adds a scalar to an array without broadcasting it first
             return jnp.sum(cotangents)
         broadcast = [i for i, size in enumerate(weight.shape) if size == 1]
         waiting = jax.typeof(weight).sharding.spec.reduced
         if not waiting:
             return jnp.sum(jnp.sum(cotangents, 0), broadcast, keepdims=True)
-        # Only a product has a result that is left unreduced.
+        # The sum is a product with ones, because only a product can leave its result unreduced.
         sharding, over = jax.typeof(cotangents).sharding, [0, *(i + 1 for i in broadcast)]
         ones = jnp.ones([cotangents.shape[i] for i in over], cotangents.dtype)
         ones = jax.reshard(ones, NamedSharding(sharding.mesh, PartitionSpec(*(sharding.spec[i] for i in over))))
@@ -92,22 +93,26 @@ class Tap:
 
 
 def by_halves(add: Callable[[Any, Any, Any], Any], total: Leaf, left: Leaf, cotangents: Tree) -> Any:
-    """`add(total, left, cotangents)` over a block of n steps, by a loop over its halves.
+    """`add(total, left, cotangents)` over a block of n steps, by a loop over its two halves.
 
-    XLA runs one loop after another, and what a loop works on exists only while it runs. The halves are those of the
-    time, an axis that is never sharded. Where n is odd, one step is in both and counts in the first; that goes for a
-    single step too, since XLA would inline a loop of one iteration.
+    XLA runs one loop after another, and the arrays of a loop exist only while it runs. Time is divided, because this
+    axis is never sharded. For odd n, one step is in both halves and counts in the first. A single step also takes two
+    iterations, because XLA would inline a loop of one.
     """
     n = cotangents.shape[0]
     half = (n + 1) // 2
 
     def body(total: Leaf, i: Index) -> Any:
         part = functools.partial(lax.dynamic_slice_in_dim, start_index=i * (n - half), slice_size=half)
-        cts = part(cotangents)
-        if n % 2:
-            is_new = lax.expand_dims((jnp.arange(half) > 0) | (i == 0), range(1, cts.ndim))
-            cts = jnp.where(is_new, cts, zeros_like(cts))
-        return add(total, part(left), cts), None
+        is_new = (jnp.arange(half) > 0) | (i == 0)
+
+        def once(array: Leaf) -> Any:
+            # Both factors are zero for a step that counted before, because zero times infinity is NaN.
+            array = part(array)
+            new = lax.expand_dims(is_new, range(1, array.ndim))
+            return jnp.where(new, array, zeros_like(array)) if n % 2 else array
+
+        return add(total, once(left), once(cotangents)), None
 
     total, _ = lax.scan(body, total, jnp.arange(2, dtype=jnp.int32))
     return total
@@ -120,12 +125,12 @@ def is_large(weight: Leaf) -> bool:
 
 @dataclasses.dataclass
 class Taps:
-    """How `SplitStep.loop` evaluates the tapped equations.
+    """The evaluation of tapped equations in `SplitStep.loop`.
 
     Attributes:
-      weights: for each tap the weight that its equation is to use.
-      zeros: for each tap what is added to its result.
-      lefts: filled in the order of evaluation, which is that of the taps.
+      weights: for each tap the weight for its equation to use.
+      zeros: for each tap the term added to its result.
+      lefts: filled in the order of evaluation, equal to the order of the taps.
     """
 
     taps: Sequence[Tap]

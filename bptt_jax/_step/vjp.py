@@ -1,10 +1,10 @@
 """The backward of one step, written down once as two lists of equations.
 
-`record` evaluates a step and what its vjp needs; `pull` applies the vjp. Between the two, a value is saved unless it is
-there anyway (constants, x), or is made of saved values by elementwise arithmetic, which costs less than reading it
-back: of an LSTM's step 7 arrays are saved in place of the 12 that `jax.vjp` keeps.
+`record` evaluates a step and the residuals of its vjp; `pull` applies the vjp. Between the two, a residual is saved
+unless it is at hand anyway (constants, x), or can be made of saved values by elementwise arithmetic. Making it again
+costs less than reading it back. For example, an LSTM's step saves 7 arrays in place of the 12 kept by `jax.vjp`.
 
-Tapped weights (see `taps`) are held fixed. Which taps pay is decided here, with the equations at hand.
+Tapped weights (see `taps`) are held fixed. This module also chooses the taps that pay, with the equations at hand.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class StepVjp:
 
     Attributes:
       parts: the step, taken apart.
-      taps: those of which the weights' gradients are deferred to the end of a block.
-      in_loop: positions of the constants that are differentiated in the loop.
-      base: values that the equations of `record` close over.
-      eqns: of `record`, whose inputs are constants, carry, x and features.
-      invars: these inputs.
+      taps: the taps with their weights' gradients deferred to the end of a block.
+      in_loop: positions of the constants differentiated in the loop.
+      base: values closed over by the equations of `record`.
+      eqns: the equations of `record`; its inputs are constants, carry, x and features.
+      invars: these inputs, in four groups.
       outs: the new carry and y, variables of `record`.
-      residuals: of which the vjp consists, variables of `record`.
-      lefts: for each tap what its weight is multiplied with, a variable of `record`; None for sums.
-      saved: the variables of `record` that are saved.
-      pull: the backward, of cotangents of all active leaves; see `pull.pull_of`.
+      residuals: the residuals of the vjp, variables of `record`.
+      lefts: for each tap the variable of `record` multiplied with its weight; None for sums.
+      saved: the variables of `record` to save.
+      pull: the backward for cotangents of all active leaves; see `pull.pull_of`.
     """
 
     parts: SplitStep
@@ -69,7 +69,7 @@ def _paying(vjp: StepVjp) -> list[Tap]:
     """The taps whose deferral saves more than it costs.
 
     In the loop, a weight's gradient is read and written at each step. Deferred, the cotangent of each step is written
-    and read again, unless it is stacked anyway: as a feature's, or another tap's.
+    and read again, unless it is stacked anyway as the cotangent of x, of a feature, or of another tap.
     """
     pull = vjp.pull
     stacked: set[Any] = {v for v in (*pull.ct_x, *pull.ct_features) if v is not None}
@@ -82,6 +82,7 @@ def _paying(vjp: StepVjp) -> list[Tap]:
         if available(ct, stacked, pull) or pays:
             chosen.add(tap)
             stacked.add(ct)
+    # Sums come second: they pay only where products, features or x stack their cotangent anyway.
     for tap, ct in zip(vjp.taps, pull.ct_taps, strict=True):
         if tap.left is None and (ct is None or available(ct, stacked, pull)):
             chosen.add(tap)
@@ -95,7 +96,7 @@ def _trace(parts: SplitStep, taps: Sequence[Tap]) -> StepVjp:
     def record(*given: Arrays) -> Any:
         (new, y, lefts), vjp = _vjp_of_step(parts, taps, in_loop, *given)
         residuals, tree = jax.tree.flatten(vjp)
-        trees.append(tree)
+        trees.append(tree)  # the vjp without its arrays leaves the trace here; its arrays are results
         return [*new, *y, *(left for left in lefts if left is not None), *residuals]
 
     groups = (parts.constants, parts.carry, parts.x, parts.features)
@@ -124,7 +125,7 @@ def _trace(parts: SplitStep, taps: Sequence[Tap]) -> StepVjp:
 
 
 def _in_loop(parts: SplitStep, taps: Sequence[Tap]) -> list[int]:
-    """The positions of the differentiable constants that the loop reads elsewhere than at taps."""
+    """The positions of the differentiable constants read by the loop outside taps."""
     sides = {tap.eqn: tap.side for tap in taps}
     atoms = [v for e in parts.loop_eqns for side, v in enumerate(e.invars) if sides.get(e) != side]
     used = parts.differentiable.intersection(variables([*atoms, *parts.jaxpr.outvars]))
@@ -140,9 +141,10 @@ def _vjp_of_step(
     x: Arrays,
     features: Arrays,
 ) -> tuple[tuple[Arrays, Arrays, Arrays], Any]:
-    """((new carry, y, what tapped weights are multiplied with), vjp), the tapped weights being held fixed."""
+    """((new carry, y, the variables multiplied with tapped weights), vjp); tapped weights are held fixed."""
     active, weights = parts.active, [constants[tap.const] for tap in taps]
     types = parts.types(constants, carry, x, features)
+    # Added to the results of taps: the cotangents of these zeros are the cotangents of the results.
     zeros = [zeros_like(types[tap.eqn.outvars[0]]) for tap in taps]
 
     def run(carry_f: Arrays, x_f: Arrays, features_f: Arrays, zeros: Arrays, constants_f: Arrays) -> Any:
@@ -177,6 +179,7 @@ def _trace_pull(
     groups = (residuals, new, y)
     closed = inline(jax.make_jaxpr(pull)(*map(avals, groups)))
     jaxpr = closed.jaxpr
+    # JAX gives zeros, literal or broadcast, for an input without a gradient: its result is then None.
     zeros = {e.outvars[0] for e in jaxpr.eqns if e.primitive is primitives.broadcast_in_dim_p and _is_zero(e.invars[0])}
     results = iter(None if _is_zero(v) or v in zeros else v for v in jaxpr.outvars)
     unused = iter(jaxpr.invars)
@@ -200,18 +203,21 @@ def _is_zero(atom: Atom) -> bool:
 
 
 def _saved(jaxpr: Jaxpr, invars: Sequence[Sequence[Any]], base: Env, residuals: Any, lefts: Any) -> list[Any]:
-    """The variables to save, so that the residuals and the operands of the taps can be had."""
+    """The variables to save for the residuals and for the operands of the taps."""
     constants, _, x, _ = invars
     producer = {v: e for e in jaxpr.eqns for v in e.outvars}
     free = {*constants, *x, *base}
+    # Cheap values of constants and x alone are made again without saving anything.
     for eqn in jaxpr.eqns:
         if not has_effects(eqn) and eqn.primitive.name in CHEAP and all(v in free for v in variables(eqn.invars)):
             free.update(eqn.outvars)
     order = {v: i for i, v in enumerate([*jaxpr.invars, *(v for e in jaxpr.eqns for v in e.outvars)])}
+    # Operands of taps are read for a whole block at once, so they are saved even where a step could rebuild them.
     stacked = {v for v in variables(v for v in lefts if v is not None) if v not in {*constants, *x}}
     saved = {v for v in variables(residuals) if v not in free} | stacked
 
     cheap = [e for e in jaxpr.eqns if not has_effects(e) and e.primitive.name in CHEAP]
+    # Equations read earlier values only: a value dropped here can still be rebuilt when its own sources are dropped.
     for v in sorted(saved - stacked, key=order.__getitem__, reverse=True):
         made = free | saved - {v}
         for eqn in cheap if producer.get(v) in cheap else []:
@@ -223,6 +229,6 @@ def _saved(jaxpr: Jaxpr, invars: Sequence[Sequence[Any]], base: Env, residuals: 
 
 
 def rebuilding(vjp: StepVjp) -> Sequence[Any]:
-    """The equations that make the residuals of what is saved, constants and x."""
+    """The equations that make the residuals from saved values, constants and x."""
     pure = [eqn for eqn in vjp.eqns if not has_effects(eqn)]
     return needed(pure, vjp.residuals, {*vjp.saved, *vjp.invars[0], *vjp.invars[2], *vjp.base})

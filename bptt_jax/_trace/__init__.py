@@ -1,1 +1,1 @@
-"""The call of a scan as a value: its flat step, its axes of time, and the gradient that is asked for."""
+"""The call of a scan as a value: its flat step, its axes of time, and a gradient of it."""

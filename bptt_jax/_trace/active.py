@@ -1,4 +1,4 @@
-"""Which leaves of a scan a derivative goes through: for gradients of exactly the inputs that are differentiated."""
+"""The leaves of a scan that a derivative goes through, so gradients are of exactly the differentiated inputs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from bptt_jax._trace.call import FlatStep, Mask, select
 
 @dataclasses.dataclass(frozen=True)
 class Active:
-    """What a derivative of a scan goes through: for each leaf whether its tangent may be other than zero.
+    """The leaves of a scan that a derivative goes through: for each leaf whether its tangent may be nonzero.
 
     Attributes:
-      operands, carry, x, y: of the leaves of a step; of the carry, at any step.
+      operands, carry, x, y: masks of the leaves of a step; a leaf of the carry counts if it is active at any step.
     """
 
     operands: Mask
@@ -26,7 +26,7 @@ class Active:
 
 @remember(1024)
 def active(step: FlatStep, wrt: Mask) -> Active:
-    """What a derivative with respect to some inputs goes through; inputs that nothing reads are left out.
+    """The leaves that a derivative with respect to some inputs goes through; unread inputs are left out.
 
     Args:
       step: the step.
@@ -37,6 +37,7 @@ def active(step: FlatStep, wrt: Mask) -> Active:
     used = read_by(jaxpr.eqns, outputs)
     carry = step.split(inputs)[1]
     found = {v for v, differentiated in zip(inputs, wrt, strict=True) if differentiated and v in used and is_float(v)}
+    # An active new carry is the carry of the next step: repeat until no leaf is added.
     while True:
         reached = with_gradient(jaxpr.eqns, found)
         new = {v for v, out in zip(carry, outputs, strict=False) if is_in(out, reached) and is_float(v)}
@@ -48,18 +49,19 @@ def active(step: FlatStep, wrt: Mask) -> Active:
 
 
 def reached(step: FlatStep, found: Active, carry: Mask, y: Mask) -> tuple[Mask, Mask, Mask]:
-    """The active operands, leaves of the first carry and of xs that cotangents go back to.
+    """Masks of the active operands, leaves of the first carry and of xs reached by cotangents.
 
     Args:
       step: the step.
       found: its active leaves.
-      carry, y: of the active leaves of the last carry and of ys, those that have a cotangent.
+      carry, y: masks of active leaves of the last carry and of ys with a cotangent.
     """
     jaxpr = step.inlined.jaxpr
     inputs, outs = step.split(jaxpr.invars), jaxpr.outvars
     last, ys = select(outs[: step.n_carry], found.carry), select(outs[step.n_carry :], found.y)
     carried = select(inputs[1], found.carry)
     given = {*variables(select(ys, y)), *variables(select(last, carry))}
+    # A cotangent of a step's carry goes on to the new carry of the step before: repeat until no leaf is added.
     while True:
         back = set(given)
         for eqn in reversed(jaxpr.eqns):

@@ -1,7 +1,7 @@
-"""Where time is in an array: along which axis, in which direction, and of sequences of several lengths each one's own.
+"""The place of time in an array: its axis, its direction, and for sequences of several lengths each one's own order.
 
-So a layer's batch-major inputs, and those of a `jax.vmap`, are read where they are: a block of steps at an index, of
-which only the block is brought into the order that a loop wants.
+With it, batch-major inputs, of a layer or of a `jax.vmap`, are read where they are. A block of steps is read at an
+index, and only this block is brought into the order of a loop.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from bptt_jax._jaxprs.types import Index, Leaf, Tree
 
 @dataclasses.dataclass(frozen=True)
 class Along:
-    """Where the steps of a scan are in an array over time.
+    """The place of a scan's steps in an array over time.
 
     Attributes:
-      axis: that of time.
+      axis: the axis of time.
       flipped: whether the first step is at its end.
-      batch_axes: None, or the axes of the batch, in the order in which the array of the sequences' lengths has them.
-        Each sequence is backwards then, and its padding behind it, backwards too.
+      batch_axes: None, or the axes of the batch, in the order of the axes of the sequences' lengths. Then each sequence
+        is backwards, followed by its padding, which is backwards too.
     """
 
     axis: int = 0
@@ -35,7 +35,7 @@ class Along:
 
     @property
     def is_leading(self) -> bool:
-        """Whether time is as `jax.lax.scan` has it."""
+        """Whether time is as in `jax.lax.scan`: the first axis, forwards."""
         return self == Along()
 
     def whole(self, array: Leaf, lengths: Leaf) -> Any:
@@ -43,17 +43,18 @@ class Along:
         return self.read(array, 0, array.shape[self.axis], lengths)
 
     def back(self, steps: Any, lengths: Leaf) -> Any:
-        """The array whose `whole` these steps are: to be brought into this order twice changes nothing."""
+        """The array with these steps as its `whole`."""
         array = jnp.moveaxis(steps, 0, self.axis)
         if not self.flipped and self.batch_axes is None:
             return array
+        # A flip is its own inverse, of an axis as of each sequence and its padding.
         return jnp.moveaxis(self.whole(array, lengths), 0, self.axis)
 
     def is_sliced(self, is_cpu: bool) -> bool:
-        """Whether parts of an array are slices, or else gathered.
+        """Whether parts of an array are taken by slices; otherwise by gathers.
 
-        XLA lays out what a slice is taken of as the slice is used, time first, for which it copies the whole; of a
-        gather it does not (H100).
+        For a slice, XLA copies the whole array into the layout of the slice's reader, with time first. For a gather it
+        does not (H100).
         """
         return is_cpu or self.axis == 0
 
@@ -62,8 +63,8 @@ class Along:
 
         Args:
           array: the array.
-          start, n: which steps.
-          lengths: of the sequences; None where `batch_axes` is.
+          start, n: the first of the steps and their number.
+          lengths: of the sequences; None where `batch_axes` is None.
           slices: see `is_sliced`.
         """
         if self.batch_axes is not None:
@@ -74,7 +75,7 @@ class Along:
         return jnp.flip(steps, 0) if self.flipped else steps
 
     def write(self, array: Leaf, steps: Any, start: Index, lengths: Leaf, slices: bool = True) -> Any:
-        """The array with steps from `start` on replaced; these have time first. The arguments are those of `read`."""
+        """The array with its steps from `start` on replaced by `steps`, time first. Arguments are as in `read`."""
         n = steps.shape[0]
         if n == array.shape[self.axis]:
             return self.back(steps, lengths)
@@ -88,9 +89,9 @@ class Along:
         return array.at[places].set(new, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
 
     def batched(self, dim: int | None, dim_of_lengths: int | None) -> Along:
-        """The same for an array with an axis more, and one of lengths with one more: None where there is none.
+        """The place of time with a batch axis inserted in the array at `dim`, and in the lengths at `dim_of_lengths`.
 
-        Of an array without that axis the lengths may not have it.
+        None: no axis is inserted. Lengths with the new axis need an array with it.
         """
         if dim is None:
             return self
@@ -111,8 +112,9 @@ class Along:
         return jnp.take(array, start + jnp.arange(n, dtype=jnp.int32), self.axis, mode="clip")
 
     def _places(self, array: Leaf, start: Index, n: int, lengths: Leaf) -> Any:
-        """Where the steps of each sequence are: (n, *batch, 1)."""
+        """The indices of n steps of each sequence: (n, *batch, 1)."""
         size = array.shape[self.axis]
+        # Step t of a sequence of length L is at (size - 1 - t + L) mod size: at L - 1 - t for t < L, then padding.
         steps = start + jnp.arange(n, dtype=jnp.int32).reshape(n, *[1] * lengths.ndim)
         return ((size - 1 - steps + lengths[None]) % max(size, 1))[..., None]
 
@@ -144,9 +146,10 @@ class Along:
         return lax.scatter(array, places, new, numbers, unique_indices=True, mode=mode)
 
     def _batching(self, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...], list[int]]:
-        """The axes of the batch in ascending order, those of `_places`, and the order of axes in what is gathered.
+        """The batch axes in ascending order, the matching axes of `_places`, and the order of axes in a gathered array.
 
-        Axes of the batch are marked as such: with iotas for indices XLA would bring all shards of it to each device.
+        They are batching dimensions of the gather, because with iotas as indices XLA would bring all shards of the
+        batch to each device.
         """
         assert self.batch_axes is not None
         pairs = sorted(zip(self.batch_axes, range(1, len(self.batch_axes) + 1), strict=True))
@@ -159,12 +162,12 @@ class Along:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where time is in all that a scan reads and writes.
+    """The place of time in all arrays read and written by a scan.
 
     Attributes:
-      xs, ys: an axis or an `Along`, or a pytree of them that begins like xs, and like ys; or, of ys, a function from
-        them to that.
-      lengths: the sequences' lengths, (*batch), for those `Along`s that have axes of a batch.
+      xs, ys: an axis or an `Along`, or a pytree of these that begins like xs, and like ys. For ys, also a function from
+        ys to one of these.
+      lengths: the sequences' lengths, (*batch), for each `Along` with axes of a batch.
     """
 
     xs: Any = 0
@@ -180,13 +183,13 @@ class Layout:
         return _of_leaves(self.xs, xs, "in_axes", "xs")
 
     def first(self, xs: Tree) -> Any:
-        """xs with time first, for who scans them without this library."""
+        """xs with time first, for a scan without this library."""
         leaves, tree = jax.tree.flatten(xs)
         moved = [along.whole(leaf, self.lengths) for leaf, along in zip(leaves, self.of_xs(xs), strict=True)]
         return jax.tree.unflatten(tree, moved)
 
     def back(self, ys: Tree) -> Any:
-        """ys with time where it is to be, likewise."""
+        """ys of such a scan, with time in its place."""
         leaves, tree = jax.tree.flatten(ys)
         moved = [along.back(leaf, self.lengths) for leaf, along in zip(leaves, self.of_ys(ys), strict=True)]
         return jax.tree.unflatten(tree, moved)

@@ -1,7 +1,7 @@
 """A call of a scan made flat: the form in which every stage sees it.
 
-Its step is a jaxpr with all that it closes over as explicit operands, so gradients of closed-over arrays and tracers
-are those of ordinary arguments, and lowering a plan, however deep, never calls the user's Python again.
+Its step is a jaxpr with all closed-over arrays and tracers as explicit operands. So their gradients are gradients of
+ordinary arguments, and lowering a plan, however deep, never calls the user's Python again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class FlatStep:
 
     Attributes:
       jaxpr: closed over nothing; its inputs are operands, carry and x, its outputs carry and y.
-      n_operands, n_carry: how its inputs divide.
+      n_operands, n_carry: the numbers of operands and of leaves of the carry among its inputs.
     """
 
     jaxpr: Any
@@ -41,7 +41,7 @@ class FlatStep:
     n_carry: int
 
     def split(self, leaves: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
-        """What belongs to operands, carry and x."""
+        """The leaves of operands, of the carry and of x."""
         end = self.n_operands + self.n_carry
         return leaves[: self.n_operands], leaves[self.n_operands : end], leaves[end:]
 
@@ -58,16 +58,16 @@ class FlatStep:
 
     @functools.cached_property
     def inlined(self) -> Any:
-        """The jaxpr without nested jits, repeated equations, and equations that the results do not need."""
+        """The jaxpr without nested jits, repeated equations, and equations not needed for its results."""
         closed = inline(self.jaxpr)
         jaxpr = closed.jaxpr
-        # Constants become equations' literals or inputs of the caller's: JAX hoists the arrays that a step closes over.
+        # Arrays closed over by a step are no constants: JAX makes them inputs of the scan, or literals of equations.
         eqns = needed(jaxpr.eqns, jaxpr.outvars)
         return core.ClosedJaxpr(with_eqns(jaxpr, eqns), closed.consts)
 
     @functools.cached_property
     def quiet(self) -> FlatStep:
-        """The step without callbacks for debugging, for programs that evaluate it beside the one that is seen."""
+        """The step without callbacks for debugging: for programs that evaluate it again, so each callback runs once."""
         jaxpr = self.jaxpr.jaxpr
         eqns = [eqn for eqn in jaxpr.eqns if eqn.outvars or not any(map(is_debug, eqn.effects))]
         if len(eqns) == len(jaxpr.eqns):
@@ -94,12 +94,12 @@ def with_eqns(jaxpr: Jaxpr, eqns: Sequence[Any]) -> Any:
 
 
 def select(leaves: Sequence[T], mask: Sequence[bool]) -> list[T]:
-    """The leaves of a mask."""
+    """The leaves chosen by a mask."""
     return [leaf for leaf, chosen in zip(leaves, mask, strict=True) if chosen]
 
 
 def replace(leaves: Arrays, mask: Sequence[bool], new: Arrays) -> list[Any]:
-    """`leaves`, those of a mask replaced."""
+    """`leaves` with those chosen by a mask replaced."""
     given = iter(new)
     return [next(given) if chosen else leaf for leaf, chosen in zip(leaves, mask, strict=True)]
 
@@ -107,7 +107,7 @@ def replace(leaves: Arrays, mask: Sequence[bool], new: Arrays) -> list[Any]:
 def element(leaf: Leaf, axis: int) -> Any:
     """The type of one step of an array over time.
 
-    By slicing where there is something to slice: sharding, and the axes that values vary over, come along.
+    It is made by slicing where there is a step to slice, because a slice keeps the sharding and the varying axes.
     """
     if leaf.shape[axis]:
         return jax.eval_shape(lambda leaf: lax.index_in_dim(leaf, 0, axis, keepdims=False), leaf)
@@ -116,16 +116,16 @@ def element(leaf: Leaf, axis: int) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class ScanCall:
-    """A call of `scan` without its arrays; hashable, so that it can be the parameter of an equation.
+    """A call of `scan` without its arrays; hashable, so it can be a parameter of an equation.
 
     Attributes:
       step: the step.
       length: the number of steps.
-      reverse: whether it goes through xs from the end.
+      reverse: whether its steps go through xs from the end.
       unroll: steps per iteration of the innermost loops.
-      x_along, y_along: where time is in each leaf of xs and of ys. Under vmap the batch is the first axis of ys.
-      options: what was asked.
-      lengths: which of the inputs are the lengths of sequences; the step does not read it. None without any.
+      x_along, y_along: the place of time in each leaf of xs and of ys. Under vmap the batch is the first axis of ys.
+      options: the options of the call.
+      lengths: the index among the inputs of the sequences' lengths, not read by the step. None without any.
     """
 
     step: FlatStep
@@ -143,7 +143,7 @@ class ScanCall:
 
     @property
     def jaxpr(self) -> Any:
-        """The step's, for who looks into equations."""
+        """The step's jaxpr, for functions looking into equations, such as `inner_jaxprs`."""
         return self.step.jaxpr
 
     @property

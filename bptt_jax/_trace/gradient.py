@@ -1,4 +1,4 @@
-"""A gradient that is asked for, as a value: all that a plan depends on."""
+"""The gradient of a scan as a value, with everything a plan depends on."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from bptt_jax._trace.call import Mask, ScanCall
 
 @dataclasses.dataclass(frozen=True)
 class Vmap:
-    """One `jax.vmap` around a scan that is differentiated: every example has gradients of its own.
+    """One `jax.vmap` around a differentiated scan: every example has gradients of its own.
 
     Attributes:
       name: of the axis, for collectives.
-      size: how many examples.
-      spmd_name: the axes of a mesh over which they are divided, as `jax.vmap` takes them.
-      dims: of each argument the axis of the examples, None for what they share.
+      size: the number of examples.
+      spmd_name: the axes of a mesh dividing the examples, as in `jax.vmap`.
+      dims: the axis of the examples in each argument; None where they share it.
     """
 
     name: Any
@@ -31,7 +31,7 @@ class Vmap:
     dims: tuple[int | None, ...]
 
     def __call__(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """`run` for all examples; of results they are the first axis."""
+        """`run` for all examples, with these as the first axis of its results."""
         names = {"axis_name": self.name, "spmd_axis_name": self.spmd_name}
         return jax.vmap(run, in_axes=self.dims, axis_size=self.size, **names)
 
@@ -49,14 +49,14 @@ def mapped(vmaps: Sequence[Vmap], run: Callable[..., Any]) -> Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True)
 class Gradient:
-    """Which gradient of which scan.
+    """The gradient of a scan with respect to some of its inputs.
 
     Attributes:
       call: the scan.
-      wrt: of its inputs (operands, carry, xs) those whose gradients are asked for.
+      wrt: the mask of inputs to differentiate, over operands, carry and xs.
       types: of its inputs, for one example.
-      vmaps: what is mapped over.
-      again: whether the forward pass runs once more, since it was mapped only after it was traced.
+      vmaps: the vmaps around it, the innermost first.
+      again: whether the forward pass runs once more, because it was mapped only after it was traced.
     """
 
     call: ScanCall
@@ -71,14 +71,15 @@ class Gradient:
 
     @property
     def examples(self) -> int:
-        """How many examples are worked on at a time."""
+        """The number of examples worked on at a time."""
         return math.prod(vmap.size for vmap in self.vmaps)
 
 
 def gradient_of(call: ScanCall, inputs: Sequence[Any], wrt: Mask | None = None) -> Gradient:
-    """The gradient with respect to some inputs, None: to all; of these to those that have one."""
+    """The gradient with respect to the inputs in `wrt` (None: all inputs), as far as they have one."""
     types = tuple(map(jax.typeof, inputs))
     asked = (True,) * len(types) if wrt is None else wrt
     found, of_carry = active(call.step, asked), call.step.split(asked)[1]
+    # A leaf of the carry may be active because of other inputs, and not be differentiated itself.
     carry = (a and b for a, b in zip(found.carry, of_carry, strict=True))
     return Gradient(call, (*found.operands, *carry, *found.x), types)

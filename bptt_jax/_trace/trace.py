@@ -1,8 +1,8 @@
-"""From a call of `scan` to a flat one.
+"""A call of `scan`, traced to a flat one.
 
-`jax.lax.scan` itself checks and traces the call, so its errors are JAX's, in the user's names, and its cache of traces
-serves. The one equation that this leaves is then run by this library. JAX has also made operands of carry leaves that
-the step passes on unchanged: they need no checkpoint.
+`jax.lax.scan` itself checks and traces the call, so errors are JAX's, in the user's names, and JAX's cache of traces
+serves. The trace has one scan equation, and this library runs it. JAX has also turned carry leaves passed on unchanged
+by the step into operands, so these need no checkpoint.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ def trace(
 
     Args:
       step, init, xs, length, reverse, unroll: as in `jax.lax.scan`; the arrays may be tracers.
-      options: of the call.
-      layout: where time is in xs, and is to be in ys.
+      options: the options of the call.
+      layout: the place of time in xs, and its wanted place in ys.
 
     Raises:
-      what `jax.lax.scan` raises, in its words and the user's names.
+      Exception: as `jax.lax.scan`, in its words and the user's names.
       ValueError: for a layout that does not fit.
     """
     if any(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(xs)):
-        lax.scan(step, init, xs, length, reverse, unroll)  # raises, with the values and not the tracers of them
+        lax.scan(step, init, xs, length, reverse, unroll)  # raises, and shows values instead of tracers
     of_xs, results = layout.of_xs(xs), _Results(layout)
     leaves, tree = jax.tree.flatten(xs)
 
@@ -66,6 +66,7 @@ def trace(
 
     closed = jax.make_jaxpr(run)(init, list(map(_time_first, leaves, of_xs)))
     jaxpr, arguments = closed.jaxpr, jax.tree.leaves((init, xs))
+    # Equations before the scan's are evaluated here, and those after it in `finish`.
     (at,) = [i for i, eqn in enumerate(jaxpr.eqns) if eqn.primitive is primitives.scan_p]
     eqn, placed = jaxpr.eqns[at], _Placed(jaxpr, of_xs, results.of_ys, layout.lengths)
     placed.make(eqn, jaxpr.eqns[at + 1 :])
@@ -82,6 +83,7 @@ def trace(
     of_y = tuple(placed[v] for v in eqn.outvars[flat.n_carry :])
     over = flat.split(inputs)[2]
     n = int(over[0].shape[of_x[0].axis] if over else length)
+    # As in `jax.lax.scan`, True and 0 unroll the whole loop.
     whole = unroll if isinstance(unroll, bool) else unroll == 0
     together = max(n if whole else int(unroll), 1)
     call = ScanCall(flat, n, bool(reverse), together, of_x, of_y, options)
@@ -89,7 +91,7 @@ def trace(
 
 
 class _Results:
-    """The structure of what `jax.lax.scan` returns in a trace, and where time is to be in it."""
+    """The structure of the results of `jax.lax.scan` in a trace, and the wanted place of time in ys."""
 
     def __init__(self, layout: Layout):
         self._layout = layout
@@ -104,7 +106,7 @@ class _Results:
 
 
 class _Placed:
-    """Which values of a trace, made for arrays with time first, have it elsewhere."""
+    """The place of time in the values of a trace, which was made for arrays with time first."""
 
     def __init__(self, jaxpr: Jaxpr, of_xs: Sequence[Along], of_ys: Sequence[Along], lengths: Leaf):
         self._outvars = jaxpr.outvars
@@ -113,7 +115,7 @@ class _Placed:
         self._of = dict(zip(jaxpr.invars[len(jaxpr.invars) - len(of_xs) :], of_xs, strict=True))
 
     def make(self, eqn: Eqn, later: Sequence[Any]) -> None:
-        """Has the results of an equation made where they are wanted, as far as no later equation reads them."""
+        """Puts time in its wanted place in results of an equation, unless a later equation reads them."""
         made = set(eqn.outvars) - read_by(later)
         self._of |= {v: along for v, along in zip(self._outvars, self._wanted, strict=True) if is_in(v, made)}
 
@@ -121,11 +123,11 @@ class _Placed:
         return Along() if isinstance(variable, core.Literal) else self._of.get(variable, Along())
 
     def apply(self, eqn: Eqn, values: Sequence[Any]) -> Sequence[Any]:
-        """The results of an equation that wants time first."""
+        """The results of an equation traced for operands with time first."""
         return apply(eqn, [self._first(v, value) for v, value in zip(eqn.invars, values, strict=True)])
 
     def results(self, env: Env) -> list[Any]:
-        """What the trace returns, with time where it is wanted."""
+        """The results of the trace, with time in its wanted place."""
         found = []
         for v, wanted in zip(self._outvars, self._wanted, strict=True):
             value = _as_array(read(env, v))
@@ -138,12 +140,12 @@ class _Placed:
 
 
 def _time_first(leaf: Leaf, along: Along) -> Any:
-    """A leaf of xs, or its type, as `jax.lax.scan` wants it."""
+    """A leaf of xs, or its type, with time first, as in `jax.lax.scan`."""
     return leaf if along.axis == 0 else jax.eval_shape(lambda leaf: jnp.moveaxis(leaf, along.axis, 0), leaf)
 
 
 def _with_lengths(call: ScanCall, inputs: Arrays, lengths: Leaf) -> tuple[ScanCall, Arrays]:
-    """A call with the lengths of sequences, if there are some, before its other inputs."""
+    """A call and its inputs, with the lengths of sequences, if any, before the others."""
     if lengths is None:
         return call, inputs
     step = _with_an_operand(call.step, jax.typeof(lengths))
@@ -152,7 +154,7 @@ def _with_lengths(call: ScanCall, inputs: Arrays, lengths: Leaf) -> tuple[ScanCa
 
 @remember(256)
 def _with_an_operand(step: FlatStep, type_: Any) -> FlatStep:
-    """The same step with an operand before the others, which it does not read."""
+    """The same step with an unread operand before the others."""
     run = core.jaxpr_as_fun(step.jaxpr)
     closed: Any = jax.make_jaxpr(lambda _, *inputs: run(*inputs))(type_, *step.jaxpr.in_avals)
     return FlatStep(closed, step.n_operands + 1, step.n_carry)
@@ -163,16 +165,16 @@ def _as_array(leaf: Leaf) -> Any:
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic | int | float | complex) else leaf
 
 
-# From the body of an equation, which JAX keeps one of for a step and types, to the flat form. Weak, because the
-# equations hold what the step closes over, which the value does not.
+# Flat steps by the bodies of their equations; JAX keeps one body for a step and types. Weak, because equations hold the
+# values closed over by a step. A flat step does not hold its body, so both can go.
 _flat_steps: MutableMapping[Any, FlatStep] = remember_while_alive()
 
 
 def _flat_step(eqn: Eqn) -> FlatStep:
     """The step of a scan's equation; the same object for the same body.
 
-    The equation's own parameters are private to JAX. Inputs and outputs over time are those with an axis more than in
-    the body.
+    The equation's own parameters are private to JAX, so inputs and outputs over time are recognised by their axes: one
+    more than in the body.
     """
     (body,) = inner_jaxprs(eqn)
     if body not in _flat_steps:

@@ -1,1 +1,1 @@
-"""The compiler's word on a plan: the temporary bytes of the gradient, and the search for the fastest plan that fits."""
+"""Checks of plans by the compiler: temporary bytes of a gradient, and the search for the fastest plan that fits."""

@@ -1,4 +1,4 @@
-"""A check: the temporary bytes that XLA reports for the gradient of one scan, compiled by itself under one plan."""
+"""A check: XLA's temporary bytes for the gradient of one scan, compiled by itself under one plan."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _REMEMBERED = 1024
 
 
 class CannotCompileError(Exception):
-    """The gradient cannot be compiled by itself, outside of the mesh that it is in, say; or no memory is reported."""
+    """The gradient cannot be compiled by itself, for example outside its mesh; or no memory is reported."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What XLA reports.
+    """XLA's report on one program.
 
     Attributes:
       temporary_bytes: of the compiled program, on one device; infinite where the compiler refused it for its size, and
         not a number where it cannot be compiled by itself.
-      seconds: that tracing and compiling took when it was done.
-      reason: why it cannot be compiled.
+      seconds: the time of tracing and compiling; a remembered result keeps its first time.
+      reason: why it cannot be compiled; else empty.
     """
 
     temporary_bytes: float
@@ -45,9 +45,9 @@ class Measured:
 
 
 def check(gradient: Gradient, plan: Plan, form: Swept | None) -> Measured:
-    """`measured`, as the processes of a job agree on it, each of which has to call this: the largest.
+    """The result of `measured`, with the largest bytes of all processes of a job; each of them has to call this.
 
-    On a GPU their compilers may choose other kernels.
+    The processes may differ, because on a GPU their compilers may choose different kernels.
 
     Raises:
       CannotCompileError: if a process cannot compile the gradient.
@@ -60,7 +60,7 @@ def check(gradient: Gradient, plan: Plan, form: Swept | None) -> Measured:
 
 
 def measured(gradient: Gradient, plan: Plan, form: Swept | None) -> Measured:
-    """Compiles the gradient under a plan, for abstract arguments; what was compiled in this process is remembered.
+    """Compiles the gradient under a plan, for abstract arguments; results are remembered in the process.
 
     The result is a function of the step's equations, the shapes, the device and the versions.
 
@@ -81,7 +81,7 @@ def measured(gradient: Gradient, plan: Plan, form: Swept | None) -> Measured:
         None if form is None else form.style,
         plan,
         call.options.machine,
-        jax.device_count(),  # where there are several, products may be merged otherwise
+        jax.device_count(),  # with several devices, products may be merged differently
         (jax.sharding.get_abstract_mesh(), mesh_of_types(gradient)),
         cast(Any, jax.config).jax_enable_x64,
     )
@@ -90,7 +90,7 @@ def measured(gradient: Gradient, plan: Plan, form: Swept | None) -> Measured:
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
-    """A program to compile; equal to another one if their keys are, in which is all that it depends on."""
+    """A program to compile, compared by its key alone: the key has everything the program depends on."""
 
     key: Any
     gradient: Gradient = dataclasses.field(compare=False)
@@ -105,8 +105,8 @@ def _measured(asked: _Program) -> Measured:
     try:
         found: float = temporaries_of_gradient(asked.gradient, program)
     except (NameError, TypeError, ValueError, KeyError, AssertionError, RuntimeError) as error:
-        # What JAX raises for a step that cannot be compiled outside of the mesh that it is in; its own errors, and that
-        # of a backend which reports no memory, are RuntimeErrors.
+        # JAX raises these for a step that cannot be compiled outside its mesh. JAX's own errors, and the error for a
+        # backend without reports of memory, are RuntimeErrors.
         found, reason = math.nan, f"{type(error).__name__}: {error}"
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
             found = math.inf
@@ -114,10 +114,10 @@ def _measured(asked: _Program) -> Measured:
 
 
 def program_key(step: FlatStep) -> Any:
-    """Equal for steps that are compiled to equal programs.
+    """A key of a step, equal for steps compiled to equal programs.
 
-    Rules of the user's own are printed by their names, and closures have the same one; so the equations of their
-    gradient are added.
+    The text of a jaxpr has the user's own derivative rules by name only, and closures share one name. So the equations
+    of the gradient are added for steps with rules of their own.
     """
     text = str(step.jaxpr)
     if not has_own_gradient(step.jaxpr.jaxpr):
@@ -134,5 +134,5 @@ def program_key(step: FlatStep) -> Any:
 
     try:
         return text, str(jax.make_jaxpr(gradient)(*step.jaxpr.in_avals))
-    except (TypeError, ValueError, NotImplementedError):  # there is no reverse-mode derivative
+    except (TypeError, ValueError, NotImplementedError):  # no reverse-mode derivative: equal to itself only
         return step

@@ -1,9 +1,9 @@
-"""The fastest plan that XLA confirms, found with few compiled programs: a search on a ladder of plans.
+"""The search on a ladder of plans for the fastest one confirmed by XLA, with few compiled programs.
 
-A rung is a number of bytes, each some 6 % above the one below; on it stands the fastest plan that is predicted to take
-no more. Predictions are near, not exact, so a plan is compiled, and the bytes that XLA reports say on which rung to
-look next: as many times higher as there is room, or lower as there is not. Plans that held and plans that did not
-enclose the answer. The rungs do not depend on the budget, so one that was compiled for a budget serves others.
+A rung is a number of bytes, each 6 % above the rung below; on it stands the fastest plan predicted to take no more.
+Predictions are near, not exact, so a plan is compiled. XLA's bytes for it give the next rung: higher in proportion to
+the room left, or lower in proportion to the excess. Plans that held and plans that did not enclose the answer. The
+rungs do not depend on the budget, so a program compiled for one budget serves others.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from bptt_jax._step.form import Swept
 from bptt_jax.plans._nodes import Plan
 
 MOST_PROGRAMS = 4
-_RUNG = 1.06  # the ratio of two rungs
-_AIM = 0.97  # of the bytes that are asked for, is predicted for later ones, from what was measured
-_ENOUGH = 0.9  # of the bytes that are asked for; a plan that uses so many is not improved on
-_LITTLE, _BEYOND = 0.75, 12  # of the bytes that are asked for; where no more are used, so many rungs are looked up to
-_FARTHEST = 8.0  # times as many bytes, or as few, are tried next at most, whatever XLA reports
+_RUNG = 1.06  # the ratio of neighbouring rungs
+_AIM = 0.97  # share of the asked bytes: the aim of later programs, because predictions are near, not exact
+_ENOUGH = 0.9  # share of the asked bytes; a plan using this much is not improved on
+_LITTLE, _BEYOND = 0.75, 12  # share of the asked bytes; below it, this many higher rungs are looked up too
+_FARTHEST = 8.0  # the next target is at most this many times higher or lower, whatever XLA reports
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A plan that may be run.
+    """A plan to be considered, with its predictions.
 
     Attributes:
       plan: the plan.
@@ -43,12 +43,12 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A candidate that was compiled.
+    """A compiled candidate.
 
     Attributes:
-      candidate: which.
-      measured_bytes: what XLA reports; infinite where the compiler refused the program for its size.
-      seconds: that tracing and compiling took when it was done; a program is not compiled twice in a process.
+      candidate: the candidate.
+      measured_bytes: XLA's temporary bytes; infinite where the compiler refused the program for its size.
+      seconds: the time of tracing and compiling, perhaps earlier: a program is not compiled twice in a process.
     """
 
     candidate: Candidate
@@ -58,11 +58,11 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a search came to.
+    """The result of a search.
 
     Attributes:
       best: the fastest plan that holds; if none was found, the smallest of the last resorts.
-      checks: all that were compiled, in this order.
+      checks: all compiled candidates, in this order.
       unchecked: why nothing was compiled; empty if something was.
     """
 
@@ -72,25 +72,25 @@ class Verdict:
 
 
 class Ladder(Protocol):
-    """Plans for one gradient."""
+    """The plans for one gradient, by their predicted bytes."""
 
     def within(self, bytes_: int) -> Candidate | None:
-        """The fastest plan that is predicted to take at most so many bytes; None if there is none."""
+        """The fastest plan predicted to take at most `bytes_`; None if there is none."""
 
     def last_resorts(self) -> Sequence[Candidate]:
-        """One to three plans that may be the smallest; where nothing else holds, one of them has to."""
+        """One to three plans, each perhaps the smallest; where nothing else holds, one of them has to."""
 
 
 def verify(ladder: Ladder, asked: int, compiled: Callable[[Candidate], Check]) -> Verdict:
-    """Compiles at most four plans, to find the fastest that takes at most `asked` bytes.
+    """Compiles at most four plans, to find the fastest within `asked` bytes.
 
-    If none is found, the bytes of the best are a budget with which one is: the last resorts do not depend on what is
-    asked for, and all of them are tried.
+    If none is found, the bytes measured for the best are a budget with a plan: the last resorts do not depend on the
+    budget, and all of them are tried.
 
     Args:
       ladder: the plans.
-      asked: bytes.
-      compiled: compiles one.
+      asked: the budget in bytes.
+      compiled: compiles a candidate.
     """
     checks: list[Check] = []
     while len(checks) < MOST_PROGRAMS and (candidate := _next(ladder, asked, checks)) is not None:
@@ -103,13 +103,13 @@ def verify(ladder: Ladder, asked: int, compiled: Callable[[Candidate], Check]) -
 
 
 def _fastest(checks: Sequence[Check], asked: int) -> Check | None:
-    """The fastest that held; None if none did."""
+    """The fastest check that held; None if none did."""
     held = [check for check in checks if check.measured_bytes <= asked]
     return min(held, key=lambda check: check.candidate.predicted_time, default=None)
 
 
 def _next(ladder: Ladder, asked: int, checks: Sequence[Check]) -> Candidate | None:
-    """What to compile next; None where nothing else is worth it."""
+    """The next candidate to compile; None where no other is worth it."""
     low = _fastest(checks, asked)
     over = [check.candidate for check in checks if check.measured_bytes > asked]
     high = min(over, key=lambda candidate: candidate.predicted_bytes, default=None)
@@ -118,13 +118,14 @@ def _next(ladder: Ladder, asked: int, checks: Sequence[Check]) -> Candidate | No
         return None if low.measured_bytes >= _ENOUGH * asked else _faster(ladder, rung, low, high, asked)
     if len(checks) == 0 and (first := ladder.within(_bytes(rung))) is not None:
         return first
+    # Programs are reserved for the last resorts, because all of them have to be tried before a budget is refused.
     resorts = [candidate for candidate in ladder.last_resorts() if candidate not in over]
     candidate = _below(ladder, rung, high) if len(checks) + len(resorts) < MOST_PROGRAMS else None
     return candidate if candidate is not None else next(iter(resorts), None)
 
 
 def _below(ladder: Ladder, rung: int, high: Candidate | None) -> Candidate | None:
-    """The plan of a rung, or of the next one below whose plan is predicted to take less than one that did not hold."""
+    """The plan of a rung, or of the first rung below with a plan predicted smaller than `high`, which did not hold."""
     while (candidate := ladder.within(_bytes(rung))) is not None:
         if high is None or candidate.predicted_bytes < high.predicted_bytes:
             return candidate
@@ -133,7 +134,7 @@ def _below(ladder: Ladder, rung: int, high: Candidate | None) -> Candidate | Non
 
 
 def _faster(ladder: Ladder, rung: int, low: Check, high: Candidate | None, asked: int) -> Candidate | None:
-    """The plan of a rung if it is faster than one that held; where little is used, else the first of those above it."""
+    """The plan of a rung if faster than `low`, which held; where `low` uses little, else the first faster one above."""
     beyond = _BEYOND if low.measured_bytes < _LITTLE * asked else 0
     for candidate in (_below(ladder, rung + more, high) for more in range(beyond + 1)):
         if candidate is not None and candidate.predicted_time < low.candidate.predicted_time:
@@ -150,13 +151,14 @@ def _rung(bytes_: float) -> int:
 
 
 def _target(checks: Sequence[Check], asked: int) -> float:
-    """The predicted bytes of the next plan: those at which what was measured comes to what was asked for.
+    """The predicted bytes of the next plan, for measured bytes of `_AIM` of those asked for.
 
-    On the line through the two checks that came nearest to it; of one check, or of two that are on no line that rises,
-    in proportion.
+    A secant gives them: the line through the two checks measured nearest to the asked bytes. With one check, or two on
+    no rising line, measured bytes are taken to be in proportion to predicted ones.
     """
     if not checks:
         return asked
+    # At least 1, because XLA reports 0 bytes for a program that fits on a TPU's chip.
     near, *others = sorted(checks, key=lambda check: abs(check.measured_bytes - asked))
     predicted, measured = near.candidate.predicted_bytes, max(near.measured_bytes, 1)
     target = predicted * _AIM * asked / measured

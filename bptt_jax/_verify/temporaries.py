@@ -1,4 +1,4 @@
-"""The temporary bytes that XLA reports for a program that is compiled by itself, for abstract arguments."""
+"""XLA's temporary bytes for a program compiled by itself, for abstract arguments."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from bptt_jax._trace.call import select
 from bptt_jax._trace.gradient import Gradient, mapped
 
 Run = Callable[..., Any]  # (*inputs, *cotangents) -> (results, gradients)
-# Buffers are assigned before machine code is made. Code that is not optimised takes half of the time to make, and is
+# XLA assigns buffers before it makes machine code. Code without optimisation takes half of the time to make, and is
 # never run (tests/verify/test_check.py).
 _ASSIGN_ONLY = {"xla_backend_optimization_level": 0}
 
 
 def temporaries_of_gradient(gradient: Gradient, program: Program) -> int:
-    """Temporary bytes on a device of the jitted gradient of a scan, for cotangents of all its active results.
+    """Temporary bytes on one device of the jitted gradient of a scan, for cotangents of all its active results.
 
     Args:
-      gradient: for the types of its arguments; those of tracers will do, also of a `jax.shard_map`.
-      program: runs the scan.
+      gradient: gives the types of the arguments, also of tracers, and inside a `jax.shard_map`.
+      program: the program to run the scan.
 
     Raises:
-      NotImplementedError: if the backend does not report it.
+      NotImplementedError: if the backend does not report memory.
     """
     context, explicit = jax.sharding.get_abstract_mesh(), mesh_of_types(gradient)
     machine = gradient.call.options.machine
     options: Any = _ASSIGN_ONLY if machine.is_cpu else None
     if AxisType.Manual in context.axis_types:
         compiled = _elsewhere(lambda: _lowered_in_mesh(gradient, program, context).compile(options))
-    elif explicit is not None and context.empty:
+    elif explicit is not None and context.empty:  # a mesh named by the arrays alone has to be set for compiling
         compiled = _elsewhere(lambda: _lowered(gradient, program).compile(options), _devices_of(explicit))
     else:
         compiled = _lowered(gradient, program).compile(options)
@@ -51,24 +51,24 @@ def temporaries_of_gradient(gradient: Gradient, program: Program) -> int:
 
 
 def mesh_of_types(gradient: Gradient) -> Any:
-    """The mesh with explicit axes that the types of the arguments name; None without one."""
+    """The mesh with explicit axes named by the types of the arguments; None without one."""
     shardings = map(explicit_sharding, gradient.types)
     return next((sharding.mesh for sharding in shardings if sharding is not None), None)
 
 
 def _devices_of(mesh: Any, axis_types: Any = None) -> jax.sharding.Mesh:
-    """As many devices as a mesh has, under the same names."""
+    """A mesh of devices with the sizes and names of another mesh's axes."""
     return jax.make_mesh(mesh.axis_sizes, mesh.axis_names, axis_types or mesh.axis_types)
 
 
 def _results_of(gradient: Gradient, program: Program) -> Run:
-    """From inputs to the results that have cotangents, for all examples."""
+    """A function from inputs to the results with cotangents, for all examples."""
     mask = (*gradient.active.carry, *gradient.active.y)
     return mapped(gradient.vmaps, lambda *inputs: select(program.forward(inputs)[0], mask))
 
 
 def _gradient_of(gradient: Gradient, program: Program) -> Run:
-    """From inputs and cotangents to results and gradients, for all examples."""
+    """A function from inputs and cotangents to results and gradients, for all examples."""
     n, mask = len(gradient.wrt), (*gradient.active.carry, *gradient.active.y)
 
     def run(*args: Any) -> Any:
@@ -77,6 +77,7 @@ def _gradient_of(gradient: Gradient, program: Program) -> Run:
         given = [vary(ct, varying_axes(out)) for ct, out in zip(cotangents, select(outs, mask), strict=True)]
         return outs, [ct for ct in program.backward(inputs, saved, given) if ct is not None]
 
+    # The examples are the first axis of results, so also of their cotangents.
     with_cotangents = [dataclasses.replace(v, dims=(*v.dims, *[0] * sum(mask))) for v in gradient.vmaps]
     return mapped(with_cotangents, run)
 
@@ -89,9 +90,9 @@ def _lowered(gradient: Gradient, program: Program) -> Any:
 
 
 def _elsewhere(compile_there: Callable[[], Any], mesh: jax.sharding.Mesh | None = None) -> Any:
-    """Calls a function where nothing is being traced: while a `jax.shard_map` is, nothing can be compiled.
+    """Calls a function in a thread of its own, because nothing can be compiled while a `jax.shard_map` is traced.
 
-    A thread begins with JAX's settings of the process, so those of a context manager are handed on.
+    A thread begins with the process's JAX settings, so the settings of context managers are handed on.
     """
     in_double = bool(cast(Any, jax.config).jax_enable_x64)
 
@@ -104,9 +105,9 @@ def _elsewhere(compile_there: Callable[[], Any], mesh: jax.sharding.Mesh | None 
 
 
 def _lowered_in_mesh(gradient: Gradient, program: Program, mesh: Any) -> Any:
-    """The gradient inside a `jax.shard_map` of its own, over a mesh of the same axes.
+    """The gradient, lowered inside a `jax.shard_map` of its own, over a mesh with the same axes.
 
-    What a device holds is passed as a whole, and then made to vary over the axes that it varied over.
+    The shard of a device is passed as a whole array, then made to vary over the axes it varied over.
     """
     axes = list(map(varying_axes, gradient.types))
     devices = _devices_of(mesh, (AxisType.Auto,) * len(mesh.axis_names))
@@ -117,7 +118,7 @@ def _lowered_in_mesh(gradient: Gradient, program: Program, mesh: Any) -> Any:
         return [vary(leaf, names) for leaf, names in zip(inputs, axes, strict=True)]
 
     def one_of_each(leaves: Tree) -> list[Any]:
-        """With an axis over the devices: what varies cannot leave otherwise."""
+        """Leaves with a new axis over the devices, because values varying over them cannot leave otherwise."""
         return [vary(leaf, frozenset(mesh.axis_names))[None] for leaf in jax.tree.leaves(leaves)]
 
     split = PartitionSpec(mesh.axis_names) if check else whole
@@ -150,9 +151,10 @@ def _inputs(gradient: Gradient) -> list[Any]:
 
 
 def _shape(leaf: Leaf, shape: tuple[int, ...], sharding: Any = None, target: Device = None) -> jax.ShapeDtypeStruct:
-    """An argument to compile for.
+    """An abstract argument to compile for.
 
-    It has a sharding only where that is part of the type: others, copied out of a trace, are refused by some meshes.
+    It has a sharding only for a target device, or where the sharding is part of the type, because some meshes refuse
+    others, copied out of a trace.
     """
     if target is not None:
         sharding = jax.sharding.SingleDeviceSharding(target)

@@ -1,6 +1,6 @@
 """Flax Linen: recurrent layers whose backward pass stays within a budget of bytes.
 
-`RNN` is `flax.linen.RNN` plus a budget; `rnn` makes such a layer of a cell class. The parameter tree is the one of
+`RNN` is `flax.linen.RNN` plus a budget; `rnn` turns a cell class into a layer class. The parameter tree is the one of
 `flax.linen.RNN`, so trained weights move both ways.
 """
 
@@ -41,15 +41,15 @@ class RNN(Recurrent):
     (last carry, outputs) with `return_carry`; with `time_major` both are (time, *batch, *features).
 
     Attributes:
-      cell: a recurrent cell: an instance, such as `nn.LSTMCell(8)` or a `Stack` of several.
+      cell: an instance of a recurrent cell, for example `nn.LSTMCell(8)`, or a `Stack` of several.
       time_major, return_carry, reverse, keep_order, unroll, variable_axes, variable_broadcast, variable_carry,
         split_rngs: as in `flax.linen.RNN`.
       budget, plan, lowering, verify: as in `bptt_jax.scan`.
 
     Raises:
-      TypeError, ValueError: for a cell that is none, and for malformed options; when called, for a plan of another
-        length.
-      BudgetError: if no plan fits the budget, when a call is differentiated; not by `init`.
+      TypeError, ValueError: if `cell` is no recurrent cell or an option is malformed; when called, if the plan is for
+        another number of steps.
+      BudgetError: when a call is differentiated, if no plan fits the budget. `init` does not raise it.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> layer = RNN(nn.LSTMCell(features=8), budget="40%")
@@ -79,7 +79,7 @@ class RNN(Recurrent):
                 f"RNN.cell must be a cell, got the class {self.cell.__name__}; give an instance of it, or use rnn(...)."
             )
         check_cell(self.cell, "RNN.cell", nn.Module)
-        self._options()
+        self._options()  # only for its checks, because malformed options are to fail here and not in a call
         super().__post_init__()
 
     @nn.nowrap
@@ -105,22 +105,22 @@ def rnn(
     split_rngs: Mapping[Any, bool] = FrozenDict({"params": False}),
     verify: bool = True,
 ) -> Any:
-    """Decorator: from a Linen cell class to the class of a recurrent layer with a budget.
+    """Decorator turning a Linen cell class into a class of recurrent layers with a budget.
 
-    The layer takes the cell's constructor arguments, and inputs (*batch, time, *features) instead of one step's. Its
-    parameters are those of `flax.linen.RNN(Cell(...))`: the cell's, under the name "cell". The cell class itself stays
-    reachable as `Layer.cell_class`.
+    A layer is constructed with the cell's arguments and called with inputs (*batch, time, *features) instead of one
+    step's. Its parameter tree is the one of `flax.linen.RNN(Cell(...))`: the cell's, under the name "cell". The cell
+    class itself stays reachable as `Layer.cell_class`.
 
     Args:
-      cell_class: the cell class, where the decorator is written without options.
+      cell_class: the cell class, if the decorator is written without options.
       budget, plan, lowering, verify: as in `bptt_jax.scan`.
       unroll, time_major, return_carry, reverse, keep_order, variable_axes, variable_broadcast, variable_carry,
-        split_rngs: as in `flax.linen.RNN`, which says what can be overridden in the call.
+        split_rngs: as in `flax.linen.RNN`, whose documentation lists the options a call can override.
 
     Raises:
-      TypeError: when applied to what is no class of recurrent cells.
+      TypeError: when applied to anything but a class of recurrent cells.
       TypeError, ValueError: for malformed options.
-      BudgetError: by the layer, as by `RNN`.
+      BudgetError: raised by the layer, as by `RNN`.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> LSTM = rnn(budget="40%")(nn.OptimizedLSTMCell)
@@ -156,22 +156,24 @@ def explain(
     mutable: Any = False,
     **call: Any,
 ) -> Report:
-    """What a recurrent layer takes for these inputs, compiled but not run; see `bptt_jax.explain`.
+    """Report on a recurrent layer for these inputs, its gradient compiled but not run; see `bptt_jax.explain`.
 
     Args:
-      layer: an `RNN` or a layer made by `rnn`, not inside a parent.
+      layer: an `RNN` or a layer made by `rnn`, not inside a parent module.
       variables: its variables, arrays or `jax.ShapeDtypeStruct`s.
-      xs: inputs as for calling it, likewise.
+      xs: the inputs of a call, likewise.
       target: as for `bptt_jax.explain`.
-      rngs, mutable: as for `layer.apply`, for cells that need them.
-      **call: as for calling the layer (`seq_lengths`, `return_carry`, ...), since a carry that is selected, say, is
-        one more to keep; arrays may be `jax.ShapeDtypeStruct`s here too.
+      rngs, mutable: as for `layer.apply`, if the cell needs them.
+      **call: other arguments of the call (`seq_lengths`, `return_carry`, ...), because they can change its bytes. For
+        example, to return the carry after each sequence's last step, the scan holds one carry more. Arrays may be
+        `jax.ShapeDtypeStruct`s here too.
 
     Raises:
       BudgetError: if no plan fits the budget, at once.
-      TypeError: if `layer` is no layer of this module, or for an argument that calling one does not take.
-      ValueError: if `variables` are not those of the layer.
-      TypeError, ValueError: what calling the layer raises, such as for `seq_lengths` of another shape.
+      TypeError: if `layer` is no layer of this module or `variables` are no mapping, or for an unknown argument of the
+        call.
+      ValueError: if `variables` do not match the layer.
+      TypeError, ValueError: as raised when calling the layer, for example for `seq_lengths` of another shape.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> layer, xs = RNN(nn.GRUCell(features=16), budget="50%"), jnp.ones((4, 200, 16))
@@ -195,6 +197,7 @@ def explain(
         nn.apply(report, layer, mutable=mutable)(variables, rngs=rngs)
 
     try:
+        # Shapes suffice and nothing is run. The report leaves by a list, because eval_shape returns only shapes.
         jax.eval_shape(inspect, variables, xs, arrays)
     except (ScopeCollectionNotFound, ScopeParamNotFoundError, ScopeParamShapeError) as error:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""From a Linen cell class to a layer class: a dataclass with the cell's fields that makes the cell in its setup."""
+"""Layer classes made from Linen cell classes: dataclasses with the cell's fields, making the cell in `setup`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from bptt_jax._caches import remember_for_good
 from bptt_jax._recurrent.cells import hide_behind_layer
 
 
-# One class per cell class and options, so that an unpickled layer is of the class of the pickled one.
+# One class per cell class and options, because an unpickled layer must have the class of the pickled one.
 @remember_for_good
 def layer_class(base: Any, cell_class: type[Any], options: Any, unroll_is_bool: bool) -> Any:
-    """The class of layers that run cells of `cell_class`.
+    """The class of layers running cells of `cell_class`.
 
     Args:
-      base: the class of layers, which runs `self.cell` with `self._options()`.
-      cell_class: the cell; its fields become the fields of the layer.
-      options: hashable; what `_options` returns.
-      unroll_is_bool: part of the identity of the options, in which True equals 1 and means something else.
+      base: its parent class, which runs `self.cell` with `self._options()`.
+      cell_class: the class of the cell; its fields become the fields of the layer.
+      options: hashable; the result of `_options`.
+      unroll_is_bool: whether `unroll` is a bool. It is part of the cache's key, because `unroll=True` equals
+        `unroll=1` there but means a complete unroll.
+
+    Raises:
+      TypeError: if the cell has a field "cell".
     """
     fields = [f for f in dataclasses.fields(cell_class) if f.init and f.name not in ("parent", "name")]
     if any(field.name == "cell" for field in fields):
@@ -31,7 +35,7 @@ def layer_class(base: Any, cell_class: type[Any], options: Any, unroll_is_bool: 
         self.cell = cell_class(**{field.name: getattr(self, field.name) for field in fields})
 
     def reduce(self: Any) -> Any:
-        # Only what differs from the defaults, some of which (JAX's own activations) pickle cannot name.
+        # Defaults are left out, because pickle cannot name some of them (JAX's own activations).
         arguments = {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) is not f.default}
         return _rebuild, (base, cell_class, options, unroll_is_bool, {**arguments, "name": self.name})
 
@@ -39,6 +43,7 @@ def layer_class(base: Any, cell_class: type[Any], options: Any, unroll_is_bool: 
         namespace["__annotations__"] = {field.name: field.type for field in fields}
         for field in fields:
             namespace.update(_default(field))
+        # As a decorator `rnn` binds the layer to the cell's name, so the layer takes the cell's docstring and path.
         namespace["__doc__"] = cell_class.__doc__
         namespace["__module__"] = cell_class.__module__
         namespace["__qualname__"] = cell_class.__qualname__
@@ -53,7 +58,7 @@ def layer_class(base: Any, cell_class: type[Any], options: Any, unroll_is_bool: 
 
 
 def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
-    """The namespace entry that gives a layer's field the default of the cell's."""
+    """The namespace entry giving a field of the layer the default of the cell's field."""
     if field.default_factory is not dataclasses.MISSING:
         return {field.name: dataclasses.field(default_factory=field.default_factory, kw_only=bool(field.kw_only))}
     if field.default is not dataclasses.MISSING:

@@ -1,4 +1,4 @@
-"""The layer that all layers of `bptt_jax.linen` are: a cell run over time by `bptt_jax.scan`."""
+"""The base class of all layers of `bptt_jax.linen`: a cell run over time by `bptt_jax.scan`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bptt_jax._jaxprs.types import Device, Leaf, Tree
 from bptt_jax._recurrent.recurrence import Call, LayerOptions, Recurrence, batch_shape, recurrence
 from bptt_jax.linen._lift import Lift, Lifted, lift_cell
 
-_VALUES = {"variable_axes": "axes", "split_rngs": "booleans"}  # of the options that are mappings
+_VALUES = {"variable_axes": "axes", "split_rngs": "booleans"}  # options given as mappings -> their values, for errors
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(LayerOptions):
-    """How a layer runs its cell: the options of `flax.linen.RNN` and those of `bptt_jax.scan`. Hashable."""
+    """Options of a layer: the ones of `flax.linen.RNN` and the ones of `bptt_jax.scan`. Hashable."""
 
     variable_axes: Mapping[Any, Any] = FrozenDict()
     variable_broadcast: Any = "params"
@@ -30,6 +30,7 @@ class Options(LayerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Mappings, lists and sets become hashable, because options are part of the key of the cache of layer classes.
         for name in _VALUES:
             if not isinstance(given := getattr(self, name), Mapping):
                 raise TypeError(f"{name} must map filters of collections to {_VALUES[name]}, got {given!r}.")
@@ -47,13 +48,13 @@ class Options(LayerOptions):
         return Lift(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Lift)})
 
     def call(self, *, seq_lengths: Leaf, resets: Leaf, **overrides: bool | None) -> Call:
-        """The options of one call; those that are None are the layer's own."""
+        """The options of one call; None stands for the layer's own."""
         chosen = {name: getattr(self, name) if given is None else given for name, given in overrides.items()}
         return Call(**chosen, seq_lengths=seq_lengths, resets=resets)
 
 
 class Recurrent(nn.Module):
-    """A cell run over time. What the layers share: they differ in where `self.cell` and the options come from."""
+    """A cell run over time: the base class of all layers. Subclasses provide `self.cell` and `_options`."""
 
     @nn.nowrap
     def _options(self) -> Options:
@@ -78,12 +79,12 @@ class Recurrent(nn.Module):
           inputs: (*batch, time, *features), or (time, *batch, *features) if `time_major`.
           initial_carry: the first carry; by default the cell's `initialize_carry`.
           init_key: key for `initialize_carry`; by default `jax.random.key(0)`.
-          seq_lengths: integers (*batch), the steps of each sequence; what comes after is padding. The carry that is
-            returned is that behind each sequence's last step, and `reverse` leaves padding at the end.
+          seq_lengths: integers (*batch), the number of steps of each sequence; later steps are padding. The carry
+            returned is the one after each sequence's last step, and `reverse` leaves padding at the end.
           return_carry, time_major, reverse, keep_order: override the layer's own.
-          resets: booleans (*batch, time), or (time, *batch) if `time_major`: before these steps the carry is set back
-            to the cell's `initialize_carry`, as at the end of an episode, whatever
-            `initial_carry` is. `flax.linen.RNN` has no such thing.
+          resets: booleans (*batch, time), or (time, *batch) if `time_major`. Before the steps marked True the carry is
+            set back to the cell's `initialize_carry`, whatever `initial_carry` is: for example, because an episode
+            has ended. `flax.linen.RNN` has no counterpart.
 
         Returns:
           the outputs, or (last carry, outputs) if `return_carry`.
@@ -106,7 +107,7 @@ class Recurrent(nn.Module):
 
     @nn.nowrap
     def _prepare(self, inputs: jax.Array, carry: Tree, key: jax.Array | None, call: Call) -> tuple[Lifted, Recurrence]:
-        """The cell as a pure step, and the scan that runs it."""
+        """The cell as a pure step, and the scan running it."""
         batch = batch_shape(inputs, self.cell.num_feature_axes, call.time_major)
         time_axis = 0 if call.time_major else len(batch)
         shape = inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :]
@@ -114,6 +115,7 @@ class Recurrent(nn.Module):
         if carry is None or call.resets is not None:
             fresh = self.cell.initialize_carry(jax.random.key(0) if key is None else key, shape)
         carry = fresh if carry is None else carry
+        # `lift_cell` traces one step beforehand, also for sequences of no steps: zeros then stand for its x.
         any_steps = inputs.shape[time_axis] > 0
         first = jnp.take(inputs, 0, time_axis) if any_steps else jnp.zeros(shape, inputs.dtype)
         lifted = lift_cell(self.cell, self._options().lift, carry, first, inputs.shape[time_axis])

@@ -1,8 +1,8 @@
-"""A bound Linen cell as a pure step: its variables and random numbers go in and out as Flax's own scan has them.
+"""A bound Linen cell as a pure step: variables and random keys go in and out as in `flax.linen.scan`.
 
-`flax.linen.scan` sorts the collections of variables into those that all steps share, those that one step hands to the
-next, and those of which each step has its own; likewise keys. That is done here with a scope for each step, which the
-cell is bound to while the step is traced.
+`flax.linen.scan` sorts the collections of variables into three kinds. They are shared by all steps (broadcast), handed
+from one step to the next (carry), or separate for each step (stacked along an axis). Keys are shared by all steps or
+split for each. Here each step has a scope of its own, and the cell is bound to it while the step is traced.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from bptt_jax._recurrent.recurrence import Step
 
 @dataclasses.dataclass(frozen=True)
 class Lift:
-    """What `flax.linen.scan` is told about collections and keys; the names are its own.
+    """Options of `flax.linen.scan` for collections and keys, under its own names.
 
     Attributes:
-      variable_axes: filters of the collections of which each step has its own, with the axis they are stacked along.
-      variable_broadcast: filter of those that all steps share.
-      variable_carry: filter of those that one step hands to the next.
-      split_rngs: filters of the keys that steps get, with whether each step gets its own.
+      variable_axes: filters of the collections separate for each step, with the axis they are stacked along.
+      variable_broadcast: filter of the collections shared by all steps.
+      variable_carry: filter of the collections handed from one step to the next.
+      split_rngs: filters of the keys given to steps, with whether each step gets its own.
     """
 
     variable_axes: Mapping[Any, Any] = FrozenDict()
@@ -38,19 +38,21 @@ class Lift:
     split_rngs: Mapping[Any, bool] = FrozenDict({"params": False})
 
     def kind(self, collection: str) -> Any:
-        """ "broadcast", "carry", the `_Axis` along which the collection is stacked, or None if steps do not see it."""
+        """Kind of a collection: "broadcast", "carry", the `_Axis` it is stacked along; None if steps do not see it."""
+        # In the order of Flax: the first filter to match takes the collection.
         if _matches(self.variable_broadcast, collection):
             return "broadcast"
         if _matches(self.variable_carry, collection):
             return "carry"
         for filter_, axis in self.variable_axes.items():
             if _matches(filter_, collection):
+                # `In(axis)` only goes in, `Out(axis)` only comes out, a plain axis does both.
                 is_plain = not isinstance(axis, In | Out)
                 return _Axis(axis if is_plain else axis.axis, not isinstance(axis, Out), not isinstance(axis, In))
         return None
 
     def splits(self, name: str) -> bool | None:
-        """Whether each step has a key of its own of this name; None if steps have none at all."""
+        """Whether each step has its own key of this name; None if steps have no key of this name."""
         return next((split for filter_, split in self.split_rngs.items() if _matches(filter_, name)), None)
 
 
@@ -66,10 +68,10 @@ class Lifted:
     """A cell as a pure step (carry, carried, x, given) -> (carry, carried, y, made).
 
     Attributes:
-      carried: the collections that one step hands to the next.
-      given: per step, keys and variables, stacked along `given_axes`.
-      made_axes: from the collections that steps made to the axes along which they are to be stacked.
-      publish: puts what came out of the scan, the last `carried` and what was `made`, into the cell's scope.
+      carried: the collections handed from one step to the next.
+      given: keys and variables of each step, stacked along `given_axes`.
+      made_axes: function from the collections made by steps to the axes they are stacked along.
+      publish: writes the results of the scan, the last `carried` and the stacked `made`, into the cell's scope.
     """
 
     step: Step
@@ -84,9 +86,9 @@ def lift_cell(cell: nn.Module, options: Lift, carry: Tree, x: Tree, length: int)
     """The step of a bound cell.
 
     Args:
-      cell: bound, with all that it has at hand in `cell.scope`.
+      cell: a bound cell, its variables and keys in `cell.scope`.
       options: how collections and keys are treated.
-      carry, x: what the first step gets: Flax traces a step once beforehand, and creates variables in it.
+      carry, x: arguments of the first step, because Flax traces a step once beforehand and creates variables in it.
       length: the number of steps.
     """
     return _Lifting(cell, options, length).lifted(carry, x)
@@ -100,13 +102,13 @@ class _Lifting:
         self._pure, _ = cell.unbind()
         self._options = options
         self._keys = {name: key for name, key in self._scope.rngs.items() if options.splits(name) is not None}
-        # Cloned, for Flax's check of key reuse.
+        # Cloned as in Flax, because JAX's check of key reuse would else count the split as a use of the scope's key.
         self._own_keys = {
             name: jax.tree.map(lambda leaf: jax.random.split(jax.random.clone(leaf), length), key)
             for name, key in self._keys.items()
             if options.splits(name)
         }
-        # How often each key has been drawn from: Flax counts on from the step that it traces beforehand.
+        # Number of draws from each key. Flax goes on counting from the step traced beforehand, so we do as well.
         self._counters: dict[Any, Any] = self._scope.rng_counters
 
     def lifted(self, carry: Tree, x: Tree) -> Lifted:
@@ -114,6 +116,7 @@ class _Lifting:
         axes = self._axes(own)
         first_key = jax.tree.map(lambda leaf: leaf[0], self._own_keys)
         first = first_key, {name: _first(values, axes[name]) for name, values in own.items()}
+        # To initialise, the step is run for the values of its variables; else tracing it counts its draws of keys.
         if self._cell.is_initializing():
             mutated = self._run(self._taken(_is_shared), first, carry, x)[2]
             self._put({name: value for name, value in mutated.items() if _is_shared(self._options.kind(name))})
@@ -123,7 +126,7 @@ class _Lifting:
         broadcast = self._taken(lambda kind: kind == "broadcast")
 
         def step(carry: Tree, variables: Tree, x: Tree, given: Any) -> Any:
-            self._counters = _copy(counters)
+            self._counters = _copy(counters)  # a step may be traced several times, and has to draw the same keys
             carry, y, mutated = self._run({**broadcast, **variables}, given, carry, x)
             self._check_known(mutated, variables)
             kept = {name: mutated.get(name, value) for name, value in variables.items()}
@@ -135,17 +138,17 @@ class _Lifting:
         return Lifted(step, carried, (self._own_keys, own), (0, self._axes(own)), self._axes, self._publish)
 
     def _taken(self, wanted: Callable[[Any], bool]) -> dict[str, Any]:
-        """The cell's collections of some kinds."""
+        """The cell's collections of the wanted kinds."""
         return {name: values for name, values in self._cell.variables.items() if wanted(self._options.kind(name))}
 
     def _axes(self, collections: Mapping[str, Any]) -> dict[str, int]:
         return {name: self._options.kind(name).axis for name in collections}
 
     def _run(self, variables: Tree, given: Any, carry: Tree, x: Tree) -> tuple[Any, Any, dict[str, Any]]:
-        """One step, in a scope of its own: (carry, y, the collections that it may change)."""
+        """Runs one step in a scope of its own and returns (carry, y, the collections it may change)."""
         own_keys, own_variables = given
         scope = Scope(
-            unfreeze({**variables, **own_variables}),  # copies: the scope writes into them
+            unfreeze({**variables, **own_variables}),  # copied, because the scope writes into them
             rngs={**self._keys, **own_keys},
             name=self._scope.name,
             mutable=_Mutable(self._may_change, variables),
@@ -184,7 +187,7 @@ class _Lifting:
 
 
 def _check_owned(cell: nn.Module, module: nn.Module) -> None:
-    """Raises if a cell has a module that is not below it: its variables would not come along, but others be made."""
+    """Raises if a cell has a module of another parent: its variables would be left behind, and new ones made."""
     own = cast(Any, cell.scope).path
     for field in dataclasses.fields(module):
         values = () if field.name in ("parent", "name") else getattr(module, field.name, ())
@@ -201,7 +204,7 @@ def _check_owned(cell: nn.Module, module: nn.Module) -> None:
 
 
 class _Mutable(Collection[str]):
-    """Flax's filters of collections are names; this one takes names that nobody has thought of yet."""
+    """A filter of collections by predicate, because Flax's filters list names and a step may make up new ones."""
 
     def __init__(self, predicate: Callable[[str], bool], known: Iterable[str]):
         self._predicate = predicate
@@ -230,7 +233,7 @@ def _first(tree: Tree, axis: int) -> Any:
 
 
 def _matches(filter_: Any, name: str) -> bool:
-    """Whether one of Flax's filters of collections or keys takes a name."""
+    """Whether a filter of collections or keys, as Flax writes them, matches a name."""
     if isinstance(filter_, bool):
         return filter_
     if isinstance(filter_, str):
@@ -247,7 +250,7 @@ def _copy(counters: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _update(counters: dict[Any, Any], new: Mapping[Any, Any]) -> None:
-    """In place, for Flax's scopes share them."""
+    """Updates counters in place, because Flax's scopes share them."""
     for key, value in new.items():
         if isinstance(value, Mapping):
             _update(counters.setdefault(key, {}), value)

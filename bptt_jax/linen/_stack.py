@@ -1,4 +1,4 @@
-"""Several layers, one budget: a stack of cells that is one cell."""
+"""Several layers under one budget: a stack of cells acting as one cell."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from bptt_jax._recurrent.cells import checked_cells
 
 
 class Stack(nn.RNNCellBase):
-    """Cells on top of each other as one cell: the y of each is the x of the next.
+    """Cells stacked to act as one cell: the y of each is the x of the next.
 
-    `RNN(Stack(cells), budget=...)` runs all layers in one scan. No sequence lies between them, and the budget is one
-    promise for all. The cells belong to the stack: its parameters are theirs, under "cells_0", "cells_1" and so on.
+    `RNN(Stack(cells), budget=...)` runs all layers in one scan. No layer returns a sequence to the next, and one budget
+    covers all of them. The cells belong to the stack: their parameters are under "cells_0", "cells_1" and so on.
 
     Attributes:
       cells: recurrent cells, the lowest first; at least one.
 
     Raises:
-      TypeError, ValueError: for anything else.
+      TypeError, ValueError: if `cells` is anything else.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> from bptt_jax.linen import RNN
@@ -39,7 +39,7 @@ class Stack(nn.RNNCellBase):
 
     def __post_init__(self) -> None:
         cells = checked_cells(self.cells, nn.Module)
-        # Made within a parent's `__call__` they would be the parent's.
+        # Cells made within the `__call__` of another module belong to it; copies without a parent can be the stack's.
         own = (cell if cell.parent is None or cell.parent is self else cell.copy(parent=None) for cell in cells)
         self.cells = tuple(own)
         super().__post_init__()
@@ -62,7 +62,7 @@ class Stack(nn.RNNCellBase):
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> tuple[Any, ...]:
-        """The first carry of each cell, for an x of this shape of the lowest."""
+        """The first carry of each cell; `input_shape` is the shape of the lowest cell's x."""
         carries: list[Any] = []
         for i, key in enumerate(jax.random.split(rng, len(self.cells))):
             if i > 0:
@@ -72,14 +72,14 @@ class Stack(nn.RNNCellBase):
 
     @property
     def num_feature_axes(self) -> int:
-        """Those of the lowest cell's x."""
+        """Number of feature axes of the lowest cell's x."""
         return int(self.cells[0].num_feature_axes)
 
 
 def _y_shape(cell: nn.RNNCellBase, carry: Tree, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of what a cell makes of an x of `input_shape`: cells do not tell, so one is tried on shapes alone.
+    """Shape of a cell's y for an x of `input_shape`, by abstract evaluation because cells do not state it.
 
-    x is of JAX's default float, as when layers are initialised.
+    x has JAX's default float dtype, as when layers are initialised.
     """
     alone = cell.copy(parent=None, name=None)
     _, y = jax.eval_shape(lambda: alone.init_with_output(jax.random.key(0), carry, jnp.zeros(input_shape))[0])

@@ -1,7 +1,7 @@
 """Flax NNX: recurrent layers whose backward pass stays within a budget of bytes.
 
-`RNN` is `flax.nnx.RNN` plus a budget; `rnn` makes such a layer of a cell class. The state is the one of `flax.nnx.RNN`,
-so trained weights move both ways.
+`RNN` is `flax.nnx.RNN` plus a budget; `rnn` turns a cell class into a layer class. The state is the one of
+`flax.nnx.RNN`, so trained weights move both ways.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class RNN(Recurrent):
     (last carry, outputs) with `return_carry`; with `time_major` both are (time, *batch, *features).
 
     Args:
-      cell: a recurrent cell: an instance, such as `nnx.LSTMCell(3, 8, rngs=...)` or a `Stack` of several.
+      cell: an instance of a recurrent cell, for example `nnx.LSTMCell(3, 8, rngs=...)`, or a `Stack` of several.
       time_major, return_carry, reverse, keep_order, unroll, state_axes, broadcast_rngs, rngs: as in `flax.nnx.RNN`.
       budget, plan, lowering, verify: as in `bptt_jax.scan`.
 
     Raises:
-      TypeError, ValueError: for a cell that is none, and for malformed options; when called, for a plan of another
-        length.
-      BudgetError: if no plan fits the budget, when a call is differentiated.
+      TypeError, ValueError: if `cell` is no recurrent cell or an option is malformed; when called, if the plan is for
+        another number of steps.
+      BudgetError: when a call is differentiated, if no plan fits the budget.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp
@@ -100,23 +100,23 @@ def rnn(
     rngs: bool = True,
     verify: bool = True,
 ) -> Any:
-    """Decorator: from an NNX cell class to the class of a recurrent layer with a budget.
+    """Decorator turning an NNX cell class into a class of recurrent layers with a budget.
 
-    The layer takes the cell's constructor arguments, and inputs (*batch, time, *features) instead of one step's. Its
-    state is that of `flax.nnx.RNN(Cell(...))`: the cell's, under the name "cell". The cell class itself stays reachable
-    as `Layer.cell_class`.
+    A layer is constructed with the cell's arguments and called with inputs (*batch, time, *features) instead of one
+    step's. Its state is the one of `flax.nnx.RNN(Cell(...))`: the cell's, under the name "cell". The cell class itself
+    stays reachable as `Layer.cell_class`.
 
     Args:
-      cell_class: the cell class, where the decorator is written without options.
+      cell_class: the cell class, if the decorator is written without options.
       budget, plan, lowering, verify: as in `bptt_jax.scan`.
-      unroll, time_major, return_carry, reverse, keep_order, state_axes, broadcast_rngs: as in `flax.nnx.RNN`, which
-        says what can be overridden in the call.
+      unroll, time_major, return_carry, reverse, keep_order, state_axes, broadcast_rngs: as in `flax.nnx.RNN`, whose
+        documentation lists the options a call can override.
       rngs: whether layers have keys of their own for the first carries, as `flax.nnx.RNN` has by default.
 
     Raises:
-      TypeError: when applied to what is no class of recurrent cells.
+      TypeError: when applied to anything but a class of recurrent cells.
       TypeError, ValueError: for malformed options.
-      BudgetError: by the layer, as by `RNN`.
+      BudgetError: raised by the layer, as by `RNN`.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp
@@ -144,20 +144,21 @@ def rnn(
 
 
 def explain(layer: nnx.Module, xs: Tree, *, target: Device = None, rngs: nnx.Rngs | None = None, **call: Any) -> Report:
-    """What a recurrent layer takes for these inputs, compiled but not run; see `bptt_jax.explain`.
+    """Report on a recurrent layer for these inputs, its gradient compiled but not run; see `bptt_jax.explain`.
 
     Args:
-      layer: an `RNN` or a layer made by `rnn`; its state may be `jax.ShapeDtypeStruct`s, as `nnx.eval_shape` makes it.
-      xs: inputs as for calling it, likewise.
+      layer: an `RNN` or a layer made by `rnn`; its state may be `jax.ShapeDtypeStruct`s, as from `nnx.eval_shape`.
+      xs: the inputs of a call, arrays or `jax.ShapeDtypeStruct`s.
       target: as for `bptt_jax.explain`.
       rngs: as for calling the layer; nothing is drawn from it.
-      **call: as for calling the layer (`seq_lengths`, `return_carry`, ...), since a carry that is selected, say, is
-        one more to keep; arrays may be `jax.ShapeDtypeStruct`s here too.
+      **call: other arguments of the call (`seq_lengths`, `return_carry`, ...), because they can change its bytes. For
+        example, to return the carry after each sequence's last step, the scan holds one carry more. Arrays may be
+        `jax.ShapeDtypeStruct`s here too.
 
     Raises:
       BudgetError: if no plan fits the budget, at once.
-      TypeError: if `layer` is no layer of this module, or for an argument that calling one does not take.
-      TypeError, ValueError: what calling the layer raises, such as for `seq_lengths` of another shape.
+      TypeError: if `layer` is no layer of this module, or for an unknown argument of the call.
+      TypeError, ValueError: as raised when calling the layer, for example for `seq_lengths` of another shape.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp
@@ -169,6 +170,7 @@ def explain(layer: nnx.Module, xs: Tree, *, target: Device = None, rngs: nnx.Rng
     if not isinstance(layer, Recurrent):
         raise TypeError(f"explain needs a layer of bptt_jax.nnx (RNN, or made by rnn), got {full_name(layer)}.")
     arrays, flags = split_call(call, "rngs")
+    # A copy is reported on, so the layer and its keys stay as they are.
     graphdef, state = nnx.split((layer, rngs), graph=True)
     reports: list[Report] = []
 
@@ -177,6 +179,7 @@ def explain(layer: nnx.Module, xs: Tree, *, target: Device = None, rngs: nnx.Rng
         copied, keys = nnx.merge(graphdef, state)
         reports.append(copied._report(xs, target, rngs=keys, **arrays, **flags))
 
+    # Shapes suffice and nothing is run. The report leaves by a list, because eval_shape returns only shapes.
     jax.eval_shape(inspect, state, xs, arrays)
     return reports[0]
 

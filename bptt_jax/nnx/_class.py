@@ -1,4 +1,4 @@
-"""From an NNX cell class to a layer class: one with the cell's constructor arguments, that makes the cell."""
+"""Layer classes made from NNX cell classes: constructed with the cell's arguments, they make the cell."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ _ModuleType: Any = type(nnx.Module)
 
 
 class LayerType(_ModuleType):
-    """The type of layer classes, by which pickle knows those that no name leads to."""
+    """Metaclass of layer classes. Pickle calls `_reduce` for it, because some of them cannot be found by name."""
 
 
-# One class per cell class and options, so that an unpickled layer is of the class of the pickled one.
+# One class per cell class and options, because an unpickled layer must have the class of the pickled one.
 @remember_for_good
 def layer_class(base: Any, cell_class: type[Any], options: Any, rngs: bool, unroll_is_bool: bool) -> Any:
-    """The class of layers that run cells of `cell_class`.
+    """The class of layers running cells of `cell_class`.
 
     Args:
-      base: the class of layers, constructed with (cell, options, rngs).
-      cell_class: the cell; its constructor's arguments become those of the layer.
+      base: its parent class, constructed with (cell, options, rngs).
+      cell_class: the class of the cell; its constructor's arguments become the layer's.
       options: hashable.
       rngs: whether the layer has keys for first carries.
-      unroll_is_bool: part of the identity of the options, in which True equals 1 and means something else.
+      unroll_is_bool: whether `unroll` is a bool. It is part of the cache's key, because `unroll=True` equals
+        `unroll=1` there but means a complete unroll.
     """
 
     @functools.wraps(cell_class.__init__)
@@ -38,6 +39,7 @@ def layer_class(base: Any, cell_class: type[Any], options: Any, rngs: bool, unro
 
     def body(namespace: dict[str, Any]) -> None:
         namespace["__init__"] = init
+        # As a decorator `rnn` binds the layer to the cell's name, so the layer takes the cell's docstring and path.
         namespace["__doc__"] = cell_class.__doc__
         namespace["__module__"] = cell_class.__module__
         namespace["__qualname__"] = cell_class.__qualname__
@@ -50,7 +52,8 @@ def layer_class(base: Any, cell_class: type[Any], options: Any, rngs: bool, unro
 
 
 def _reduce(layer: Any) -> Any:
-    """What pickle puts down for a layer class: its name, if that leads to it, else what it was made of."""
+    """The pickled form of a layer class: its name if the class is found by it, else the arguments of `layer_class`."""
+    # Subclasses of a layer class have no `_made_of` of their own; pickle treats them like any other class.
     if found_by_name(layer) is layer or "_made_of" not in vars(layer):
         return layer.__qualname__
     return layer_class, layer._made_of

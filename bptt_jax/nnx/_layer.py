@@ -1,4 +1,4 @@
-"""The layer that all layers of `bptt_jax.nnx` are: a cell run over time by `bptt_jax.scan`."""
+"""The base class of all layers of `bptt_jax.nnx`: a cell run over time by `bptt_jax.scan`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FLAGS = ("return_carry", "time_major", "reverse", "keep_order")
 
 @dataclasses.dataclass(frozen=True)
 class Options(LayerOptions):
-    """How a layer runs its cell: the options of `flax.nnx.RNN` and those of `bptt_jax.scan`. Hashable."""
+    """Options of a layer: the ones of `flax.nnx.RNN` and the ones of `bptt_jax.scan`. Hashable."""
 
     state_axes: Mapping[Any, Any] | None = None
     broadcast_rngs: Any = None
@@ -34,11 +34,11 @@ class Options(LayerOptions):
 
 
 class Recurrent(nnx.RNN):
-    """A cell run over time. What the layers share: they differ in where the cell and the options come from."""
+    """A cell run over time: the base class of all layers. Subclasses provide the cell and the options."""
 
     def __init__(self, cell: Any, options: Options, rngs: Any):
         check_cell(cell, "the cell of an RNN", nnx.Module)
-        # By Flax's constructor, with what it has: the state is that of its layer, keys for first carries included.
+        # By Flax's constructor, because the state has to be the one of Flax's layer, keys for first carries included.
         super().__init__(cell, rngs=rngs)
         for field in dataclasses.fields(Options):
             setattr(self, field.name, getattr(options, field.name))
@@ -61,13 +61,13 @@ class Recurrent(nnx.RNN):
         Args:
           inputs: (*batch, time, *features), or (time, *batch, *features) if `time_major`.
           initial_carry: the first carry; by default the cell's `initialize_carry`.
-          seq_lengths: integers (*batch), the steps of each sequence; what comes after is padding. The carry that is
-            returned is that behind each sequence's last step, and `reverse` leaves padding at the end.
+          seq_lengths: integers (*batch), the number of steps of each sequence; later steps are padding. The carry
+            returned is the one after each sequence's last step, and `reverse` leaves padding at the end.
           return_carry, time_major, reverse, keep_order: override the layer's own.
           rngs: keys for `initialize_carry`, instead of the layer's own.
-          resets: booleans (*batch, time), or (time, *batch) if `time_major`: before these steps the carry is set back
-            to the cell's `initialize_carry`, as at the end of an episode, whatever
-            `initial_carry` is. `flax.nnx.RNN` has no such thing.
+          resets: booleans (*batch, time), or (time, *batch) if `time_major`. Before the steps marked True the carry is
+            set back to the cell's `initialize_carry`, whatever `initial_carry` is: for example, because an episode
+            has ended. `flax.nnx.RNN` has no counterpart.
 
         Returns:
           the outputs, or (last carry, outputs) if `return_carry`.
@@ -91,25 +91,25 @@ class Recurrent(nnx.RNN):
         return {name: getattr(self, name) for name in ("budget", "plan", "lowering", "verify", "unroll")}
 
     def _call(self, *, seq_lengths: Leaf, resets: Leaf, **overrides: bool | None) -> Call:
-        """The options of one call; those that are None are the layer's own."""
+        """The options of one call; None stands for the layer's own."""
         chosen = {name: getattr(self, name) if given is None else given for name, given in overrides.items()}
         return Call(**chosen, seq_lengths=seq_lengths, resets=resets)
 
     @contextlib.contextmanager
     def _prepared(self, inputs: jax.Array, carry: Tree, rngs: Any, call: Call) -> Iterator[tuple[Lifted, Recurrence]]:
-        """The cell as a pure step, and the scan that runs it."""
+        """The cell as a pure step, and the scan running it."""
         batch = batch_shape(inputs, self.cell.num_feature_axes, call.time_major)
         time_axis = 0 if call.time_major else len(batch)
         rngs = self.rngs if rngs is None else rngs
         if isinstance(rngs, nnx.Rngs):
-            rngs = rngs.carry.fork()
+            rngs = rngs.carry.fork()  # as in Flax
         fresh = None
         if carry is None or call.resets is not None:
             fresh = self.cell.initialize_carry(inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :], rngs)
         carry = fresh if carry is None else carry
         broadcast = nnx.All(nnx.RngState, self.broadcast_rngs)
         axes = nnx.StateAxes({broadcast: None, **_checked_axes(self.state_axes)})
-        # Keys that all steps share are new for each call, as in Flax; behind it the streams are as before, one key on.
+        # As in Flax, each call draws keys for all its steps to share; after it the streams are back, one key further.
         only = self.broadcast_rngs
         streams = nnx.split_rngs(self.cell, splits=1, only=only, squeeze=True, graph=True, graph_updates=True)
         with streams, lifted_cell(self.cell, axes) as lifted:
@@ -117,7 +117,7 @@ class Recurrent(nnx.RNN):
 
 
 def _checked_axes(state_axes: Any) -> nnx.StateAxes:
-    """Hashable, so that layers can be arguments of nnx.jit."""
+    """The axes of the state, hashable because layers can be arguments of `nnx.jit`."""
     if not state_axes:
         state_axes = {...: nnx.Carry}
     if not isinstance(state_axes, Mapping):

@@ -1,8 +1,8 @@
-"""An NNX cell as a pure step: its state goes in and out as Flax's own scan has it.
+"""An NNX cell as a pure step: its state goes in and out as in `flax.nnx.scan`.
 
-`flax.nnx.scan` sorts the variables of a module into those that all steps share, those that one step hands to the next,
-and those of which each step has its own. That is done here with the split and merge that Flax's transformations use
-themselves: they keep who refers to whom, and put variables that a step makes into the caller's own module.
+`flax.nnx.scan` sorts the variables of a module into three kinds: shared by all steps, handed from one step to the next,
+and separate for each step. Here they are sorted by the split and merge of Flax's own transformations, because these
+preserve references between modules and put variables made by a step into the caller's own module.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bptt_jax._jaxprs.types import Tree
 
 _TAG = "bptt_jax.nnx"
 
-# One for each filter of the axes, the state that it takes; None where another part has it.
+# For each filter of the axes the state it takes, or None where another part has it.
 States = list[Any]
 
 
@@ -26,8 +26,8 @@ class Lifted:
     """A cell as a pure step (carry, carried, x, given) -> (carry, carried, y, made).
 
     Attributes:
-      carried: the state that one step hands to the next.
-      given: that of which each step has its own, stacked along `given_axes`.
+      carried: the state handed from one step to the next.
+      given: the state separate for each step, stacked along `given_axes`.
     """
 
     def __init__(self, axes: nnx.StateAxes, graphdef: Any, states: States):
@@ -44,12 +44,13 @@ class Lifted:
             cell = context.merge(self._graphdef, *_whole(self._shared, carried, given))
         carry, y = cell(carry, x)
         with nnx.split_context(_TAG) as context:
+            # Kept for `publish`, because a step may make variables.
             self._graphdef_after, *states = context.split(cell, *self._axes.filters)
         self._check_structure(type(cell), states)
         return carry, self._part(states, lambda axis: axis is nnx.Carry), y, self._part(states, _is_int)
 
     def publish(self, carried: States, made: States) -> None:
-        """Puts what came out of the scan into the cell."""
+        """Writes the results of the scan into the cell."""
         states = _whole(self._shared, carried, made)
         with nnx.merge_context(_TAG, inner=False) as context:
             context.merge(self._graphdef_after, *states)
@@ -58,11 +59,11 @@ class Lifted:
         return [state if wanted(axis) else None for state, axis in zip(states, self._axes.axes, strict=True)]
 
     def made_axes(self, states: States) -> list[Any]:
-        """The axes along which states of steps are stacked; None for those of other parts."""
+        """The axes along which states of steps are stacked; None where another part has the state."""
         return [None if state is None else axis for state, axis in zip(states, self._axes.axes, strict=True)]
 
     def _check_structure(self, cell_class: type, after: States) -> None:
-        """Raises for what a step adds to, or takes from, the state that there is one of for all steps."""
+        """Raises if a step adds variables to, or removes them from, state without an axis of steps."""
         for filter_, axis, old, new in zip(self._axes.filters, self._axes.axes, self._states, after, strict=True):
             before, behind = _paths(old), _paths(new)
             if not _is_int(axis) and before != behind:
@@ -77,7 +78,7 @@ class Lifted:
 
 @contextlib.contextmanager
 def lifted_cell(cell: nnx.Module, axes: nnx.StateAxes) -> Iterator[Lifted]:
-    """The step of a cell; it can be run, and published, while the context lasts."""
+    """The pure step of a cell, to be run and published while the context lasts."""
     with nnx.update_context(_TAG):
         with nnx.split_context(_TAG) as context:
             graphdef, *states = context.split(cell, *axes.filters)
@@ -85,6 +86,7 @@ def lifted_cell(cell: nnx.Module, axes: nnx.StateAxes) -> Iterator[Lifted]:
 
 
 def _whole(*parts: States) -> States:
+    """The states of all filters, each from the part that has it."""
     return [next(state for state in states if state is not None) for states in zip(*parts, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Several layers, one budget: a stack of cells that is one cell."""
+"""Several layers under one budget: a stack of cells acting as one cell."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from bptt_jax._recurrent.cells import checked_cells
 
 
 class Stack(nnx.RNNCellBase):
-    """Cells on top of each other as one cell: the y of each is the x of the next.
+    """Cells stacked to act as one cell: the y of each is the x of the next.
 
-    `RNN(Stack(cells), budget=...)` runs all layers in one scan. No sequence lies between them, and the budget is one
-    promise for all.
+    `RNN(Stack(cells), budget=...)` runs all layers in one scan. No layer returns a sequence to the next, and one budget
+    covers all of them.
 
     Args:
       cells: recurrent cells, the lowest first; at least one.
 
     Raises:
-      TypeError, ValueError: for anything else.
+      TypeError, ValueError: if `cells` is anything else.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp
@@ -56,7 +56,7 @@ class Stack(nnx.RNNCellBase):
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Tree = None
     ) -> tuple[Any, ...]:
-        """The first carry of each cell, for inputs of this shape of the lowest; `carry_init` as the cells take it."""
+        """The first carry of each cell, for the shape of the lowest cell's inputs; `carry_init` goes to each cell."""
         options = {} if carry_init is None else {"carry_init": carry_init}
         carries: list[Any] = []
         for i, cell in enumerate(self.cells):
@@ -67,14 +67,14 @@ class Stack(nnx.RNNCellBase):
 
     @property
     def num_feature_axes(self) -> int:
-        """Those of the lowest cell's inputs."""
+        """Number of feature axes of the lowest cell's inputs."""
         return int(self.cells[0].num_feature_axes)
 
 
 def _y_shape(cell: Any, carry: Tree, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of what a cell makes of inputs of this shape: cells do not tell, so a copy is tried on shapes alone.
+    """Shape of a cell's y for inputs of `input_shape`, by abstract evaluation because cells do not state it.
 
-    x is of JAX's default float, as when layers are initialised.
+    x has JAX's default float dtype, as when layers are initialised.
     """
     graphdef, state = nnx.split(cell)
 

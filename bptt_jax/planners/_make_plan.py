@@ -1,7 +1,7 @@
 """The door to the planners: from the sizes of a step, a length and a budget to a plan.
 
-Both ways to run a plan have a planner of their own with the same two functions, `fastest` and `smallest_plan`:
-`_nested.octaves` and `_sweep.families`.
+Each lowering has a planner of its own with the same two functions, `fastest` and `smallest_plan`: `_nested/octaves.py`
+and `_sweep/families.py`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from bptt_jax.plans._profile import StepProfile, require_profile
 
 
 def make_plan(profile: StepProfile, length: int, budget: int | str | None = None) -> Plan:
-    """The fastest plan that it finds whose peak fits the budget, of at most 8 copies of the step's loop.
+    """The fastest plan found whose peak fits the budget, of at most 8 copies of the step's loop.
 
-    A search, not an optimum: how much faster another plan may be, the README's "How near the optimum" has measured.
+    It comes from a search, and need not be the optimum: "How near the optimum" in bptt_jax/planners/README.md has
+    measured how much faster another plan may be.
 
     Args:
       profile: sizes and relative times of one step.
@@ -30,10 +31,12 @@ def make_plan(profile: StepProfile, length: int, budget: int | str | None = None
       budget: temporary bytes of the backward pass: an int, a string such as "64MiB", or "5%" of
         `profile.store_all_bytes(length)`. None keeps everything.
 
-    The plan is in the normal form that `bptt_jax.cost` describes. Results are remembered by profile, length and budget.
+    The plan is in normal form. Each `Remat` is the child of a `Repeat` with k ≥ 2. The children of a `Chain` are loops
+    of this kind, but the last child may be any node except a `Remat`. Results are remembered by profile, length and
+    budget.
 
     Raises:
-      BudgetError: if nothing fits; it names the smallest budget that would do.
+      BudgetError: if nothing fits; it names the smallest budget with a plan.
       TypeError: if `profile` is not a `StepProfile`.
       TypeError, ValueError: for a malformed budget or a negative length.
 
@@ -60,7 +63,7 @@ def fastest_plan(profile: StepProfile, length: int, budget_bytes: int) -> Plan |
     everything, bare = Steps(length), _bare(profile)
     if cost(everything, profile).peak_bytes <= budget_bytes:
         return everything
-    # Planners search in the rest of the budget, because the copies are there whatever the plan.
+    # Planners get the budget without the copies of xs and ys, because these exist under any plan.
     if profile.sweep is not None and bare.sweep is not None:
         return families.fastest(bare.sweep, length, budget_bytes - length * profile.sweep.copied_bytes)
     plan = octaves.fastest(bare, length, budget_bytes - length * (profile.copied_bytes + profile.unit_axis_bytes))
@@ -71,7 +74,7 @@ def fastest_plan(profile: StepProfile, length: int, budget_bytes: int) -> Plan |
 
 
 def smallest_plan(profile: StepProfile, length: int) -> Plan:
-    """The plan of the fewest bytes that the planners find."""
+    """The plan of the fewest bytes found by the planners."""
     bare = _bare(profile)
     if bare.sweep is not None:
         return families.smallest_plan(bare.sweep, length)
@@ -80,18 +83,18 @@ def smallest_plan(profile: StepProfile, length: int) -> Plan:
 
 
 def _bare(profile: StepProfile) -> StepProfile:
-    """The profile without the copies of all xs and ys, which are there whatever the plan."""
+    """The profile without the copies of all xs and ys, because these do not depend on the plan."""
     sweep = None if profile.sweep is None else dataclasses.replace(profile.sweep, copied_bytes=0)
     return dataclasses.replace(profile, copied_bytes=0, unit_axis_bytes=0, sweep=sweep)
 
 
 def _single_steps(profile: StepProfile, length: int) -> Plan:
-    """One loop over single steps, where only that makes no copies of arrays with axes of length 1; else everything."""
+    """One loop over single steps, where it saves copies of arrays with axes of length 1; else everything kept."""
     return Repeat(length, Remat(Steps(1))) if profile.unit_axis_bytes and length > 1 else Steps(length)
 
 
 def shares(profile: StepProfile, plan: Plan, smallest: int) -> dict[str, int]:
-    """What the smallest budget consists of: what is predicted for its plan, in proportion; adds up to it."""
+    """The parts of the smallest budget by name: predicted parts of its plan, scaled to add up to `smallest`."""
     run, sweep = profile.sweep or profile, profile.sweep
     products, working = (profile.param_bytes, 0) if sweep is None else (sweep.product_bytes, sweep.block_bytes)
     made_of = {

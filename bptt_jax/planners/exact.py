@@ -1,10 +1,10 @@
 """The corrected mixed optimum: the fewest evaluations of the step with carries and residuals kept in any mixture.
 
-The mixed recurrence as published keeps charging for the carry that starts a segment after the residuals of the
-segment's first step, which contain it, have been kept; an exhaustive search over memory contents finds cheaper
-policies from alpha = 2 on. Here that carry may be dropped. The items are JAX's: the residuals of a step (s units)
-contain the carry that enters it (c units, 1 unless said otherwise) and not the one that leaves it. The first carry of
-the scan is given, and the residuals of the one step being worked on are not counted.
+The mixed recurrence as published keeps charging for the carry at the start of a segment. It does so even after the
+residuals of the segment's first step have been kept, although they contain this carry. An exhaustive search over memory
+contents finds cheaper policies from alpha = 2 on. Here this carry may be dropped. The items are JAX's: the residuals of
+a step (s units) contain the carry entering it (c units, 1 unless said otherwise) and not the carry leaving it. The
+first carry of the scan is given, and the residuals of the one step being worked on are not counted.
 
     R(1, 0) = 1;  R(n ≥ 2, M < c) = ∞                 the start is in the register only: drop it, or put it in a slot
     R(n, M) = min{ n(n+1)/2                           [M ≥ c]
@@ -16,8 +16,8 @@ the scan is given, and the residuals of the one step being worked on are not cou
                    y + R(n−y, M−s) + F(y−1, M) }      [M ≥ s]
     R(0, ·) = F(0, ·) = 0, the answer is F(T, M)
 
-At s = c this is the mixed optimum of Maddison (2024). Time is O(T²·M), memory O(T·M), in NumPy; `lower_bound` is for
-lengths that are out of its reach.
+At s = c this is the mixed optimum of Maddison (2024). Time is O(T²·M), memory O(T·M), in NumPy; for longer scans
+there is `lower_bound`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["cost", "lower_bound", "reaches"]
 Table = npt.NDArray[np.int64]
 
 _INFINITE = 1 << 60  # evaluations; three of them can be added without overflow
-_MOST_BYTES = 1 << 23  # of a temporary
+_MOST_BYTES = 1 << 23  # of a temporary, so it stays in the cache
 
 
 def cost(length: int, units: int, residual_units: int, *, carry_units: int = 1) -> int:
@@ -46,7 +46,7 @@ def cost(length: int, units: int, residual_units: int, *, carry_units: int = 1) 
       residual_units: the residuals of one step, in the same unit, ≥ 1.
       carry_units: a carry, in the same unit, ≥ 1. A ratio of 3.5 is residual_units=7, carry_units=2.
 
-    The last table is kept in memory, so that other budgets of the same problem, down from the greatest, are free.
+    The last table is kept in memory, so after the greatest budget all others of the same problem are free.
 
     Raises:
       TypeError, ValueError: for anything but integers in range.
@@ -61,14 +61,14 @@ def cost(length: int, units: int, residual_units: int, *, carry_units: int = 1) 
 
 
 def lower_bound(length: int, units: int, residual_units: int, *, carry_units: int = 1) -> int:
-    """At most `cost` of the same arguments, at any length: time O(units · evaluations per step).
+    """A lower bound on `cost` of the same arguments, for any length: time O(units · evaluations per step).
 
     Args:
       length, units, residual_units, carry_units: as for `cost`.
 
-    A policy is a tree, and by the recurrences above at most N(r, M) of its leaves can be reached with at most r
-    evaluations, where N obeys the same recurrences with + for the children and r−1 for the one that is recomputed. So
-    at least T − N(r, M) steps are evaluated more than r times, and those numbers for all r add up to a bound.
+    A policy is a tree. By the recurrences above at most N(r, M) of its leaves can be reached with at most r
+    evaluations; N obeys the same recurrences, with + for the children and r−1 for the recomputed one. So at least
+    T − N(r, M) steps are evaluated more than r times, and these numbers for all r add up to a bound.
 
     Raises:
       TypeError, ValueError: for anything but integers in range.
@@ -87,7 +87,7 @@ def lower_bound(length: int, units: int, residual_units: int, *, carry_units: in
 
 
 def reaches(units: int, residual_units: int, carry_units: int = 1) -> Iterator[int]:
-    """N(0, M) = 0, N(1, M), N(2, M), ...: the most steps that a policy can evaluate so many times each.
+    """N(0, M) = 0, N(1, M), N(2, M), ...: the most steps evaluated at most 0, 1, 2, ... times each by a policy.
 
     Endless; each number takes time O(units).
 
@@ -103,14 +103,14 @@ def reaches(units: int, residual_units: int, carry_units: int = 1) -> Iterator[i
     """
     units = as_count(units, 0, "units")
     s, c = as_count(residual_units, 1, "residual_units"), as_count(carry_units, 1, "carry_units")
-    before, pinned = [0] * (units + 1), 0
+    before, pinned = [0] * (units + 1), 0  # pinned: N of the problem F, whose start is free
     while True:
         yield pinned
         before, pinned = _next_reach(before, pinned, units, s, c)
 
 
 def _next_reach(before: list[int], pinned: int, units: int, s: int, c: int) -> tuple[list[int], int]:
-    """N(r, M) for all M, and of the pinned problem for the last of them, from those of r − 1."""
+    """N(r, M) for all M, and N of the pinned problem for the largest M, from the values of r − 1."""
     reach: list[int] = []
     for m in range(units + 1):
         best = 1
@@ -147,11 +147,12 @@ def _register_table(length: int, units: int, s: int, c: int) -> Table:
     table = np.full((units + 1, length + 1), _INFINITE, dtype=np.int64)
     table[:, 0] = 0
     table[:, 1:2] = 1
+    # The cases of the recurrence in its order; R stays infinite where none of them has room.
     for n in range(2, length + 1):
         best = table[:, n]
         best[c:] = n * (n + 1) // 2
         np.minimum(best[s:], 1 + table[: units + 1 - s, n - 1] if units >= s else best[s:], out=best[s:])
-        rows = max(1, _MOST_BYTES // (8 * n))
+        rows = max(1, _MOST_BYTES // (8 * n))  # budgets at a time, so the sums over y stay in the cache
         for low in range(c, units + 1, rows):
             high = min(units + 1, low + rows)
             _take_min(best[low:high], table[low - c : high - c, n - 1 : 0 : -1], table[low:high, 1:n])

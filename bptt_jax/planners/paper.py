@@ -1,7 +1,7 @@
-"""The three strategies of Gruslys et al. (2016), as published: what they cost, and plans that follow them.
+"""The three strategies of Gruslys et al. (2016), as published: their costs, and plans to follow them.
 
 Costs count evaluations of the step, the first pass and the one recording evaluation of each step included. Units of
-memory are the paper's: the residuals of a step contain the carry that leaves it, and the following is *not* counted:
+memory are the paper's: the residuals of a step contain the carry leaving it. The last column is *not* counted:
 
     HSM  keeps carries    m slots, the first carry counted       the residuals being worked on
     ISM  keeps residuals  m slots, those worked on counted       the first carry
@@ -10,11 +10,11 @@ memory are the paper's: the residuals of a step contain the carry that leaves it
 HSM and ISM have closed forms. With rev(l, c) = r·l − binom(c+r, c+1) and r = min{r : binom(c+r, c) ≥ l}, the advances
 of Griewank and Walther (2000), HSM(t, m) = t + rev(t, m) and ISM(t, m) = rev(t+1, m). All their optimal splits form
 one interval, so a plan for a million steps needs no table: some hundreds of subproblems. MSM is a table of
-length × units numbers, each a minimum over the length, in NumPy; the published recurrence is not optimal for alpha ≥ 2
+length × units numbers, each a minimum over the length, in NumPy. The published recurrence is not optimal for alpha ≥ 2
 (`bptt_jax.planners.exact` has the corrected one).
 
-The plans are binary trees, not in the normal form of `bptt_jax.cost`: they are to be read, simulated and compared
-with, and compile to as many bodies as they have steps. `bptt_jax.make_plan` makes the ones to run.
+The plans are binary trees, not in the normal form of `bptt_jax.make_plan`. They are for reading, simulating and
+comparing, and compile to as many bodies as they have steps. The plans to run are made by `bptt_jax.make_plan`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from bptt_jax.plans._nodes import Chain, Plan, Remat, Steps
 __all__ = ["hsm_cost", "hsm_plan", "ism_cost", "ism_plan", "msm_cost", "msm_plan"]
 
 Problem = tuple[int, int]  # steps, memory
-Split = tuple[int, int, bool]  # advances before the kept thing, memory of what is right of it, keeps residuals
+Split = tuple[int, int, bool]  # advances before the kept item, memory for the steps right of it, keeps residuals
 
 
 def hsm_cost(length: int, slots: int) -> int:
-    """Evaluations of the step that HSM needs.
+    """Evaluations of the step under HSM.
 
     Args:
       length: number of steps, ≥ 0.
@@ -53,7 +53,7 @@ def hsm_cost(length: int, slots: int) -> int:
 
 
 def ism_cost(length: int, slots: int) -> int:
-    """Evaluations of the step that ISM needs.
+    """Evaluations of the step under ISM.
 
     Args:
       length: number of steps, ≥ 0.
@@ -70,7 +70,7 @@ def ism_cost(length: int, slots: int) -> int:
 
 
 def msm_cost(length: int, units: int, alpha: int) -> int:
-    """Evaluations of the step that MSM needs for `length` steps.
+    """Evaluations of the step under MSM for `length` steps.
 
     Args:
       length: number of steps, ≥ 0.
@@ -110,7 +110,7 @@ def ism_plan(length: int, slots: int) -> Plan:
     """A plan of `ism_cost(length, slots)` evaluations.
 
     Args:
-      length, slots: as for `ism_cost`: numbers of steps, and of those whose residuals are held.
+      length, slots: as for `ism_cost`: numbers of steps, and of steps whose residuals are held.
 
     Raises:
       TypeError, ValueError: for anything but integers in range.
@@ -182,7 +182,7 @@ def hsm_splits(length: int, slots: int) -> range:
 
 
 def ism_splits(length: int, slots: int) -> range:
-    """All y such that ISM may keep the residuals of its y-th step next, for length ≥ 1 and slots ≥ 2.
+    """All y for which ISM may keep the residuals of its y-th step next, for length ≥ 1 and slots ≥ 2.
 
     >>> ism_splits(5, 3)
     range(1, 4)
@@ -206,7 +206,8 @@ def _ism_split(t: int, m: int) -> Split:
 
 
 def _build(length: int, memory: int, split: Callable[[int, int], Split]) -> Plan:
-    """The plan of a table of splits, each distinct subproblem once. A stack, since some plans are as deep as long."""
+    """The plan of the splits chosen by a function, with one node for each distinct subproblem."""
+    # An explicit stack, because some plans are as deep as long.
     done: dict[Problem, Plan] = {}
     todo = [(length, memory)]
     while todo:
@@ -229,7 +230,7 @@ def _build(length: int, memory: int, split: Callable[[int, int], Split]) -> Plan
     return done[length, memory]
 
 
-_MOST_BYTES = 1 << 23  # of a temporary: the tables of a length are worked on in parts that stay in the cache
+_MOST_BYTES = 1 << 23  # of a temporary: tables are worked on in parts, because these stay in the cache
 
 
 @remember(2)

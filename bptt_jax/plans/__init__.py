@@ -1,4 +1,4 @@
-"""What one can do with a plan alone: its schedule, and pictures of it. It needs no arrays and no device."""
+"""Functions of a plan alone: length, notation, schedule, timeline and picture. They need no arrays and no device."""
 
 from bptt_jax.plans._nodes import Plan, length
 from bptt_jax.plans._notation import notation, parse

@@ -1,9 +1,9 @@
-"""The plan language: four nodes that say what a backward pass keeps and what it recomputes.
+"""The plan language: four nodes to say which values a backward pass keeps and which it recomputes.
 
-A plan is data: frozen, hashable, comparable, without callables or arrays. It is a tree to read and a DAG in memory:
-equal parts may be one object, so that a plan for a million steps has some hundred nodes. Each node therefore knows
-its length and its hash from those of its children, and the pure interpreters of plans visit each distinct node once
-and do not recurse (`fold`). Lowering a plan and printing its `repr` do; plans that are compiled are small.
+A plan is data: frozen, hashable, comparable, without callables or arrays. It reads as a tree and is a DAG in memory,
+because equal parts may be one object: a plan for a million steps has some hundred nodes. Each node therefore stores
+its length and its hash, computed from its children's. The pure interpreters of plans visit each distinct node once
+and do not recurse (`fold`). Lowering a plan and printing its `repr` do recurse; compiled plans are small.
 
 Reference: the policies of Gruslys et al. (2016), section 3, as a tree.
 """
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Plan:
-    """What the four nodes have in common. Not to be instantiated.
+    """The common base of the four nodes. Not to be instantiated.
 
     >>> isinstance(Repeat(2, Remat(Steps(3))), Plan)
     True
@@ -30,8 +30,8 @@ class Plan:
     _hash: int
 
     def _remember(self, length: int, *identity: int) -> None:
-        # Set once in __post_init__, through object's setter since the nodes are frozen. Both are derived from the
-        # fields; they are kept because recomputing them on a DAG takes time proportional to the unrolled tree.
+        # Set once in __post_init__, through object's setter because the nodes are frozen. Both are derived from the
+        # fields; they are stored because recomputing them on a DAG takes time proportional to the unrolled tree.
         object.__setattr__(self, "_length", length)
         object.__setattr__(self, "_hash", hash(identity))
 
@@ -39,7 +39,8 @@ class Plan:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        # With a stack, and each pair of nodes once: a plan may be deeper than Python's stack, and longer than memory.
+        # An explicit stack, because a plan may be deeper than Python's. Each pair of nodes is compared once, because
+        # the unrolled tree may be larger than memory.
         todo: list[tuple[object, object]] = [(self, other)]
         seen: set[tuple[int, int]] = set()
         while todo:
@@ -56,7 +57,7 @@ class Plan:
 
     @property
     def _size(self) -> int:
-        """What distinguishes a node from one of the same kind with equal children."""
+        """The number of a node (`n` or `k`, else 0): nodes of one kind with equal children differ in it alone."""
         return 0
 
     @property
@@ -98,7 +99,7 @@ class Steps(Plan):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Repeat(Plan):
-    """`k` ≥ 1 equal children in one loop, one after another; keeps what each child keeps.
+    """`k` ≥ 1 equal children in one loop, one after another; keeps the values that each child keeps.
 
     >>> length(Repeat(40, Remat(Steps(25))))
     1000
@@ -123,7 +124,7 @@ class Repeat(Plan):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chain(Plan):
-    """One child after another, in the order of the steps; keeps what its children keep.
+    """Children one after another, in the order of the steps; keeps the values that its children keep.
 
     >>> length(Chain((Repeat(40, Remat(Steps(25))), Steps(9))))
     1009
@@ -146,7 +147,7 @@ class Chain(Plan):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Remat(Plan):
-    """The child, of which only the carry that enters it is kept; the rest is recomputed for its backward.
+    """A rematerialised child: only the carry entering it is kept; the rest is recomputed for its backward.
 
     >>> length(Remat(Steps(25)))
     25
@@ -164,7 +165,7 @@ class Remat(Plan):
 
 
 def length(plan: Plan) -> int:
-    """The number of steps that a plan runs through.
+    """The number of steps of a plan.
 
     >>> length(Chain((Steps(3), Steps(4))))
     7
@@ -174,7 +175,9 @@ def length(plan: Plan) -> int:
 
 
 def runs_single_steps(plan: Plan) -> bool:
-    """Whether a plan is `Steps` or one loop over single steps, so that nothing in it has an axis of several steps.
+    """Whether a plan is `Steps`, or one `Repeat` whose child has a single step.
+
+    XLA then takes xs and ys as they are, also with axes of length 1, because no slice of them has several steps.
 
     >>> runs_single_steps(Repeat(4, Remat(Steps(1)))), runs_single_steps(Repeat(4, Remat(Steps(2))))
     (True, False)
@@ -183,10 +186,11 @@ def runs_single_steps(plan: Plan) -> bool:
 
 
 def is_normal_chain(chain: Chain) -> bool:
-    """Whether XLA frees each child of `chain` before the one before it is worked on.
+    """Whether XLA frees each child of `chain` before the backward of the child before it.
 
-    So it is measured where every child but the last is a loop over at least two rematerialised children, and the
-    last is not itself rematerialised.
+    Measurements show this where every child but the last is a loop over at least two rematerialised children, and the
+    last is not itself rematerialised. Elsewhere XLA starts the recomputation of siblings early: for example,
+    `Chain((Remat(Steps(32)), Steps(32)))` takes 97 units of memory where the recursion of `cost` alone gives 33.
 
     >>> is_normal_chain(Chain((Repeat(2, Remat(Steps(8))), Steps(3))))
     True
@@ -203,7 +207,7 @@ def is_rematerialised_loop(node: Plan) -> bool:
 
 
 def fold(plan: Plan, visit: Callable[[Plan, Sequence[T]], T]) -> T:
-    """`visit(node, results of its children)` from the leaves up, once for each distinct node object.
+    """The root's `visit(node, results of its children)`, from the leaves up, once for each distinct node object.
 
     Time and memory are linear in the distinct nodes, whatever the depth and the unrolled size.
 
@@ -219,13 +223,14 @@ def fold(plan: Plan, visit: Callable[[Plan, Sequence[T]], T]) -> T:
             todo.extend(waiting)
             continue
         todo.pop()
+        # A node with several parents may have been put on the stack by each of them.
         if id(node) not in done:
             done[id(node)] = visit(node, [done[id(c)] for c in node._children])
     return done[id(plan)]
 
 
 def longest_leaf(plan: Plan) -> int:
-    """Steps of the longest `Steps` in a plan.
+    """The number of steps of the longest `Steps` in a plan.
 
     >>> longest_leaf(Chain((Repeat(40, Remat(Steps(25))), Steps(9))))
     25
@@ -238,10 +243,10 @@ def longest_leaf(plan: Plan) -> int:
 
 
 def in_blocks(plan: Plan, most_steps: int) -> Plan:
-    """The same plan with each `Steps` of more than `most_steps` steps cut into loops of shorter ones.
+    """The same plan with each `Steps` of more than `most_steps` steps cut into a loop over shorter blocks.
 
-    What is kept stays the same. Blocks are equal where a divisor allows; otherwise fewer steps than there are blocks
-    come last.
+    The kept values stay the same. Blocks are equal where the length has a divisor between half of `most_steps` and
+    `most_steps`. Otherwise a shorter block comes last, with fewer steps than the loop has iterations.
 
     >>> in_blocks(Steps(100), 48), in_blocks(Steps(97), 48)
     (Repeat(k=4, child=Steps(n=25)), Chain(children=(Repeat(k=3, child=Steps(n=32)), Steps(n=1))))
@@ -252,6 +257,7 @@ def in_blocks(plan: Plan, most_steps: int) -> Plan:
 def _in_blocks(node: Plan, children: Sequence[Plan], most_steps: int) -> Plan:
     match node:
         case Steps(n) if n > most_steps:
+            # Equal blocks are one body to compile, a remainder is a second one.
             equal = next((b for b in range(most_steps, max(most_steps // 2, 1) - 1, -1) if n % b == 0), None)
             if equal is not None:
                 return Repeat(n // equal, Steps(equal))

@@ -1,10 +1,10 @@
-"""A plan on one line, and back.
+"""The notation of a plan: one line of text, written by `notation` and read by `parse`.
 
     line := { name "=" part ";" } part
     part := number | number "*" part | "(" part { "+" part } ")" | "[" part "]" | name
 
-`n` is Steps(n), `k*c` Repeat, `(a + b)` Chain, `[c]` Remat; names are x1, x2, ... A plan that is shared with itself and
-would be long when written out names its shared parts first, so that the line is linear in the distinct nodes.
+`n` is Steps(n), `k*c` Repeat, `(a + b)` Chain, `[c]` Remat; names are x1, x2, ... A plan of more than 2,000
+leaves when written out names its shared parts first, so the length of the line is linear in the distinct nodes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Sequence
 
 from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, fold, require_plan
 
-_LONGEST = 2000  # leaves that are written out
+_LONGEST = 2000  # leaves of a line without names, at most
 _TOKEN = re.compile(r"\s*(\d+\s*\*|\d+|x\d+\s*=|x\d+|[()\[\]+;])")
 
 
 def notation(plan: Plan) -> str:
-    """A plan on one line.
+    """The notation of a plan, on one line.
 
     >>> notation(Chain((Repeat(40, Remat(Steps(25))), Steps(9))))
     '(40*[25] + 9)'
@@ -45,14 +45,14 @@ def notation(plan: Plan) -> str:
 
 
 def parse(line: str) -> Plan:
-    """The plan that `notation` writes as this line.
+    """The plan of a line, the inverse of `notation`.
 
     >>> parse("(40*[25] + 9)") == Chain((Repeat(40, Remat(Steps(25))), Steps(9)))
     True
 
     Raises:
       TypeError: if `line` is not a string.
-      ValueError: if the line does not have that form, with the place where it goes wrong.
+      ValueError: if the line is not in this notation; the message has the place of the mistake.
     """
     if not isinstance(line, str):
         raise TypeError(f'parse takes a line such as "(40*[25] + 9)", got {line!r} of type {type(line).__name__}.')
@@ -64,7 +64,7 @@ def _leaves(plan: Plan) -> int:
 
 
 def _shared(plan: Plan) -> set[int]:
-    """The nodes with children that have more than one parent, by identity."""
+    """Ids of the nodes with more than one parent, without leaves, because a leaf is as short as a name."""
     parents: collections.Counter[int] = collections.Counter()
     fold(plan, lambda node, _: parents.update(id(child) for child in node._children if child._children))
     return {node for node, count in parents.items() if count > 1}
@@ -84,16 +84,16 @@ def _node_notation(node: Plan, children: Sequence[str]) -> str:
 
 
 class _Parser:
-    """A parser with a stack of its own, since plans may be deeper than Python's.
+    """A parser with an explicit stack, because plans may be deeper than Python's.
 
-    An entry of the stack is what is open: a count of a Repeat, or the parts so far of a bracket.
+    An entry of the stack is still open: the count of a Repeat, or a bracket with its parts so far.
     """
 
     def __init__(self, line: str):
         self._line = line
         self._open: list[int | tuple[str, list[Plan]]] = []
         self._named: dict[str, Plan] = {}
-        self._name = ""  # of the definition that is being read
+        self._name = ""  # of the definition being read
         self._done: Plan | None = None
 
     def run(self) -> Plan:
@@ -109,7 +109,7 @@ class _Parser:
         return self._done
 
     def _missing(self) -> str:
-        """What has to come next where the line ends too early."""
+        """The token expected next where the line ends too early."""
         if self._done is None:
             return "a part"
         if not self._open:

@@ -1,8 +1,8 @@
 """A plan as a picture: steps from left to right, time from top to bottom.
 
-A line that falls to the right evaluates steps, one that falls to the left takes them backwards; its colour says
-whether that is the first evaluation or a repeated one. Grey areas are kept residuals, each step's from its recording
-to its backward; thin vertical lines are kept carries.
+A line falling to the right evaluates steps, a line falling to the left is their backward; its colour tells a first
+evaluation from a repeated one. Grey areas are kept residuals, each step's from its recording to its backward; thin
+vertical lines are kept carries.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bptt_jax.plans._profile import StepTimes
 from bptt_jax.plans._schedule import Advance, Backward, Event, Free, Record, Restore, Save, simulate
 
 _MOST_EVENTS = 20_000
-_LEAST_WIDTH = 600  # of the legend
+_LEAST_WIDTH = 600  # pixels, for the legend
 _COLOURS = {
     "first evaluation": "#1f77b4",
     "recomputation": "#d95f02",
@@ -32,7 +32,7 @@ _COLOURS = {
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A straight line from (step, time) to (step, time), and what it stands for."""
+    """A straight line from (step, time) to (step, time), and the kind of event it stands for."""
 
     kind: str
     start: tuple[float, float]
@@ -51,7 +51,7 @@ def svg(plan: Plan, *, times: StepTimes | None = None, width: int = 720) -> str:
 
     Args:
       plan: a plan of at least one step and at most 20,000 events.
-      times: how long the parts take; backward = 2 forwards by default.
+      times: relative times of the parts of a step; by default a backward takes 2 forwards.
       width: of the picture, in pixels, at least 600.
 
     >>> from bptt_jax import Remat, Repeat, Steps
@@ -92,7 +92,7 @@ def plot(plan: Plan, path: str | Path | None = None, *, axes: Any = None, times:
       plan: a plan of at least one step and at most 20,000 events.
       path: where to save the figure; the suffix gives the format.
       axes: matplotlib axes to draw on.
-      times: how long the parts take; backward = 2 forwards by default.
+      times: relative times of the parts of a step; by default a backward takes 2 forwards.
 
     Returns:
       the axes.
@@ -107,7 +107,7 @@ def plot(plan: Plan, path: str | Path | None = None, *, axes: Any = None, times:
       ValueError: for a plan without steps, or one with too many events to draw; for a suffix unknown to matplotlib.
       OSError: if the file cannot be written.
     """
-    # Here, since plans are made where no matplotlib is.
+    # Imported here, because plans are also made where matplotlib is not installed.
     try:
         from matplotlib.figure import Figure
         from matplotlib.patches import Polygon
@@ -143,7 +143,7 @@ def _legend(left: int, top: int) -> Iterator[str]:
 
 
 def _shapes(plan: Plan, times: StepTimes) -> tuple[list[Line], list[Area], float]:
-    """What to draw, and the time at the end."""
+    """The lines and areas of the picture, and the time at its end."""
     require_plan(plan, "the plan to draw")
     if length(plan) == 0:
         raise ValueError("a plan without steps has no picture.")

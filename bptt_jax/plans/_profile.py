@@ -1,4 +1,4 @@
-"""Sizes and relative times of one step, which planners compare plans by: pure numbers."""
+"""Sizes and relative times of one step: the numbers by which planners compare plans."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Lowering = Literal["nested", "sweep"]
 
 @dataclasses.dataclass(frozen=True)
 class StepTimes:
-    """How long the parts of a scan take, relative to each other; planners compare plans by it.
+    """Times of the parts of a scan, relative to each other; planners compare plans by them.
 
     >>> StepTimes(backward=2.5).of_everything_kept(1000)
     3500.0
 
     Attributes:
-      forward: one step that is evaluated without keeping anything.
-      recording: one step that is evaluated and of which the residuals are kept.
-      backward: one step backwards.
-      block: what running a block of steps costs beside its steps, each time that it is evaluated. It makes planners
-        prefer long blocks.
+      forward: one step evaluated without keeping anything.
+      recording: one step evaluated with its residuals kept.
+      backward: the backward of one step.
+      block: the cost of a block of steps beside its steps, each time the block is evaluated. It makes planners prefer
+        long blocks.
     """
 
     forward: float = 1.0
@@ -41,23 +41,23 @@ class StepTimes:
             object.__setattr__(self, field.name, float(value))
 
     def of_everything_kept(self, length: int) -> float:
-        """The time of a gradient that keeps the residuals of all its steps."""
+        """The time of a gradient with the residuals of all steps kept."""
         return length * (self.recording + self.backward) + (self.block if length else 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepProfile:
-    """Sizes of one step as the sweep runs it, in bytes: in blocks, whose matrix products are taken out of their loops.
+    """Sizes of one step in bytes, as the sweep runs it: in blocks, with matrix products taken out of their loops.
 
     Attributes:
-      carry_bytes: one carry, without what every step passes on unchanged.
-      residual_bytes: what the backward of one step needs and a block keeps for it.
-      block_bytes: what a block holds for each of its steps while it is worked on, beside their residuals.
-      operand_bytes: of residual_bytes, what a block holds until its end, for the products over all of its steps.
+      carry_bytes: one carry, without the leaves passed on unchanged by every step.
+      residual_bytes: the residuals of one step, kept by a block for the step's backward.
+      block_bytes: further bytes of a block for each of its steps, beside the residuals, while the block is worked on.
+      operand_bytes: the part of residual_bytes held until the block's end, for the products over all of its steps.
       product_bytes: the results of these products, before they are added to the gradients.
-      block_steps: the length of the longest block; longer `Steps` are run as several.
-      copied_bytes: what is there for each step of the scan from first to last, whatever the plan: copies of xs and ys.
-      fixed_bytes: what a backward pass needs whatever its length and plan.
+      block_steps: the length of the longest block; longer `Steps` are run as several blocks.
+      copied_bytes: copies of xs and ys, for each step of the scan, held throughout under any plan.
+      fixed_bytes: bytes of a backward pass of any length under any plan.
       times: relative times.
     """
 
@@ -77,25 +77,27 @@ class SweepProfile:
 
 @dataclasses.dataclass(frozen=True)
 class StepProfile:
-    """Sizes of one step of `jax.lax.scan`, in bytes, and what takes how long in it.
+    """Sizes of one step of `jax.lax.scan`, in bytes, and the relative times of its parts.
 
-    `bptt_jax.profile` makes one from shapes; by hand it is just as good:
+    `bptt_jax.profile` makes one from shapes; one made by hand is just as good:
 
     >>> profile = StepProfile(carry_bytes=32_768, residual_bytes=196_608, x_bytes=16_384, y_bytes=16_384)
     >>> profile.store_all_bytes(1000)
     196608000
 
     Attributes:
-      carry_bytes: one carry, without what every step passes on unchanged.
-      residual_bytes: what the backward of one step needs and a loop of steps keeps for it.
+      carry_bytes: one carry, without the leaves passed on unchanged by every step.
+      residual_bytes: the residuals of one step, kept by a loop of steps for the step's backward.
       x_bytes: one step's slice of `xs`.
       y_bytes: one step's output `y`.
-      param_bytes: the closed-over floating arrays that are differentiated, each of which has a gradient.
-      fixed_bytes: what a backward pass needs whatever its length and plan.
+      param_bytes: the differentiated closed-over floating arrays, each with a gradient of its own.
+      fixed_bytes: bytes of a backward pass of any length under any plan.
       times: relative times, for planners only: bytes and counts of evaluations do not depend on them.
-      copied_bytes: what is there for each step of the scan from first to last, whatever the plan: copies of xs and ys.
-      unit_axis_bytes: the same, but for `Steps` and a loop over single steps: copies of arrays with axes of length 1.
-      sweep: the sizes where plans are run as sweeps; None: as nests of `jax.checkpoint` around `jax.lax.scan`.
+      copied_bytes: copies of xs and ys, for each step of the scan, held throughout under any plan.
+      unit_axis_bytes: further copies for each step, of arrays with axes of length 1, under any plan but `Steps` and a
+        loop over single steps.
+      sweep: the sizes where plans run as sweeps; None where they run as nests of `jax.checkpoint` around
+        `jax.lax.scan`.
     """
 
     carry_bytes: int
@@ -120,9 +122,9 @@ class StepProfile:
         return "nested" if self.sweep is None else "sweep"
 
     def store_all_bytes(self, length: int) -> int:
-        """Temporary bytes of `jax.lax.scan` for the gradient that the profile is of: every step's residuals are kept.
+        """Temporary bytes of `jax.lax.scan` for the profile's gradient, with the residuals of every step kept.
 
-        Without `sweep` it equals `cost(Steps(length), self).peak_bytes`, as that plan is `jax.lax.scan`.
+        Without `sweep` it equals `cost(Steps(length), self).peak_bytes`, because this plan is `jax.lax.scan`.
         """
         return length * (self.residual_bytes + self.copied_bytes) + self.param_bytes + self.fixed_bytes
 
@@ -133,7 +135,7 @@ def require_profile(profile: Any) -> None:
 
 
 def _check_counts(profile: Any, at_least_1: tuple[str, ...] = ()) -> None:
-    """Whether all sizes of a frozen record are counts of bytes or steps, which it gets as plain ints."""
+    """Checks that the sizes of a frozen record are counts of bytes or steps, and stores them as plain ints."""
     name = type(profile).__name__
     if not isinstance(profile.times, StepTimes):
         raise TypeError(f"{name}.times must be StepTimes, got {profile.times!r}.")

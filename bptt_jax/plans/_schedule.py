@@ -1,11 +1,11 @@
-"""The schedule of a plan: the events that its backward pass consists of, in order.
+"""The schedule of a plan: the events of a scan's gradient under it, in order.
 
-Positions count carries: position i is the carry that enters step i. Ranges are half-open. In both lowerings a `Remat`
-runs its child once and keeps nothing, then, when the backward pass arrives there, once more, keeping what the child
-says. The nest then runs the child to its end; the sweep does not advance the last of the rematerialised parts, since
-nobody asks for the carry behind it.
+Positions count carries: position i is the carry entering step i. Ranges are half-open. In both lowerings a `Remat`
+first runs its child and keeps only the carry entering it. When the backward pass arrives there, the child runs once
+more, and its own kept values are saved. The nest runs it to its end this time too. The sweep does not advance the last
+of the rematerialised parts, because nothing reads the carry behind it.
 
-Complexity: linear in the number of events, which is that of the unrolled tree, generated lazily on a stack.
+Complexity: linear in the number of events, the size of the unrolled tree. They are generated lazily on a stack.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ Event = Advance | Save | Restore | Record | Backward | Free
 
 
 def simulate(plan: Plan, lowering: Lowering = "nested") -> Iterator[Event]:
-    """The events of a gradient of a scan that runs `plan`, one by one.
+    """The events of a scan's gradient under `plan`, one by one.
 
     Args:
       plan: the plan.
@@ -98,7 +98,7 @@ def simulate(plan: Plan, lowering: Lowering = "nested") -> Iterator[Event]:
 
     Raises:
       TypeError: if `plan` is not a plan.
-      ValueError: if the lowering is unknown. Both come when the first event is asked for.
+      ValueError: if the lowering is unknown. Both are raised when the first event is asked for.
 
     >>> for event in simulate(Repeat(2, Remat(Steps(3)))):
     ...     print(event)
@@ -167,7 +167,10 @@ def _sweep_backward(node: Plan, start: int) -> list[_Task]:
 
 
 def _revisit(node: Plan, start: int) -> list[_Task]:
-    """What is run to keep what a node says, where the carry behind it is not needed."""
+    """The second run of a node in the sweep, which saves its kept values.
+
+    It ends before the last rematerialised part, because nothing reads the carry behind it.
+    """
     match node:
         case Remat(child):
             return [Save(start)] if length(child) else []
@@ -178,7 +181,7 @@ def _revisit(node: Plan, start: int) -> list[_Task]:
 
 
 def _placed(node: Plan, start: int) -> list[tuple[Plan, int]]:
-    """The children of a Repeat or Chain that begins at `start`, each with its own start."""
+    """The children of a Repeat or Chain beginning at `start`, each with its own start."""
     match node:
         case Repeat(k, child):
             return [(child, start + i * length(child)) for i in range(k)]

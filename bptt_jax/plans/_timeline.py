@@ -1,4 +1,4 @@
-"""A plan as text: a timeline of what runs when and what is kept meanwhile."""
+"""A plan as text: a timeline of its runs of steps, with the carries and residuals kept meanwhile."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ LEGEND = "> advance   r record   < backward   | kept carry   : kept residuals"
 def render(plan: Plan, *, width: int = 64, rows: int = 24, lowering: Lowering = "nested") -> str:
     """The notation of a plan and its timeline: steps from left to right, time from top to bottom.
 
-    One row is one run of steps. Long sequences share columns, and of long schedules the first and last rows are
-    shown.
+    One row is one run of steps. In long sequences several steps share a column; of long schedules only the first and
+    the last rows are shown.
 
     Args:
-      plan: the plan; of one without steps there is only the notation.
+      plan: the plan; without steps, only its notation is shown.
       width: columns for the steps, at least 1.
       rows: the greatest number of rows of the timeline, at least 2.
       lowering: as for `simulate`.
@@ -56,7 +56,7 @@ def render(plan: Plan, *, width: int = 64, rows: int = 24, lowering: Lowering = 
 
 
 def _timeline(events: Iterator[Event], steps: int, columns: int) -> Iterator[str]:
-    """One line per run of steps, with what is kept while it runs."""
+    """One line per run of steps, with the carries and residuals kept while it runs."""
     kept = [" "] * columns
     carries: dict[int, int] = {}  # column -> kept carries in it
 
@@ -92,6 +92,7 @@ def _runs(events: Iterator[Event]) -> Iterator[tuple[Advance | Record | Backward
             case Save() | Free():
                 later.append(event)
             case Advance() | Record() | Backward():
+                # Carries saved between two joined runs are drawn from the next row on.
                 if type(run) is type(event) and event.start == run.stop:
                     run = type(event)(run.start, event.stop)
                     continue

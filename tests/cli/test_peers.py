@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 import bptt_jax
+from bptt_jax._bench.cells import CELLS
+from bptt_jax._bench.comparison import _with_budget
 from bptt_jax._bench.peers import checkpointed_step, equinox, evaluations, nest
 
 SHORT, LONG = 400, 1600
@@ -94,3 +96,10 @@ def test_all_agree():
     expected = gradient(jax.lax.scan)(*arguments(16))
     for way in WAYS.values():
         assert jnp.allclose(gradient(way(16))(*arguments(16)), expected, rtol=1e-4)
+
+
+def test_auto_is_a_budget_of_the_comparison():
+    problem = CELLS["lstm"](2, 8)
+    _, row = _with_budget("auto", problem, problem.xs(20))
+    assert (row.method, row.error) == ("bptt_jax, auto", "")
+    assert row.temp_bytes > 0

@@ -2,12 +2,16 @@
 
 import functools
 import itertools
+from contextlib import nullcontext
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
+from jax.experimental.compute_on import compute_on
+from jax.experimental.xla_metadata import set_xla_metadata
 
 import bptt_jax
 from bptt_jax import Chain, Remat, Repeat, Steps
@@ -15,6 +19,7 @@ from bptt_jax._device.machine import Machine
 from bptt_jax._lower import block
 from bptt_jax._step import sizes as block_sizes
 from bptt_jax._step.style import Style
+from bptt_jax._step.taps import by_halves
 from tests.support import comparison, forms
 from tests.support.slow import one_in
 from tests.support.steps import normal
@@ -148,3 +153,58 @@ def test_nothing_is_planned_for_gradients_that_there_are_not():
         assert report.profile.sweep.product_bytes == 0, name
         assert report.measured_bytes >= 0.85 * report.budget_bytes, name
         assert report.profile.sweep.fixed_bytes - 2 * report.profile.carry_bytes < 2 * w.nbytes, name  # no sum of it
+
+
+CONTEXTS = {
+    "plain": nullcontext,
+    "metadata": functools.partial(set_xla_metadata, part="first"),
+    "on the host": functools.partial(compute_on, "device_host"),
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_equal_products_in_other_contexts_are_merged_with_the_right_weights(monkeypatch, context, first):
+    """Weights on the left; two equal products that are not one equation, because one has metadata of its own."""
+    monkeypatch.setattr(Machine, "merging_pays", lambda machine, flops: True)
+    w1, w2, init = normal(0, 4, 4) / 2, normal(1, 4, 4) / 2, normal(2, 4, 3)
+
+    def step(weights, h, x):
+        w1, w2 = weights
+        made = {}
+        for name in "abc"[first:] + "abc"[:first]:
+            with CONTEXTS[context]() if name == "a" else nullcontext():
+                made[name] = (w2 if name == "c" else w1) @ h
+        return jnp.tanh(made["a"] * made["b"] + made["c"] + x), None
+
+    def loss(scan, weights):
+        return jnp.sum(jnp.sin(scan(functools.partial(step, weights), init, normal(3, 9, 4, 3))[0]))
+
+    for derivative in (jax.value_and_grad, jax.jacfwd):
+        ours, theirs = (derivative(functools.partial(loss, scan))((w1, w2)) for scan in (bptt_jax.scan, lax.scan))
+        comparison.assert_same(ours, theirs, tolerance=1e-12)
+
+
+def test_products_are_merged_in_the_contexts_of_their_own(monkeypatch):
+    monkeypatch.setattr(Machine, "merging_pays", lambda machine, flops: True)
+
+    def step(carry, x):
+        with set_xla_metadata(part="gates"):
+            gates = carry @ normal(0, 4, 4), carry @ normal(1, 4, 4)
+        return jnp.tanh(gates[0] + gates[1]), None
+
+    gradient = jax.jit(jax.grad(lambda carry: bptt_jax.scan(step, carry, None, 9)[0].sum()))
+    products = [line for line in gradient.lower(normal(2, 3, 4)).as_text().splitlines() if "dot_general" in line]
+    assert any('part = "gates"' in line and "4x8x" in line for line in products), products
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6])
+def test_by_halves_counts_each_step_once_also_where_an_operand_is_infinite(n):
+    left, cotangents = normal(0, n, 3).at[(n + 1) // 2 - 1, 0].set(jnp.inf), jnp.abs(normal(1, n, 2)) + 1
+
+    def add(total, left, cotangents):
+        return total + jnp.einsum("ti,tj->ij", left, cotangents)
+
+    found = by_halves(add, jnp.zeros((3, 2)), left, cotangents)
+    np.testing.assert_allclose(found, jnp.einsum("ti,tj->ij", left, cotangents), rtol=1e-12)
+    assert jnp.isinf(found[0]).all()

@@ -14,6 +14,7 @@ from jax import lax
 
 import bptt_jax
 from bptt_jax import Chain, Remat, Repeat, Steps
+from bptt_jax._device.machine import Machine
 from bptt_jax._jaxprs.equations import read_by
 from bptt_jax._lower.differentiated import Differentiated
 from bptt_jax._lower.nested import Nested
@@ -210,3 +211,21 @@ def test_second_derivatives(picked, lowering, limit):
     ours, theirs = ours_and_theirs(second, "jit", lowering, limit)
     assert is_finite(theirs)
     assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("reads", ["carry", "ys"])
+def test_a_product_for_an_output_alone_is_not_merged_with_one_for_the_carry(monkeypatch, reads):
+    """Both read the carry. Merged, the one without a cotangent would give zero times a weight that is infinite."""
+    monkeypatch.setattr(Machine, "merging_pays", lambda machine, flops: True)
+    weights = normal(0, 4, 4) / 2, (normal(1, 4, 4) / 2).at[0, 0].set(jnp.inf)
+
+    def step(weights, h, x):
+        return jnp.tanh(h @ weights[0] + x), jnp.tanh(h @ weights[1])
+
+    def loss(scan, weights):
+        carry, ys = scan(functools.partial(step, weights), normal(2, 3, 4), normal(3, 9, 3, 4))
+        return jnp.sum(jnp.sin(carry if reads == "carry" else ys))
+
+    ours, theirs = (jax.grad(functools.partial(loss, scan))(weights) for scan in (bptt_jax.scan, lax.scan))
+    comparison.assert_same(ours, theirs, tolerance=1e-12)
+    assert reads == "ys" or not any(jnp.isnan(leaf).any() for leaf in jax.tree.leaves(ours))

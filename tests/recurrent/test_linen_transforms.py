@@ -219,3 +219,10 @@ def test_a_shared_budget():
         share_budget(3, 4)
     with pytest.raises(ValueError, match="layers must be"):
         share_budget("1MiB", 0)
+
+
+def test_a_budget_is_shared_by_its_form_not_its_size():
+    assert share_budget("0.00001%", 2) == "0.00001%"
+    assert share_budget("10B", 2) == 5
+    with pytest.raises(ValueError, match="is 1 bytes, too little for 2 layers"):
+        share_budget("1B", 2)

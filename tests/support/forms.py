@@ -23,7 +23,7 @@ def force(monkeypatch: Any, style: Style) -> list[Swept]:
             return None
         key = (step, active, machine)
         if key not in made:
-            closed = merge(step.inlined, step.n_operands, machine) if style.merged else step.inlined
+            closed = merge(step.inlined, step.n_operands, step.n_carry, machine) if style.merged else step.inlined
             made[key] = Swept(step_vjp(split(closed, step, active, machine)), style)
             found.append(made[key])
         return made[key]

@@ -1,16 +1,16 @@
-"""The planner of the nest: the fastest plan that fits the bytes and has at most `MOST_LEAVES` copies of the step.
+"""The planner of the nest: the fastest plan within the bytes, with at most `MOST_LEAVES` copies of the step.
 
-Optimal trees have hundreds of distinct leaves, which would take minutes to compile. Here equal neighbours are grouped
-into loops, because a loop is compiled once. Fewer leaves cost a few per cent of time, for which `reach` has a lower
-bound and `search` the plans.
+Optimal trees have hundreds of distinct leaves and would take minutes to compile. Here equal neighbours are grouped into
+loops, because a loop is compiled once. Fewer leaves cost a few per cent of time: `reach.py` has a lower bound for it,
+and `search.py` finds the plans.
 
-Budgets are searched on a lattice, from the budget that is asked for downwards. A plan that fits fewer bytes fits more
-bytes too, so more bytes never cost more time. The search stops where the lower bound on the time of all smaller
-budgets is no better than the best plan so far. An octave of budgets shares its subproblems: between 64 and 128 units,
-of 7 significant bits. The search starts a quarter above the budget, because it rounds up copies and sums level by
-level, so a plan that it charges too much may fit. The last resort is the plan of the fewest bytes, `smallest`.
+Budgets are searched on a lattice, from the asked budget downwards. A plan for fewer bytes fits more bytes too, so more
+bytes never cost more time. The search stops where the lower bound on the time of all smaller budgets is no better than
+the best plan so far. The budgets of an octave, between 64 and 128 units of memory, share their subproblems. The
+search starts a quarter above the budget, because it rounds copies and sums up on each level, so a plan charged too much
+may fit. The last resort is the plan of the fewest bytes, from `smallest.py`.
 
-Every plan's bytes are those of `bptt_jax.cost`, and a plan that exceeds its budget is not taken.
+The bytes of every plan are computed by `bptt_jax.cost`, and a plan exceeding its budget is not taken.
 
 Nearest paper: Gruslys et al. (2016), section 3.4, for trees without a limit on their leaves (`planners.exact`).
 """
@@ -33,31 +33,31 @@ from bptt_jax.planners._nested.search import Search
 from bptt_jax.plans._nodes import Plan
 from bptt_jax.plans._profile import StepProfile
 
-_UNITS = 128  # a budget is between half and all of this many units; every other one is on the lattice of budgets
+_UNITS = 128  # a budget is between half and all of this many units, so it has 7 significant bits
 _FINEST = 2  # units of half a carry, where a carry is not larger than a step's residuals
-_BEYOND = 1.25  # of a budget is searched: the search rounds up what copies and sums take, level by level
-_ENOUGH = 1.003  # of the least possible time; more leaves are not tried for less than that
-_BLOCKS = (1, 4, 16, 64)  # least lengths of blocks that are tried where blocks cost time
-_LEAVES = (2, 4, MOST_LEAVES)
-_LONG_BITS = 17  # of a length above which budgets that are near to the smallest are not searched
+_BEYOND = 1.25  # the first budget searched over the asked one, because copies and sums are rounded up on each level
+_ENOUGH = 1.003  # ratio to the least possible time; more leaves are not tried for a smaller gain
+_BLOCKS = (1, 4, 16, 64)  # least lengths of blocks, tried in turn where blocks cost time
+_LEAVES = (2, 4, MOST_LEAVES)  # limits on leaves, tried in turn
+_LONG_BITS = 17  # bits of a length; for longer scans, budgets near the smallest are not searched
 
 
 def smallest_plan(profile: StepProfile, length: int) -> Plan:
-    """The plan of the fewest bytes that is found."""
+    """The plan of the fewest bytes found."""
     return smallest.smallest_plan(profile, length, MOST_LEAVES)
 
 
 @remember(1024)
 def fastest(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None:
-    """The fastest plan that fits of those for all lattice budgets up to a little more, None if there is none."""
+    """The fastest fitting plan found for any lattice budget up to a little above `budget_bytes`; None if none fits."""
     last_resort = _timed(smallest_plan(profile, length), profile)
     best, least_bytes = dataclasses.replace(last_resort, time=math.inf), last_resort.peak_bytes
     if budget_bytes < least_bytes:
         return None
     always_bytes = profile.fixed_bytes + profile.param_bytes
-    # Near the smallest budget a search of a million steps would take seconds; there the smallest plan has to do.
+    # Near the smallest budget a search of a million steps would take seconds, so the smallest plan is taken there.
     worth_bytes = least_bytes + 2 * max(0, length.bit_length() - _LONG_BITS) * profile.carry_bytes - always_bytes
-    # Not near the smallest budget, because its plan is known.
+    # No search above a budget near the smallest, because the plan there is known.
     is_rounded = slice_bytes(profile) + profile.param_bytes > 0 and budget_bytes > _BEYOND * least_bytes
     beyond = _BEYOND if is_rounded else 1.0
     for lattice, first, last in _octaves(profile, int(beyond * (budget_bytes - always_bytes))):
@@ -74,7 +74,7 @@ def fastest(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None
 
 
 def _budgets(profile: StepProfile, lattice: Lattice, first: int, last: int) -> Iterator[int]:
-    """The budgets of one lattice, descending; farther apart where the bound is loose and more have to be tried."""
+    """The budgets of one lattice, descending; farther apart where the bound is loose, because more are tried then."""
     for units in range(first, last - 1, -1):
         if profile.times.block:
             step = 8
@@ -98,9 +98,10 @@ def _timed(plan: Plan, profile: StepProfile) -> _Timed:
 
 
 def _octaves(profile: StepProfile, free_bytes: int) -> Iterator[tuple[Lattice, int, int]]:
-    """Lattices from the one that holds `free_bytes` downwards, each with its largest and its smallest budget."""
+    """Lattices from the one for `free_bytes` downwards, each with its largest and its smallest budget in units."""
     carry, residual = max(profile.carry_bytes, 1), max(profile.residual_bytes, 1)
     finest = _FINEST
+    # The finest unit is half a carry, and at most a step's residuals.
     while carry > residual * finest:
         finest *= 2
     coarse, fine = 1, finest
@@ -120,7 +121,7 @@ def _octaves(profile: StepProfile, free_bytes: int) -> Iterator[tuple[Lattice, i
 
 @remember(4096)
 def _timed_plan(profile: StepProfile, length: int, lattice: Lattice, units: int) -> _Timed | None:
-    """The fastest plan that the search finds for one lattice budget."""
+    """The fastest plan found by the search for one lattice budget."""
     enough = _ENOUGH * _bound(profile, length, lattice, units, MOST_LEAVES)
     budget_bytes = lattice.bytes(units) + profile.fixed_bytes + profile.param_bytes
     best: _Timed | None = None
@@ -140,25 +141,25 @@ def _timed_plan(profile: StepProfile, length: int, lattice: Lattice, units: int)
 
 
 def _bound(profile: StepProfile, length: int, lattice: Lattice, units: int, leaves: int) -> float:
-    """A lower bound on the time of the plans of one lattice budget, and of smaller ones of the same lattice."""
+    """A lower bound on the time of the plans for one lattice budget, and for smaller ones of the same lattice."""
     advances = _search_of(profile, length, lattice, units).least_advances(length, units, leaves)
     return _time_of(profile, length, advances, lattice.bytes(units))
 
 
 @remember(4096)
 def _least_time(profile: StepProfile, length: int, free_bytes: int) -> float:
-    """A lower bound on the time of any plan in so many bytes: that of the optimum for items in any mixture."""
+    """A lower bound on the time of any plan within `free_bytes`: the optimum of `exact`, for items in any mixture."""
     advances = sum(max(0, length - reach) for reach in _reaches(profile, length, free_bytes)[1:])
     return _time_of(profile, length, advances, free_bytes)
 
 
 @remember(4096)
 def _reaches(profile: StepProfile, length: int, free_bytes: int) -> list[int]:
-    """At least the most steps that can be evaluated at most 0, 1, 2, ... times, up to the length."""
+    """Upper bounds on the steps evaluated at most 0, 1, 2, ... times each by a plan, up to the length."""
     carry, residual = max(profile.carry_bytes, 1), max(profile.residual_bytes, 1)
-    # Items no larger than the true ones and no less memory: a bound, and small numbers.
+    # Items are rounded down to whole units, so a plan within the bytes is within the units: a bound in small numbers.
     unit = min(carry, residual) if free_bytes > 512 * min(carry, residual) else -(-min(carry, residual) // 4)
-    if free_bytes > 8192 * unit:
+    if free_bytes > 8192 * unit:  # a looser bound, because the time of `exact.reaches` is linear in the units
         return [0, 1 + free_bytes // residual, length]
     found: list[int] = []
     for reach in exact.reaches(free_bytes // unit, residual // unit, carry // unit):
@@ -175,9 +176,9 @@ def _tabulated(lattice: Lattice, advances: int) -> Search:
 
 @remember(4096)
 def _search_of(profile: StepProfile, length: int, lattice: Lattice, units: int) -> Search:
-    """The search with the smallest table that reaches so many steps in so many units."""
+    """The search with the smallest table, of those tried, to reach `length` steps in `units` units."""
     advances = max(2, len(_reaches(profile, length, lattice.bytes(units))) - 1)
-    most = 2 * length.bit_length() + 2  # more than nests of two take
+    most = 2 * length.bit_length() + 2  # more than nests with k = 2 take
     while True:
         search = _tabulated(lattice, min(advances, most))
         if advances >= most or search.reaches(length, units):
@@ -186,7 +187,7 @@ def _search_of(profile: StepProfile, length: int, lattice: Lattice, units: int) 
 
 
 def _time_of(profile: StepProfile, length: int, advances: float, free_bytes: int) -> float:
-    """The least time of so many advances: blocks are at most as long as their residuals fit in all of the bytes."""
+    """The least time of a plan with `advances`: no block is longer than its residuals fit in all of the bytes."""
     times = profile.times
     longest = max(1, free_bytes // max(profile.residual_bytes, 1))
     blocks = (length + advances) / longest if times.block else 0.0

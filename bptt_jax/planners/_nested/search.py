@@ -1,12 +1,12 @@
-"""Plans of an exact length on a lattice of memory: one step of looking ahead, guided by the table of `_reach`.
+"""Plans of an exact length on a lattice of memory: one step of looking ahead, guided by the table of `reach.py`.
 
-A plan of n steps in b units and g leaves is `Steps(n)` where that fits; otherwise k children of L steps and a rest of
-n − k·L. For each k, and each way to share the leaves, the L worth trying are those that leave a rest, or give a
-child, of a length at which the table's plans are on the convex hull, and the longest that fit. Each choice is scored
-by the table's lower bounds for its parts, in one NumPy expression, and the best few are tried in turn. Any n is
-covered exactly, since the rest takes what does not divide.
+A plan of n steps in b units and g leaves is `Steps(n)` where its residuals fit. Otherwise it is k children of L steps
+and a rest of n − k·L. For each k, and each way to share the leaves, few L are worth trying. These are the L at which
+the table's plans for a child, or for the rest, are on the convex hull, and the L with the longest rest that fits as one
+block. Each choice is scored by the table's lower bounds for its parts, in one NumPy expression, and the best few are
+tried in turn. Any n is covered exactly, because the rest takes the steps left by division.
 
-The number of bytes that the search charges is that of `bptt_jax.cost`, each term rounded up to whole units.
+The search charges the bytes of `bptt_jax.cost`, with each term rounded up to whole units.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps
 # where memory is short and the lattice fine.
 _WIDTH = 2
 _WIDTH_IF_FINE = 4
-_MOST_FAILURES = 12
+_MOST_FAILURES = 12  # splits tried as long as none has given a plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Search:
         self._found: dict[tuple[int, int, int, bool], Found | None] = {}
 
     def find(self, steps: int, units: int, leaves: int, *, in_chain: bool = False) -> Found | None:
-        """A plan of so many steps in so many units and leaves, None if the search knows none.
+        """A plan of `steps` steps within `units` and `leaves`; None if the search finds none.
 
-        `in_chain` says that the plan continues a chain, which has copied its slices already.
+        With `in_chain` the plan continues a chain, whose slices are charged already.
         """
         if steps <= self._lattice.most_steps(units):
             return Found(0, 1, Steps(steps))
@@ -73,11 +73,11 @@ class Search:
         return self._found[key]
 
     def reaches(self, steps: int, units: int) -> bool:
-        """Whether the table is large enough for plans of so many steps and units."""
+        """Whether the table is large enough for plans of `steps` steps within `units`."""
         return self._reach.reaches(steps, units, MOST_LEAVES)
 
     def least_advances(self, steps: int, units: int, leaves: int) -> float:
-        """A lower bound on the advances of the plans that `find` can return."""
+        """A lower bound on the advances of any plan from `find`."""
         if steps <= self._lattice.most_steps(units):
             return 0.0
         at_least = max(
@@ -85,6 +85,7 @@ class Search:
         )
         if not self._lattice.copies:
             return at_least
+        # With copies, a plan is a loop without a rest or a chain, and each pays for its copies first.
         bounds = [
             steps + k * float(self._reach.least_advances(steps // k, inner, leaves))
             for k, inner in self._whole_loops(steps, units)
@@ -95,17 +96,19 @@ class Search:
         return max(at_least, min(bounds, default=math.inf))
 
     def _of_first_sweeps(self, steps: int, units: int, leaves: int) -> float:
-        """A lower bound on the advances that is tight where most steps are advanced once.
+        """A lower bound on the advances, tight where most steps are advanced once.
 
-        With K carries in the loops of the outermost chain, at most (b − K)/s steps are never advanced; those that are
-        advanced once are children of loops j = 1, 2, ... of k_j carries, at most (b − k_1 − ... − k_j)/s steps each,
-        and the sum of k_j·(k_1 + ... + k_j) is least for equal k_j. All others are advanced at least twice.
+        With K carries in the loops of the outermost chain, at most (b − K)/s steps are never advanced. Steps advanced
+        once are in children of loops j = 1, 2, ... of k_j carries, at most (b − k_1 − ... − k_j)/s in each child. They
+        are most for equal k_j, because the sum of k_j·(k_1 + ... + k_j) is least then. All others are advanced at
+        least twice.
         """
         if leaves < 2:
             return 0.0
         carry, residuals = self._lattice.fine / self._lattice.coarse, self._residual_units
         kept = np.arange(2, max(3, min(units / carry, steps) + 1)) * carry
         never = np.maximum(units - kept, 0) / residuals
+        # The sum of k_j·(k_1 + ... + k_j) for g equal k_j = K/g is K²·(1 + 1/g)/2.
         once = (kept * units - kept**2 * (1 + 1 / leaves) / 2) / (carry * residuals)
         return float((np.maximum(steps - never, 0) + np.maximum(steps - never - once, 0)).min())
 
@@ -126,7 +129,7 @@ class Search:
         return best
 
     def _assemble(self, steps: int, units: int, leaves: int, in_chain: bool, split: _Split) -> Found | None:
-        """The plan of a split, None if one of its parts has none."""
+        """The plan of a split; None if one of its parts has none."""
         k, rest_steps = split.k, steps - split.k * split.inner_steps
         if rest_steps:
             units -= self._params if in_chain else self._parts(steps, rest_steps)
@@ -141,7 +144,7 @@ class Search:
         if rest is None:
             return None
         after = rest.plan.children if isinstance(rest.plan, Chain) else (rest.plan,)
-        if len(after) > 1:  # one sum of gradients is counted already, those of the others are known only now
+        if len(after) > 1:  # one sum of gradients is charged already, the others are known only now
             inner = self.find(split.inner_steps, inner_units - (len(after) - 1) * self._params, inner.leaves)
             if inner is None:
                 return None
@@ -160,12 +163,12 @@ class Search:
             splits.extend(self._with_rest(steps, in_chain_units, leaves, rest_slices))
         splits = [split for split in splits if split.estimate < math.inf]
         splits.sort(key=lambda split: (split.estimate, split.inner_leaves, split.k, split.inner_steps))
-        # Estimates are optimistic where they are not exact: the best of the exact ones is to be tried in any case.
+        # Estimates are optimistic where they are not exact, so the best of the exact ones is tried first.
         known = next((split for split in splits if split.exact), None)
         return splits if known is None else [known, *splits]
 
     def _whole_loops(self, steps: int, units: int) -> Iterator[tuple[int, int]]:
-        """Numbers of equal children that leave no rest, with the units that each child has."""
+        """Numbers of equal children without a rest, with the units left for a child."""
         for k in _divisors(steps):
             carries = -(-k * self._lattice.fine // self._lattice.coarse)
             inner = units - carries - self._params - self._slices(steps // k)
@@ -173,13 +176,14 @@ class Search:
                 yield k, inner
 
     def _with_rest(self, steps: int, units: int, leaves: int, rest_slices: int) -> list[_Split]:
-        """The best few splits with a rest, for each step of which there are so many bytes of slices."""
+        """The best few splits with a rest; each step of the rest has `rest_slices` bytes of slices."""
         k = self._counts(steps, units)
         rest_units = units - self._lattice.units_for_carries(k)
         inner_units = rest_units - self._params
         k, rest_units, inner_units = (a[inner_units > 0] for a in (k, rest_units, inner_units))
         if not k.size:
             return []
+        # Axes of the arrays from here on: k, leaves of a child, length of a child.
         inner_leaves = np.arange(1, leaves)
         shape = k[:, None, None], rest_units[:, None, None], inner_units[:, None, None]
         inner_steps = self._inner_steps(steps, *shape, inner_leaves[:, None], leaves, rest_slices)
@@ -195,7 +199,7 @@ class Search:
         return list(splits)
 
     def _counts(self, steps: int, units: int) -> Ints:
-        """Numbers of children worth trying: all small ones, a geometric grid, and those that short children need."""
+        """Numbers of children worth trying: small ones, a geometric grid, and the numbers of short children."""
         most = min((units - 1) * self._lattice.coarse // self._lattice.fine, steps)
         if most <= 64:
             return np.arange(2, most + 1, dtype=np.int64)
@@ -207,9 +211,10 @@ class Search:
     def _inner_steps(
         self, steps: int, k: Ints, rest_units: Ints, inner_units: Ints, inner_leaves: Ints, leaves: int, slices: int
     ) -> Ints:
-        """Lengths of a child worth trying, on a last axis."""
+        """Lengths of a child worth trying, on a last axis of the result."""
         reach, residual_bytes = self._coarse.steps, self._lattice.residual_bytes
         rest_steps = reach[rest_units[..., 0], leaves - inner_leaves[:, 0]]
+        # The longest rest to be kept as one block, beside the slices of its steps.
         longest_rest = _blocks(self._lattice, rest_units) * residual_bytes // (residual_bytes + slices)
         longest_rest = np.broadcast_to(longest_rest, (*rest_steps.shape[:2], 1))
         rest_steps = np.concatenate([rest_steps, longest_rest], axis=-1)
@@ -228,7 +233,7 @@ class Search:
         leaves: int,
         inner_steps: Ints,
     ) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """Lower bounds on the advances of splits, and whether they are known to be exact."""
+        """Advances of splits, from the table's lower bounds for their parts, and whether they are known to be exact."""
         rest_steps = steps - k * inner_steps
         feasible = (rest_units > 0) & (inner_units > 0)
         rest_units, inner_units = np.maximum(rest_units, 0), np.maximum(inner_units, 0)
@@ -261,6 +266,6 @@ def _blocks(lattice: Lattice, units: Ints) -> Ints:
 
 @remember(4096)
 def _divisors(n: int) -> tuple[int, ...]:
-    """The divisors of n but 1, ascending."""
+    """The divisors of n without 1, ascending."""
     small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
     return tuple(sorted({*small, *(n // d for d in small)}))[1:]

@@ -1,10 +1,11 @@
-"""The plan that needs the fewest bytes: where the budgets of a scan begin.
+"""The plan of the fewest bytes: the lower end of the budgets of a scan.
 
-Deep nests of short loops need the least: k carries a level for a factor of k in length, so about 1.9 carries for each
-doubling at k = 3, and one step's residuals below. A length that does not factor leaves a rest at the end of some
-loops; and rests as long as the children need fewer carries yet, but leaves of their own. The search walks down from
-the length over small factors, and over few of the rests that each leaves; with slices or parameters to hold, which
-cost by level, it tries larger factors as well. It is not exhaustive: on 16 steps and fewer it misses nothing.
+Deep nests of short loops need the fewest bytes: k carries on a level for a factor of k in length, and one step's
+residuals below. For example, k = 3 takes about 1.9 carries for each doubling of the length. A length without small
+factors leaves a rest at the end of some loops. Rests as long as the children need still fewer carries, but leaves of
+their own. The search walks down from the length over small factors, and over a few rests of each. Slices and parameter
+gradients are held on each level, so where there are any it tries larger factors as well. It is not exhaustive: on 16
+steps and fewer it misses nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _MORE_FACTORS = (*_FACTORS, *(m << i for i in range(1, 40) for m in (3, 4)))
 
 @remember(256)
 def smallest_plan(profile: StepProfile, steps: int, leaves: int) -> Plan:
-    """The plan of so many steps, of at most `leaves` leaves, with the lowest peak that the search finds.
+    """The plan of `steps` steps, of at most `leaves` leaves, with the lowest peak found.
 
     >>> smallest_plan(StepProfile(carry_bytes=1, residual_bytes=4), 3, 8)
     Chain(children=(Repeat(k=2, child=Remat(child=Steps(n=1))), Steps(n=1)))
@@ -40,7 +41,7 @@ class _Least:
 
 
 class _Descent:
-    """Peaks are those of `cost`, less the parameters and fixed bytes that it adds once."""
+    """The search; its peaks are the peaks of `cost` without parameters and fixed bytes, which are added once."""
 
     def __init__(self, profile: StepProfile):
         self._profile = profile
@@ -48,12 +49,12 @@ class _Descent:
         self._known: dict[tuple[int, int], _Least] = {}
 
     def least(self, steps: int, leaves: int) -> _Least:
-        """The best."""
+        """The plan of the lowest peak; of equal ones, the one with the fewest leaves."""
         key = steps, leaves
         if key not in self._known:
             everything = _Least(steps * self._profile.residual_bytes, 1, Steps(steps))
             candidates = [everything, *self._loops(steps, leaves)]
-            if leaves > 1 and not self._levels_cost:  # a chain copies the slices of all its steps
+            if leaves > 1 and not self._levels_cost:  # because a chain copies the slices of all its steps
                 candidates.extend(self._with_long_rests(steps, leaves))
             self._known[key] = min(candidates, key=lambda c: (c.peak, c.leaves))
         return self._known[key]
@@ -69,7 +70,7 @@ class _Descent:
             yield _Least(peak, inner.leaves + (rest > 0), plan)
 
     def _with_long_rests(self, steps: int, leaves: int) -> Iterator[_Least]:
-        """As many steps again in the rest as in each child: 2 carries for a factor of 3, but twice the leaves."""
+        """Chains with a rest about as long as each child: 2 carries for a factor of 3, but twice the leaves."""
         carry = self._profile.carry_bytes
         for k in (2, 3):
             inner_steps = -(-steps // (k + 1))
@@ -83,11 +84,12 @@ class _Descent:
             yield _Least(peak, inner.leaves + rest.leaves, Chain((Repeat(k, Remat(inner.plan)), *after)))
 
     def _shapes(self, steps: int, leaves: int) -> Iterator[tuple[int, int, int]]:
-        """Counts of children, their steps, and what is left."""
+        """Numbers of children, with the steps of a child and of the rest."""
         divisors = _divisors(steps)
         for k in divisors if self._levels_cost else [k for k in divisors if k <= 7]:
             yield k, steps // k, 0
         if leaves > 1:
+            # Fewer rests and factors for long scans, to bound the number of subproblems.
             rests = 2 if self._levels_cost or steps > 512 else 3 if steps > 64 else 8
             for k in _MORE_FACTORS if self._levels_cost else _FACTORS[: 2 if steps > 4096 else None]:
                 for inner_steps in range(steps // k, max(steps // k - rests, 0), -1):

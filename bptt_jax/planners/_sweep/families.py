@@ -2,16 +2,17 @@
 
     plan = nest, then perhaps a second nest, then perhaps Steps(r);   nest = Repeat(k1, Remat(Repeat(k2, ... Steps(n))))
 
-Such a plan compiles to at most three bodies, which matters more to the sweep than to the nest: a body is compiled with
-its backward. With M the steps of a nest, h a carry and s a step's residuals, it takes
+The plan compiles to at most three bodies. Bodies matter more to the sweep than to the nest, because each is compiled
+with its backward. With M the steps of a nest, h a carry and s a step's residuals, the plan takes
 
     evaluations   T + Σ M·(1 + Σ_{i≥2} (1 − 1/k_i))
     bytes         max( Σ k_i·h + block(n),  k1·h + Σ k'_i·h + block(n),  (k1 + k'1)·h + block(r) )  + fixed
 
-since the sweep never advances the last child of what it revisits. For every n and k2, k3, … of a grid the least k1 is
-taken whose rest fits, and the most; what that leaves is a rest of steps that are kept, or a second nest over blocks as
-long. The fastest of all these wins, of which bounds on their times in NumPy leave few to be costed. What
-is tried depends on the budget, so that more bytes may cost more predicted time, though seldom and by a per cent or two.
+because the sweep never advances the last child of a node run a second time. For every n and k2, k3, … of a grid, four
+k1 are tried. Three keep the remaining steps as a rest: the k1 without a rest, the least whose rest fits, and the least
+whose rest is one block. The largest k1 leaves them to a second nest over blocks of n. The fastest plan wins; lower
+bounds on times, in NumPy, leave few plans whose bytes have to be computed. The plans tried depend on the budget, so
+more bytes may cost more predicted time, though seldom and by a per cent or two.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from bptt_jax.planners._sweep.shapes import Bools, Floats, Ints, blocks_of, inne
 from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, in_blocks
 from bptt_jax.plans._profile import SweepProfile
 
-_SHORT = 64  # leaves up to this long are all tried, longer ones on a geometric grid and where they divide
-_MOST_REST = 1024  # steps of a rest for which each length is looked at; longer ones grow by their residuals
-_CORRECTIONS = 12  # of a first guess at how long a rest fits
-_TRIES = 64  # of the fastest by bounds that leave out what a second nest takes
+_SHORT = 64  # all leaves up to this long are tried, longer ones on a geometric grid or dividing the length
+_MOST_REST = 1024  # steps of a rest with a peak of its own in a table; beyond, each step adds its residuals
+_CORRECTIONS = 12  # of the first guess at the least k1 with a rest that fits
+_TRIES = 64  # plans of a family, the least bounds first, because bounds leave out costs of a second nest
 
 
 @remember(1024)
 def fastest(profile: SweepProfile, length: int, budget_bytes: int) -> Plan | None:
-    """The fastest plan of this form that fits; None if none does.
+    """The fastest plan found of this form within the budget; None if none fits.
 
     >>> from bptt_jax.plans._profile import StepTimes
     >>> profile = SweepProfile(2, 7, block_bytes=6, block_steps=48, times=StepTimes(block=2))
@@ -48,7 +49,8 @@ def fastest(profile: SweepProfile, length: int, budget_bytes: int) -> Plan | Non
     '(17*[8*[7]] + 6*[7] + 6)'
     """
     plan = _search(profile, length, budget_bytes)
-    # The search tries the most promising plans only, so near the smallest budget it may miss what is there.
+    # The search tries the most promising plans only, so near the smallest budget it may miss a plan. And the budget is
+    # held against the smallest plan, because an error names its bytes as the least to be accepted.
     little = sweep_bytes(Steps(1), profile) + (length.bit_length() + 2) * 3 * profile.carry_bytes
     if plan is None or budget_bytes < little:
         smallest = smallest_plan(profile, length)
@@ -60,7 +62,7 @@ def fastest(profile: SweepProfile, length: int, budget_bytes: int) -> Plan | Non
 
 @remember(256)
 def smallest_plan(profile: SweepProfile, length: int) -> Plan:
-    """The plan of this form with the fewest bytes that halving finds, to half a carry.
+    """The plan of this form with the fewest bytes, found by bisecting budgets down to half a carry.
 
     >>> profile = SweepProfile(2, 7, block_bytes=6, block_steps=48)
     >>> sweep_bytes(smallest_plan(profile, 1000), profile)
@@ -69,7 +71,7 @@ def smallest_plan(profile: SweepProfile, length: int) -> Plan:
     best: Plan = Steps(length)
     enough, refused = sweep_bytes(best, profile), sweep_bytes(Steps(min(length, 1)), profile) - 1
     while enough - refused > max(profile.carry_bytes // 2, 1):
-        # Budgets this small are near to the lower end, and less work.
+        # At most twice the refused budget, because the answer is near the lower end and small budgets are less work.
         middle = min((enough + refused) // 2, 2 * refused + 2)
         plan = _search(profile, length, middle)
         if plan is None:
@@ -100,8 +102,8 @@ class _Family:
       length: steps of the plans.
       n: steps of a leaf.
       counts: k1, for each row.
-      bounds: lower bounds on their times, infinite for plans that cannot fit.
-      carries: how many carries there is room for beside a leaf, if the rest is a second nest; None if it is kept.
+      bounds: lower bounds on their times, infinite where a plan cannot fit.
+      carries: where the rest is a second nest, the number of carries with room beside a leaf; None if it is kept.
     """
 
     length: int
@@ -115,7 +117,7 @@ class _Family:
         return float(self.bounds.min())
 
     def plans(self) -> Iterator[tuple[float, Plan]]:
-        """The most promising plans, with their bounds, which ascend."""
+        """The most promising plans with their bounds, in ascending order."""
         inner = inner_counts(self.length // self.n)
         for row in _ascending(self.bounds):
             k = int(self.counts[row])
@@ -130,14 +132,14 @@ def _families(profile: SweepProfile, length: int, budget_bytes: int) -> Iterator
     carry = max(profile.carry_bytes, 1)
     for n in _leaf_lengths(length):
         free = budget_bytes - sweep_bytes(Steps(n), profile)
-        # Below a Remat, blocks are one loop: two in a row would hold their arrays at once.
+        # A leaf below a Remat is cut into equal blocks, because two loops in a row would hold their arrays at once.
         if free < 0 or isinstance(in_blocks(Steps(n), profile.block_steps), Chain):
             continue
         inner = inner_counts(length // n)
         unit = n * inner.products  # steps of a child of the outermost loop
         exact = np.where(length % unit == 0, length // unit, 0)
         kept = _least_counts(profile, length, unit, budget_bytes - carry)
-        of_one_block = np.maximum(kept, -(-(length - profile.block_steps) // unit))  # which is one body less to compile
+        of_one_block = np.maximum(kept, -(-(length - profile.block_steps) // unit))  # one body less to compile
         for counts in (exact, kept, of_one_block):
             taken = (counts + inner.carries + (counts * unit < length)) * carry
             yield _Family(length, n, counts, _bounds(profile, length, n, counts, taken <= free))
@@ -147,7 +149,7 @@ def _families(profile: SweepProfile, length: int, budget_bytes: int) -> Iterator
 
 
 def _bounds(profile: SweepProfile, length: int, n: int, counts: Ints, fits: Bools, again: int | None = None) -> Floats:
-    """Lower bounds on the times of plans; all but `again` steps of the rest are evaluated again, None: none are."""
+    """Lower bounds on the times of plans; all but `again` steps of the rest are evaluated again, with None none are."""
     inner = inner_counts(length // n)
     times, covered = profile.times, counts * n * inner.products
     kept = length - covered if again is None else np.minimum(length - covered, again)
@@ -161,7 +163,10 @@ def _bounds(profile: SweepProfile, length: int, n: int, counts: Ints, fits: Bool
 
 @remember(65536)
 def _second_nest(steps: int, n: int, carries: int) -> tuple[Plan, ...] | None:
-    """The fastest nest with leaves of n steps and at most so many carries that leaves at most n of so many steps."""
+    """The fastest nest with leaves of n steps and at most `carries` carries, and its rest of at most n steps.
+
+    None if there is no such nest; of n steps or fewer there is only the rest.
+    """
     if steps <= n:
         return (Steps(steps),)
     inner = inner_counts(steps // n)
@@ -180,16 +185,17 @@ def _nest(n: int, k: int, inner: Ints) -> Plan:
 
 
 def _ascending(bounds: Floats) -> list[int]:
-    """Where the least of them are, in order."""
+    """Indices of the least bounds, in ascending order, without infinite ones."""
     count = min(_TRIES, len(bounds))
     least = np.argpartition(bounds, count - 1)[:count]
     return [int(at) for at in least[np.argsort(bounds[least], kind="stable")] if np.isfinite(bounds[at])]
 
 
 def _least_counts(profile: SweepProfile, length: int, unit: Ints, free_bytes: int) -> Ints:
-    """For each row the least k1 whose carries and kept rest fit; one more than there are steps where none does.
+    """For each row the least k1 whose carries and kept rest fit; `length` + 1 where none does.
 
-    The rest shrinks by `unit` steps for each child, which frees at most what a block holds for them.
+    The first guess and each correction err downwards: one more child shortens the rest by `unit` steps, and so frees
+    at most a block's bytes for them.
     """
     carry, by_step = max(profile.carry_bytes, 1), profile.residual_bytes + profile.block_bytes
     peaks = _kept_peaks(profile, min(length, _MOST_REST))
@@ -206,7 +212,7 @@ def _least_counts(profile: SweepProfile, length: int, unit: Ints, free_bytes: in
 
 @remember(64)
 def _kept_peaks(profile: SweepProfile, most: int) -> Ints:
-    """Bytes of 0, 1, ... steps that are kept, up to so many."""
+    """Peak bytes of 0, 1, ..., `most` kept steps."""
     peaks: Ints = np.array([sweep_bytes(Steps(n), profile) for n in range(most + 1)])
     return peaks
 

@@ -1,4 +1,4 @@
-"""What the sweep's planner looks up: numbers that neither a budget nor a step changes."""
+"""Tables of the sweep's planner: numbers independent of budgets and of the sizes of a step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Bools = npt.NDArray[np.bool_]
 
 _COUNTS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 50, 64)  # of children, on inner levels
 _MOST_LEVELS = 6
-_TABULATED = 10**6  # steps; of longer scans blocks are bounded, not counted
+_TABULATED = 10**6  # steps; for longer scans the number of blocks is bounded from below, not counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Inner:
 
     Attributes:
       counts: the choices, padded with zeros.
-      products: of each.
-      carries: that each holds, their sum.
-      advanced: the sum of 1 − 1/k of each.
+      products: the product of each.
+      carries: the number of carries held by each, the sum of its counts.
+      advanced: the sum of 1 − 1/k over each.
     """
 
     counts: Ints
@@ -41,7 +41,7 @@ class Inner:
 
 @remember(1024)
 def inner_counts(children: int) -> Inner:
-    """All choices that leave two of so many leaves at least."""
+    """All choices with at least two children left for the outermost loop, out of `children` leaves."""
     inner = _all_inner_counts()
     return inner.at(2 * inner.products <= max(children, 2))
 
@@ -59,7 +59,7 @@ def _all_inner_counts() -> Inner:
 
 
 def blocks_of(steps: Ints, most_steps: int, length: int) -> Ints:
-    """Into how many blocks `in_blocks` cuts so many steps, which are at most `length`."""
+    """The numbers of blocks into which `in_blocks` cuts each of `steps`, all of them at most `length`."""
     blocks: Ints = _block_counts(most_steps, length)[steps] if length <= _TABULATED else -(-steps // most_steps)
     return blocks
 
@@ -70,6 +70,7 @@ def _block_counts(most_steps: int, length: int) -> Ints:
     steps = np.arange(length + 1)
     loops = -(-steps // most_steps)
     blocks: Ints = np.where(steps > most_steps, loops + (steps % np.maximum(loops, 1) > 0), np.minimum(steps, 1))
+    # Ascending, so the longest divisor is written last: `in_blocks` takes the longest.
     for equal in range(max(most_steps // 2, 1), most_steps + 1):
         first = equal * (most_steps // equal + 1)  # the least multiple that is more than one block
         blocks[first::equal] = steps[first::equal] // equal

@@ -1,5 +1,6 @@
-"""Strict modes for every test: double precision, no silent promotion of dtypes or ranks."""
+"""Strict modes for every test, and a default run of a few minutes: of many similar cases it takes few."""
 
+import collections
 from pathlib import Path
 
 import jax
@@ -19,8 +20,21 @@ def pytest_configure(config):
         compile_quickly()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out tests that are marked slow
+def pytest_collection_modifyitems(items):
+    """Of a test marked `one_in(n)` the first case and each n-th after it stay; the others are marked slow."""
+    seen = collections.Counter()
+    for item in items:
+        if (marker := item.get_closest_marker("one_in")) is not None:
+            test = item.nodeid.partition("[")[0]
+            if seen[test] % marker.args[0]:
+                item.add_marker(pytest.mark.slow)
+            seen[test] += 1
+
+
 @pytest.fixture(autouse=True)
 def strict_jax():
+    """Double precision, no silent promotion of dtypes or ranks."""
     before = {name: getattr(jax.config, name) for name in _STRICT}
     for name, value in _STRICT.items():
         jax.config.update(name, value)

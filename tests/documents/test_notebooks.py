@@ -9,8 +9,6 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.support.slow import one_in
-
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 # What the cell tagged "parameters" is followed by. Nothing here is a claim: those are for the full setting.
 SMALL = {
@@ -39,7 +37,8 @@ def test_each_notebook_has_a_small_setting():
     assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == set(SMALL)
 
 
-@pytest.mark.parametrize("name", one_in(2, SMALL))
+@pytest.mark.one_in(5)
+@pytest.mark.parametrize("name", SMALL)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of Jupyter's client
 def test_it_runs_at_a_small_setting(name, tmp_path):
     notebook = read(name)

@@ -4,6 +4,7 @@ import os
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import bptt_jax
 from tests.audit.kinds import KINDS
@@ -33,6 +34,7 @@ def temporaries(problem, plan, lowering):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_programs_compiled_as_users_do():
     assert "xla_backend_optimization_level" in os.environ["XLA_FLAGS"]
     assert as_users_do(__name__, "measured") == measured()

@@ -21,7 +21,6 @@ from bptt_jax._step import sizes as block_sizes
 from bptt_jax._step.style import Style
 from bptt_jax._step.taps import by_halves
 from tests.support import comparison, forms
-from tests.support.slow import one_in
 from tests.support.steps import normal
 
 # Blocks of an even and of an odd number of steps, and of one.
@@ -36,11 +35,10 @@ def lstm(width=4):
     return cell, cell.init(jax.random.key(1), carry, xs[0]), carry, xs
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize(
     ("derivative", "outside", "style"),
-    one_in(
-        5, itertools.product(["value_and_grad", "forward_over_reverse", "reverse_over_reverse"], [True, False], STYLES)
-    ),
+    list(itertools.product(["value_and_grad", "forward_over_reverse", "reverse_over_reverse"], [True, False], STYLES)),
     ids=str,
 )
 def test_each_decision_gives_the_same_gradients(monkeypatch, style, outside, derivative):
@@ -86,6 +84,7 @@ def block_of(batch, width):
     )
 
 
+@pytest.mark.slow
 def test_large_weights_are_used_by_block_and_small_ones_by_step():
     """A batch of 16 at width 256 writes a sixteenth of a weight for each product, one of 64 at width 128 half of it."""
     single, wide, narrow = (block_of(*size).block for size in ((1, 256), (16, 256), (64, 128)))

@@ -23,7 +23,6 @@ from bptt_jax._trace.gradient import gradient_of
 from bptt_jax._trace.trace import trace
 from tests.scan.test_gradients import pairwise
 from tests.support import comparison
-from tests.support.slow import one_in
 from tests.support.steps import normal
 
 LENGTH = 12
@@ -149,16 +148,16 @@ def is_finite(tree):
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize(
-    ("picked", "form", "lowering", "limit"), one_in(2, pairwise(("carry", "h"), FORMS, LOWERINGS, LIMITS))
-)
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize(("picked", "form", "lowering", "limit"), pairwise(("carry", "h"), FORMS, LOWERINGS, LIMITS))
 def test_outputs_that_are_not_in_the_loss(picked, form, lowering, limit):
     ours, theirs = ours_and_theirs(functools.partial(logged_loss, picked), form, lowering, limit)
     assert is_finite(theirs)
     assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize(("form", "lowering", "limit"), one_in(2, pairwise(FORMS[1:4], LOWERINGS, LIMITS)))
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize(("form", "lowering", "limit"), pairwise(FORMS[1:4], LOWERINGS, LIMITS))
 def test_metrics_in_a_carry_that_are_not_in_the_loss(form, lowering, limit):
     """`jax.lax.scan` may give NaN here, which need not be given."""
     ours, theirs = ours_and_theirs(accumulated_loss, form, lowering, limit)
@@ -167,9 +166,10 @@ def test_metrics_in_a_carry_that_are_not_in_the_loss(form, lowering, limit):
         comparison.assert_same(*(jnp.where(jnp.isfinite(b), leaf, 0.0) for leaf in (a, b)), tolerance=1e-9)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("picked", "lowering", "limit"),
-    one_in(2, pairwise(("norm", "log", "of w", "of x", "of x and w"), LOWERINGS[1:], LIMITS)),
+    pairwise(("norm", "log", "of w", "of x", "of x and w"), LOWERINGS[1:], LIMITS),
 )
 def test_outputs_that_are_in_the_loss(picked, lowering, limit):
     """Then there is NaN, or an infinite number, and where it is in `jax.lax.scan`."""
@@ -188,9 +188,8 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("mask", "form", "lowering", "limit"), one_in(2, pairwise(tuple(MASKS), FORMS[1:4], LOWERINGS, LIMITS))
-)
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize(("mask", "form", "lowering", "limit"), pairwise(tuple(MASKS), FORMS[1:4], LOWERINGS, LIMITS))
 def test_branches_that_are_not_taken(mask, form, lowering, limit):
     ours, theirs = ours_and_theirs(functools.partial(masked_loss, mask), form, lowering, limit)
     if mask != "cond" or form == "jit":  # under vmap both branches of a `cond` on the carry run
@@ -198,6 +197,7 @@ def test_branches_that_are_not_taken(mask, form, lowering, limit):
     assert_same(ours, theirs)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("limit", ["none", "chain"])
 @pytest.mark.parametrize("lowering", [None, "nested"])
 @pytest.mark.parametrize("picked", ["carry", "h"])

@@ -80,6 +80,7 @@ def of_arrays(found):
     return [one for one in found if one.loops or one.result_bytes > 16]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("layout", ["batch", "hidden"])
 @pytest.mark.parametrize("mode", ["automatic", "explicit", "shard_map"])
 def test_on_four_devices(mode, layout):
@@ -99,6 +100,7 @@ def test_on_four_devices(mode, layout):
         assert not in_loops(ours)  # the gradients of the weights are added up among devices once
 
 
+@pytest.mark.slow
 def test_sequences_of_several_lengths_stay_on_their_devices():
     """Read backwards, the batch divided: what is summed over devices are the gradients of the weights."""
     report = json.loads(run_program("tests.support.ragged_devices"))

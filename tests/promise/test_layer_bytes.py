@@ -13,7 +13,6 @@ from bptt_jax import Chain, Remat, Repeat, Steps
 from tests.measure.test_bytes import temporaries
 from tests.scan.test_gradients import pairwise
 from tests.support import comparison, targets
-from tests.support.slow import one_in
 
 pytestmark = pytest.mark.usefixtures("implicit_broadcasting")
 LENGTH = 1000
@@ -102,7 +101,8 @@ def bytes_of_sequences(name, has_outputs):
 CASES = list(pairwise(NAMES, tuple(FORMS), SHARES, tuple(WRT), (False, True)))
 
 
-@pytest.mark.parametrize(("name", "form", "share", "wrt", "has_outputs"), one_in(3, CASES))
+@pytest.mark.one_in(15)
+@pytest.mark.parametrize(("name", "form", "share", "wrt", "has_outputs"), CASES)
 def test_a_batch_major_layer_is_within_its_budget(name, form, share, wrt, has_outputs):
     layers = len(CELLS[name][0]())
     budget = int(share * bytes_of_flax(name, form, wrt, has_outputs))
@@ -114,8 +114,9 @@ def test_a_batch_major_layer_is_within_its_budget(name, form, share, wrt, has_ou
     assert found <= allowed
 
 
+@pytest.mark.one_in(25)
 @pytest.mark.parametrize(
-    ("name", "form", "wrt", "has_outputs"), one_in(5, pairwise(NAMES, tuple(FORMS), tuple(WRT), (False, True)))
+    ("name", "form", "wrt", "has_outputs"), pairwise(NAMES, tuple(FORMS), tuple(WRT), (False, True))
 )
 def test_batch_major_takes_what_time_major_takes(name, form, wrt, has_outputs):
     """By one plan; which plan the other budget of two finds, is another matter."""
@@ -130,7 +131,8 @@ def test_batch_major_takes_what_time_major_takes(name, form, wrt, has_outputs):
     assert batch_major <= 1.02 * time_major
 
 
-@pytest.mark.parametrize(("name", "form", "has_outputs"), one_in(5, pairwise(NAMES, tuple(FORMS), (False, True))))
+@pytest.mark.one_in(25)
+@pytest.mark.parametrize(("name", "form", "has_outputs"), pairwise(NAMES, tuple(FORMS), (False, True)))
 def test_nothing_of_the_length_is_transposed(name, form, has_outputs):
     """Neither xs nor ys, nor their cotangents."""
     length = 1009  # of which no other size is a multiple

@@ -15,7 +15,6 @@ from tests.measure.test_bytes import temporaries
 from tests.promise.test_layer_bytes import moved_in
 from tests.support import comparison
 from tests.support.quick_to_compile import as_users_do
-from tests.support.slow import one_in
 
 pytestmark = pytest.mark.usefixtures("implicit_broadcasting")
 LENGTH = 200
@@ -85,9 +84,10 @@ def cases(few, *columns):
     """Of so few examples those rows that `one_in` picks by default; of 256 all are slow."""
     rows = [(cell, order, n, *column) for cell in CELLS for n in few for order in ORDERS for column in columns]
     many = [(cell, order, 256, *column) for cell in CELLS for order in ORDERS for column in columns]
-    return one_in(3, rows) + [pytest.param(*row, marks=pytest.mark.slow) for row in many]
+    return rows + [pytest.param(*row, marks=pytest.mark.slow) for row in many]
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize(
     ("cell", "order", "examples", "share", "lowering"),
     cases((1, 16), (0.1, None), (0.3, None), (0.1, "nested"), (0.3, "nested")),
@@ -126,6 +126,7 @@ def test_xs_of_many_examples_are_not_transposed(cell):
     assert not moved_in(functools.partial(gradient_of_vmap, loss), (params, xs), length)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("cell", "order", "examples", "lowering"), cases((16,), (None,), ("nested",)))
 def test_never_more_than_lax_scan(cell, order, examples, lowering):
     found = bytes_of(cell, order, examples, functools.partial(bptt_jax.scan, lowering=lowering))
@@ -143,12 +144,14 @@ def of_one_example():
     return [[bytes_of(cell, order, 1, scan) for scan in (bptt_jax.scan, lax.scan)] for cell, order in pairs]
 
 
+@pytest.mark.slow
 def test_one_example_takes_never_more_than_lax_scan():
     for ours, theirs in as_users_do(__name__, "of_one_example"):
         print(f"{ours} of {theirs}")
         assert ours <= theirs
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_percentage_is_of_all_examples(order):
     """Of what `jax.lax.scan` takes for them, as predicted from shapes."""
@@ -158,6 +161,7 @@ def test_a_percentage_is_of_all_examples(order):
     assert 0.1 * whole <= found <= 0.42 * whole
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("order", ORDERS[:3])
 def test_a_percentage_that_no_plan_fits_is_that_of_all_examples(order):
     """Where the gradient was traced before it was mapped, of one example as well."""

@@ -133,6 +133,7 @@ def test_a_shared_collection_cannot_be_changed():
         RNN(Cell(norm=True)).init(jax.random.key(0), INPUTS)
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("cell", [Cell(dropout=True), Cell(own_key=True), Cell(dropout=True, own_key=True)], ids=str)
 @pytest.mark.parametrize("split", [True, False])
 @pytest.mark.parametrize("reverse", [True, False])

@@ -184,6 +184,7 @@ def in_a_row(make, x):
     return carry
 
 
+@pytest.mark.slow
 def test_four_layers_in_five_per_cent_of_flax():
     def flax_layer(x):
         return nn.RNN(nn.LSTMCell(WIDTH), time_major=True, return_carry=True)(x)

@@ -31,7 +31,6 @@ from tests.support.adversarial.running import (
     run_each,
 )
 from tests.support.adversarial.subsets import BATCHES, LONG, PARTS, TWICE, UNEVEN
-from tests.support.slow import one_in
 
 pytestmark = pytest.mark.usefixtures("implicit_broadcasting")
 BLOCKS = Repeat(3, Remat(Steps(4)))
@@ -46,7 +45,8 @@ def is_finite(tree):
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if comparison.is_float(leaf))
 
 
-@pytest.mark.parametrize("name", one_in(3, TABLE))
+@pytest.mark.one_in(7)
+@pytest.mark.parametrize("name", TABLE)
 def test_derivatives_equal_those_of_lax_scan(name):
     """With a plan that computes again, and without a budget. What gives second derivatives gives the gradient as well,
     so that is not compiled for itself.
@@ -70,7 +70,8 @@ def test_derivatives_equal_those_of_lax_scan(name):
     comparison.assert_same(our_transposed, transposed, 10 * entry.tolerance)
 
 
-@pytest.mark.parametrize("name", one_in(5, TABLE))
+@pytest.mark.one_in(9)
+@pytest.mark.parametrize("name", TABLE)
 def test_gradients_with_products_in_turn(monkeypatch, name):
     """What tight budgets lead to, here forced; blocks of an even and of an odd number of steps."""
     forms.force(monkeypatch, Style(merged=False, in_turn=True))
@@ -101,6 +102,7 @@ def test_reverse_over_reverse_through_recomputation(name):
     comparison.assert_same(ours, theirs, 10 * entry.tolerance)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", PARTS)
 def test_gradient_of_one_argument(name):
     """Of the parameters alone, of the first carry alone, and of xs alone, by a plan of two levels."""
@@ -127,7 +129,8 @@ def test_batch_of_gradients(name):
     comparison.assert_same(ours, theirs, entry.tolerance)
 
 
-@pytest.mark.parametrize(("name", "batched"), one_in(2, BATCHES))
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize(("name", "batched"), BATCHES)
 def test_gradient_of_a_batch(name, batched):
     """Of the float inputs some are batched and others shared; the batch is as large as the length."""
     entry = TABLE[name]
@@ -170,7 +173,8 @@ def test_more_steps_than_a_block_may_have(name, length):
     comparison.assert_same(ours, theirs, entry.tolerance)
 
 
-@pytest.mark.parametrize("name", one_in(2, [*LONG, "flax_lstm"]))
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize("name", [*LONG, "flax_lstm"])
 def test_smallest_budget(name):
     """What is done for speed and takes bytes is then left undone."""
     entry = TABLE[name]

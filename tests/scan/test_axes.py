@@ -17,7 +17,6 @@ from bptt_jax._trace.along import Along, Layout
 from tests.measure.test_bytes import temporaries
 from tests.scan.test_transformations import WAYS, in_a_way, reference, result_of, rows
 from tests.support import comparison
-from tests.support.slow import one_in
 
 pytestmark = pytest.mark.usefixtures("implicit_broadcasting")
 LENGTH, BATCH = 11, 3
@@ -47,8 +46,9 @@ def time_last(scan):
 
 
 # The planned ways look for a length along the first axis.
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize(
-    ("row", "name", "lowering", "limit"), one_in(5, [row for row in rows() if row[3] != "plan"][::3]), ids=str
+    ("row", "name", "lowering", "limit"), [row for row in rows() if row[3] != "plan"][::3], ids=str
 )
 def test_every_transformation_with_time_last(row, name, lowering, limit):
     ours = in_a_way(lambda scan: result_of(row, time_last(scan), name), lowering, limit)
@@ -82,6 +82,7 @@ def moved(f, init, xs, reverse=False):
     return carry, {name: jnp.moveaxis(leaf, 0, OUT_AXES[name]) for name, leaf in ys.items()}
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("lowering", [None, "nested"])
@@ -181,6 +182,7 @@ def test_an_audit_of_it_says_the_same_as_scan():
     assert report.measured_bytes > 0
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("axis", [1, 2])
 @pytest.mark.parametrize(("of_x", "of_y"), [(32, 32), (96, 32), (32, 96)])
 @pytest.mark.parametrize("budget", [307_200, 380_000, 500_000])
@@ -286,9 +288,10 @@ def gradient(axes, run, w, init, xs, lengths):
 MAPPED = [None, (None, None, 0, None), (None, None, 2, 0), (None, 0, None, 1), (0, None, None, None), (0, 1, 1, 1)]
 
 
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize(
     ("axes", "keep_order", "lowering", "plan"),
-    one_in(5, itertools.product(MAPPED, (False, True), (None, "nested"), ("none", "deep"))),
+    list(itertools.product(MAPPED, (False, True), (None, "nested"), ("none", "deep"))),
 )
 def test_gradients_of_sequences_of_several_lengths(axes, keep_order, lowering, plan):
     options = checked_options(lowering=lowering, plan=PLANS[plan])

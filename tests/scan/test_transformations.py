@@ -13,7 +13,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import bptt_jax
 from bptt_jax import Chain, Remat, Repeat, Steps
 from tests.support import comparison
-from tests.support.slow import one_in
 from tests.support.transformations import ROWS
 from tests.support.transformations.table import LENGTH, Model, step_named
 
@@ -50,9 +49,11 @@ def reference(row, name):
 
 def rows():
     """Each row in each way; the steps take turns."""
-    for i, row in enumerate(ROWS):
-        for j, (lowering, limit) in enumerate(WAYS):
-            yield row, row.steps[(i + j) % len(row.steps)], lowering, limit
+    return [
+        (row, row.steps[(i + j) % len(row.steps)], lowering, limit)
+        for i, row in enumerate(ROWS)
+        for j, (lowering, limit) in enumerate(WAYS)
+    ]
 
 
 def checkpointed(f, init, xs=None, length=None, **options):
@@ -72,7 +73,8 @@ def depends_on_checkpoints(row, name):
     return False
 
 
-@pytest.mark.parametrize(("row", "name", "lowering", "limit"), one_in(5, rows()), ids=str)
+@pytest.mark.one_in(11)
+@pytest.mark.parametrize(("row", "name", "lowering", "limit"), rows(), ids=str)
 def test_equals_lax_scan(row, name, lowering, limit):
     if name == "own_rule" and limit != "none" and depends_on_checkpoints(row, name):
         pytest.skip("jax.checkpoint has another second derivative than jax.lax.scan here")
@@ -91,9 +93,10 @@ REVERSE_OF_A_LOOP = (
 )
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(
     ("row", "lowering", "limit"),
-    one_in(5, ((row, *way) for row in ROWS if str(row) in REVERSE_OF_A_LOOP for way in WAYS)),
+    [(row, *way) for row in ROWS if str(row) in REVERSE_OF_A_LOOP for way in WAYS],
     ids=str,
 )
 def test_what_has_no_reverse_mode_is_refused_in_the_words_of_jax(row, lowering, limit):
@@ -128,7 +131,8 @@ def test_debug_nans_finds_what_is_not_a_number(lowering, plan):
                 gradient(init)
 
 
-@pytest.mark.parametrize(("lowering", "limit"), one_in(5, WAYS))
+@pytest.mark.one_in(5)
+@pytest.mark.parametrize(("lowering", "limit"), WAYS)
 def test_spmd_axis_name_reaches_the_step(lowering, limit):
     """A sharding of one example's carry is one of the batch's, in each pass."""
     mesh = jax.make_mesh((1, 1), ("data", "model"), (AxisType.Auto,) * 2)

@@ -16,7 +16,6 @@ from bptt_jax import Remat, Repeat, Steps
 from bptt_jax.errors import BudgetError, BudgetWarning
 from tests.measure.test_bytes import temporaries
 from tests.support import comparison
-from tests.support.slow import one_in
 from tests.support.steps import normal
 
 LENGTH, BATCH, WIDTH = 100, 16, 32
@@ -87,9 +86,8 @@ def bytes_of_lax_scan(part):
     return bytes_of(part, lax.scan)
 
 
-@pytest.mark.parametrize(
-    ("part", "lowering", "limit"), one_in(3, itertools.product(PARTS, LOWERINGS, ("none", "budget")))
-)
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize(("part", "lowering", "limit"), list(itertools.product(PARTS, LOWERINGS, ("none", "budget"))))
 def test_equals_lax_scan(part, lowering, limit):
     def of(scan):
         loss, chosen = loss_of(part, scan, length=12)
@@ -104,7 +102,8 @@ def test_equals_lax_scan(part, lowering, limit):
     comparison.assert_same(found, of(lax.scan), tolerance=1e-10)
 
 
-@pytest.mark.parametrize(("lowering", "part", "share"), one_in(3, itertools.product(LOWERINGS, PARTS, (0.4, 0.2))))
+@pytest.mark.one_in(7)
+@pytest.mark.parametrize(("lowering", "part", "share"), list(itertools.product(LOWERINGS, PARTS, (0.4, 0.2))))
 def test_within_a_budget_of_its_own(lowering, part, share):
     """A share of what `jax.lax.scan` takes for that gradient, or the smallest that does; and a percentage is of it."""
     whole = bytes_of_lax_scan(part)
@@ -226,6 +225,7 @@ def layer_made(budget):
     return lambda: jax.tree.leaves(layer.init(jax.random.key(0), jnp.ones((2, LENGTH, 8), jnp.float32)))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.usefixtures("implicit_broadcasting")
 @pytest.mark.parametrize("make", [evaluated, evaluated_without_jit, evaluated_under_vmap, layer_applied, layer_made])
 def test_an_evaluation_compiles_nothing_for_its_budget(make):
@@ -279,7 +279,8 @@ def traces(scan, form, deep):
     return seen
 
 
-@pytest.mark.parametrize(("deep", "options", "form"), one_in(5, itertools.product((1, 3), OPTIONS, FORMS)), ids=str)
+@pytest.mark.one_in(11)
+@pytest.mark.parametrize(("deep", "options", "form"), list(itertools.product((1, 3), OPTIONS, FORMS)), ids=str)
 def test_a_step_is_traced_as_often_as_in_lax_scan(deep, options, form):
     """In three scans within each other, each step; also where a budget is planned for, which the last options have."""
 

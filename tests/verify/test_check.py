@@ -25,7 +25,6 @@ from tests import audit
 from tests.audit.kinds import KINDS
 from tests.support.comparison import in_smallest_budget
 from tests.support.quick_to_compile import as_users_do
-from tests.support.slow import one_in
 
 
 def step(carry, x):
@@ -192,9 +191,8 @@ def test_steps_with_other_rules_are_measured_apart():
     assert many.plan != few.plan == again.plan
 
 
-@pytest.mark.parametrize(
-    ("kind", "lowering"), one_in(3, [(kind, way) for kind in KINDS for way in ("sweep", "nested")])
-)
+@pytest.mark.one_in(7)
+@pytest.mark.parametrize(("kind", "lowering"), [(kind, way) for kind in KINDS for way in ("sweep", "nested")])
 @pytest.mark.usefixtures("implicit_broadcasting")
 def test_code_that_is_not_optimised_takes_the_same_buffers(monkeypatch, kind, lowering):
     """So checks take half of the time."""
@@ -280,6 +278,7 @@ def test_a_percentage_of_a_short_scan_works(length, lowering):
     jax.tree.map(np.testing.assert_allclose, evaluated, jax.lax.scan(step, ARGUMENTS[0], ARGUMENTS[1][:length]))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.usefixtures("implicit_broadcasting")
 @pytest.mark.parametrize("length", [1, 5, 23])
 @pytest.mark.parametrize("flax", ["linen", "nnx"])

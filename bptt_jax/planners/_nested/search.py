@@ -16,12 +16,11 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from bptt_jax._caches import remember
 from bptt_jax._cost.nested import chain_bytes, slice_bytes
 from bptt_jax.planners._nested.reach import MOST_LEAVES, Lattice, Reach
-from bptt_jax.planners._sweep.shapes import Floats, Ints
+from bptt_jax.planners._sweep.shapes import Bools, Floats, Ints
 from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps
 
 # Splits tried for each subproblem. Twice as many are twice as slow and gain 0.4 % of time at best, but up to 1.5 %
@@ -29,6 +28,7 @@ from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps
 _WIDTH = 2
 _WIDTH_IF_FINE = 4
 _MOST_FAILURES = 12  # splits tried as long as none has given a plan
+_MOST_ESTIMATES = 16  # splits of a subproblem that are handed on, the best first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,27 @@ class _Split:
     inner_steps: int
     inner_leaves: int
     exact: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shares:
+    """How splits share memory and leaves: arrays that broadcast to the axes [k, leaves of a child, length of a child].
+
+    Attributes:
+      k: numbers of children.
+      inner_units, rest_units: units of memory for a child and for the rest.
+      inner_leaves, rest_leaves: leaves of a child and of the rest.
+    """
+
+    k: Ints
+    inner_units: Ints
+    rest_units: Ints
+    inner_leaves: Ints
+    rest_leaves: Ints
+
+    def without(self, units: Ints) -> _Shares:
+        """The same with fewer units for both, for slices that exist all the time."""
+        return dataclasses.replace(self, inner_units=self.inner_units - units, rest_units=self.rest_units - units)
 
 
 class Search:
@@ -179,22 +200,19 @@ class Search:
         """The best few splits with a rest; each step of the rest has `rest_slices` bytes of slices."""
         k = self._counts(steps, units)
         rest_units = units - self._lattice.units_for_carries(k)
-        inner_units = rest_units - self._params
-        k, rest_units, inner_units = (a[inner_units > 0] for a in (k, rest_units, inner_units))
+        k, rest_units = (a[rest_units > self._params, None, None] for a in (k, rest_units))
         if not k.size:
             return []
-        # Axes of the arrays from here on: k, leaves of a child, length of a child.
-        inner_leaves = np.arange(1, leaves)
-        shape = k[:, None, None], rest_units[:, None, None], inner_units[:, None, None]
-        inner_steps = self._inner_steps(steps, *shape, inner_leaves[:, None], leaves, rest_slices)
-        slices = self._lattice.units_for((steps - shape[0] * inner_steps) * rest_slices)
-        left = shape[1] - slices, shape[2] - slices
-        estimate, exact = self._estimate(steps, shape[0], *left, inner_leaves[:, None], leaves, inner_steps)
-        count = min(estimate.size, 16)
+        inner_leaves = np.arange(1, leaves)[:, None]
+        shares = _Shares(k, rest_units - self._params, rest_units, inner_leaves, leaves - inner_leaves)
+        inner_steps = self._inner_steps(steps, shares, rest_slices)
+        slices = self._lattice.units_for((steps - k * inner_steps) * rest_slices)
+        estimate, exact = self._estimate(steps, shares.without(slices), inner_steps)
+        count = min(estimate.size, _MOST_ESTIMATES)
         order = np.argpartition(estimate, count - 1, axis=None)[:count]
         order = np.append(order, np.where(exact, estimate, math.inf).argmin())
         a, b, _ = np.unravel_index(order, estimate.shape)
-        parts = estimate.flat[order], k[a], inner_steps.flat[order], inner_leaves[b], exact.flat[order]
+        parts = estimate.flat[order], k[a, 0, 0], inner_steps.flat[order], inner_leaves[b, 0], exact.flat[order]
         splits = {_Split(float(e), int(n), int(m), int(g), bool(x)) for e, n, m, g, x in zip(*parts, strict=True)}
         return list(splits)
 
@@ -208,50 +226,36 @@ class Search:
         k = np.unique(np.concatenate([np.arange(2, 24), grid, short, short - 1]))
         return k[(k >= 2) & (k <= most)]
 
-    def _inner_steps(
-        self, steps: int, k: Ints, rest_units: Ints, inner_units: Ints, inner_leaves: Ints, leaves: int, slices: int
-    ) -> Ints:
-        """Lengths of a child worth trying, on a last axis of the result."""
+    def _inner_steps(self, steps: int, shares: _Shares, rest_slices: int) -> Ints:
+        """Lengths of a child worth trying, along the last axis."""
         reach, residual_bytes = self._coarse.steps, self._lattice.residual_bytes
-        rest_steps = reach[rest_units[..., 0], leaves - inner_leaves[:, 0]]
+        rest_steps = reach[shares.rest_units[..., 0], shares.rest_leaves[:, 0]]
         # The longest rest to be kept as one block, beside the slices of its steps.
-        longest_rest = _blocks(self._lattice, rest_units) * residual_bytes // (residual_bytes + slices)
+        longest_rest = _blocks(self._lattice, shares.rest_units) * residual_bytes // (residual_bytes + rest_slices)
         longest_rest = np.broadcast_to(longest_rest, (*rest_steps.shape[:2], 1))
         rest_steps = np.concatenate([rest_steps, longest_rest], axis=-1)
-        to_leave_rest = np.ceil((steps - rest_steps) / k)
-        inner_steps = np.concatenate([to_leave_rest, reach[inner_units[..., 0], inner_leaves[:, 0]]], axis=-1)
-        lengths: Ints = np.clip(inner_steps, 1, steps // k).astype(np.int64)
+        to_leave_rest = np.ceil((steps - rest_steps) / shares.k)
+        of_child = reach[shares.inner_units[..., 0], shares.inner_leaves[:, 0]]
+        inner_steps = np.concatenate([to_leave_rest, of_child], axis=-1)
+        lengths: Ints = np.clip(inner_steps, 1, steps // shares.k).astype(np.int64)
         return lengths
 
-    def _estimate(
-        self,
-        steps: int,
-        k: Ints,
-        rest_units: Ints,
-        inner_units: Ints,
-        inner_leaves: Ints,
-        leaves: int,
-        inner_steps: Ints,
-    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    def _estimate(self, steps: int, shares: _Shares, inner_steps: Ints) -> tuple[Floats, Bools]:
         """Advances of splits, from the table's lower bounds for their parts, and whether they are known to be exact."""
-        rest_steps = steps - k * inner_steps
-        feasible = (rest_units > 0) & (inner_units > 0)
-        rest_units, inner_units = np.maximum(rest_units, 0), np.maximum(inner_units, 0)
-        out_of_reach = (rest_steps > self._coarse.steps[rest_units, leaves - inner_leaves, -1]) | (
-            inner_steps > self._coarse.steps[inner_units, inner_leaves, -1]
-        )
-        slices = self._lattice.units_for(inner_steps * slice_bytes(self._lattice))
-        inner_units = inner_units - slices
-        feasible &= (inner_units > 0) & ~out_of_reach
-        inner_units = np.maximum(inner_units, 0)
-        inner = self._coarse.least_advances(inner_steps, inner_units, inner_leaves)
-        one_block = inner_steps <= _blocks(self._lattice, inner_units)
-        inner = np.where(one_block, 0, inner)
-        rest = self._coarse.least_advances(rest_steps, rest_units, leaves - inner_leaves)
-        rest_block = rest_steps <= _blocks(self._lattice, rest_units)
-        rest = np.where(rest_block, 0, rest)
-        advances: Floats = np.where(feasible, k * (inner_steps + inner) + rest, math.inf)
-        return advances, one_block & rest_block
+        rest_steps = steps - shares.k * inner_steps
+        child = shares.inner_units - self._lattice.units_for(inner_steps * slice_bytes(self._lattice))
+        inner, inner_is_block = self._of_part(inner_steps, child, shares.inner_leaves)
+        rest, rest_is_block = self._of_part(rest_steps, shares.rest_units, shares.rest_leaves)
+        advances: Floats = shares.k * (inner_steps + inner) + rest
+        return advances, inner_is_block & rest_is_block
+
+    def _of_part(self, steps: Ints, units: Ints, leaves: Ints) -> tuple[Floats, Bools]:
+        """Advances of one part of splits, infinite where it cannot fit, and whether it is one kept block."""
+        has_units, units = units > 0, np.maximum(units, 0)
+        fits = has_units & (steps <= self._coarse.steps[units, leaves, -1])
+        is_block = steps <= _blocks(self._lattice, units)
+        advances = np.where(is_block, 0, self._coarse.least_advances(steps, units, leaves))
+        return np.where(fits, advances, math.inf), is_block
 
     def _slices(self, steps: int) -> int:
         return self._lattice.units_for(steps * slice_bytes(self._lattice))

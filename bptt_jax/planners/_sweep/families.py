@@ -96,21 +96,19 @@ def _search(profile: SweepProfile, length: int, budget_bytes: int) -> Plan | Non
 
 @dataclasses.dataclass(frozen=True)
 class _Family:
-    """Plans with leaves of n steps, one for each row of inner counts.
+    """Plans with leaves of n steps, one for each row of inner counts; their rests are kept.
 
     Attributes:
       length: steps of the plans.
       n: steps of a leaf.
       counts: k1, for each row.
       bounds: lower bounds on their times, infinite where a plan cannot fit.
-      carries: where the rest is a second nest, the number of carries with room beside a leaf; None if it is kept.
     """
 
     length: int
     n: int
     counts: Ints
     bounds: Floats
-    carries: int | None = None
 
     @property
     def least(self) -> float:
@@ -121,11 +119,24 @@ class _Family:
         inner = inner_counts(self.length // self.n)
         for row in _ascending(self.bounds):
             k = int(self.counts[row])
-            rest = self.length - k * self.n * int(inner.products[row])
-            after = (Steps(rest),) if self.carries is None else _second_nest(rest, self.n, self.carries - k)
+            after = self._after(k, self.length - k * self.n * int(inner.products[row]))
             if after is not None:
                 parts = (_nest(self.n, k, inner.counts[row]), *(part for part in after if part != Steps(0)))
                 yield float(self.bounds[row]), Chain(parts) if len(parts) > 1 else parts[0]
+
+    def _after(self, k: int, rest: int) -> tuple[Plan, ...] | None:
+        """The plan of the rest, after a nest of k children."""
+        return (Steps(rest),)
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithSecondNest(_Family):
+    """The same with a second nest for the rest; beside a leaf there is room for so many carries."""
+
+    carries: int
+
+    def _after(self, k: int, rest: int) -> tuple[Plan, ...] | None:
+        return _second_nest(rest, self.n, self.carries - k)
 
 
 def _families(profile: SweepProfile, length: int, budget_bytes: int) -> Iterator[_Family]:
@@ -139,20 +150,22 @@ def _families(profile: SweepProfile, length: int, budget_bytes: int) -> Iterator
         unit = n * inner.products  # steps of a child of the outermost loop
         exact = np.where(length % unit == 0, length // unit, 0)
         kept = _least_counts(profile, length, unit, budget_bytes - carry)
-        of_one_block = np.maximum(kept, -(-(length - profile.block_steps) // unit))  # one body less to compile
-        for counts in (exact, kept, of_one_block):
-            taken = (counts + inner.carries + (counts * unit < length)) * carry
-            yield _Family(length, n, counts, _bounds(profile, length, n, counts, taken <= free))
+        one_block = -(-(length - profile.block_steps) // unit)  # a rest of one block is one body less to compile
+        for counts in (exact, kept, np.where(kept > 0, np.maximum(kept, one_block), 0)):
+            rest = length - counts * unit
+            fits = (counts + inner.carries + (rest > 0)) * carry <= free
+            yield _Family(length, n, counts, _bounds(profile, length, n, counts, rest, fits))
         counts, carries = length // unit, free // carry - 1
-        fits = (counts + inner.carries < carries) & (length - counts * unit > n)
-        yield _Family(length, n, counts, _bounds(profile, length, n, counts, fits, again=n), carries)
+        rest = length - counts * unit
+        fits = (counts + inner.carries < carries) & (rest > n)
+        bounds = _bounds(profile, length, n, counts, np.minimum(rest, n), fits)
+        yield _WithSecondNest(length, n, counts, bounds, carries)
 
 
-def _bounds(profile: SweepProfile, length: int, n: int, counts: Ints, fits: Bools, again: int | None = None) -> Floats:
-    """Lower bounds on the times of plans; all but `again` steps of the rest are evaluated again, with None none are."""
+def _bounds(profile: SweepProfile, length: int, n: int, counts: Ints, kept: Ints, fits: Bools) -> Floats:
+    """Lower bounds on the times of plans; of the rest `kept` steps are evaluated once, and the others twice."""
     inner = inner_counts(length // n)
     times, covered = profile.times, counts * n * inner.products
-    kept = length - covered if again is None else np.minimum(length - covered, again)
     advanced = covered * (1 + inner.advanced) + (length - covered - kept)
     in_leaf, in_rest = (blocks_of(steps, profile.block_steps, length) for steps in (np.array([n]), np.maximum(kept, 0)))
     blocks = covered // n * in_leaf * (2 + inner.advanced) + in_rest
@@ -192,7 +205,7 @@ def _ascending(bounds: Floats) -> list[int]:
 
 
 def _least_counts(profile: SweepProfile, length: int, unit: Ints, free_bytes: int) -> Ints:
-    """For each row the least k1 whose carries and kept rest fit; `length` + 1 where none does.
+    """For each row the least k1 whose carries and kept rest fit; 0 where none does.
 
     The first guess and each correction err downwards: one more child shortens the rest by `unit` steps, and so frees
     at most a block's bytes for them.
@@ -207,7 +220,7 @@ def _least_counts(profile: SweepProfile, length: int, unit: Ints, free_bytes: in
         beyond = np.maximum(rests - most, 0) * profile.residual_bytes
         excess = counts * carry + peaks[np.minimum(rests, most)] + beyond - free_bytes
         counts = counts + np.maximum(-(-excess // np.maximum(unit * by_step, 1)), 0)
-    return np.where(excess <= 0, counts, length + 1)
+    return np.where(excess <= 0, counts, 0)
 
 
 @remember(64)

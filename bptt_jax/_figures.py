@@ -67,5 +67,8 @@ CPU = DeviceFigures(launch_bytes=1 << 14, stacking=5.0, hoisting=40.0, merged_fl
 ACCELERATOR = DeviceFigures(
     launch_bytes=1 << 22, stacking=1.0, hoisting=1.0, merged_flops=1 << 28, cache_bytes=32 << 20
 )
+# Bytes of a weight from which the product for its gradient is taken in a loop over the halves of a block, where
+# products run one after another; for less the loop is not worth its launches. Judged.
+LARGE_BYTES = 1 << 15
 # Steps of a block, at least and at most; longer blocks gained nothing at any size.
 SHORTEST_BLOCK, LONGEST_BLOCK = 8, 48

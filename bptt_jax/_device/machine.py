@@ -48,11 +48,11 @@ class Machine:
 
     def type_bytes(self, leaf: Leaf) -> int:
         """Bytes on one device of an array, a tracer, a type or a shape; a PRNG key counts as its data."""
-        sharding, shape = explicit_sharding(leaf), leaf.shape
+        sharding = explicit_sharding(leaf)
+        shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, leaf.dtype))
             return int(leaf.size * leaf.dtype.itemsize)
-        shape = shape if sharding is None else sharding.shard_shape(shape)
         if self.platform == "tpu":
             shape = _in_tiles(shape)
         return int(math.prod(shape) * (4 if self.widens(leaf) else leaf.dtype.itemsize))

@@ -155,7 +155,8 @@ def _widened_bytes(step: FlatStep, machine: Machine) -> int:
 
 def _narrow_bytes(machine: Machine, leaves: Arrays) -> int:
     """Bytes of leaves in the types handed in; where XLA widens a leaf, its loops slice the whole copy."""
-    return sum(machine.type_bytes(leaf) // (2 if machine.widens(leaf) else 1) for leaf in leaves)
+    narrow = (leaf.dtype.itemsize / 4 if machine.widens(leaf) else 1 for leaf in leaves)
+    return sum(int(machine.type_bytes(leaf) * share) for leaf, share in zip(leaves, narrow, strict=True))
 
 
 def _residuals(step: FlatStep, wrt: Mask, n: int, inputs: Arrays) -> Arrays:

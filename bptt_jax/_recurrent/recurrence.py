@@ -65,6 +65,7 @@ class Call:
 
 
 _FLAGS = ("return_carry", "time_major", "reverse", "keep_order")
+CALL_OPTIONS = ("seq_lengths", "resets", *_FLAGS)  # of a layer's call, beside inputs, first carry and keys
 
 
 def split_call(given: Mapping[str, Any], *more: str) -> tuple[dict[str, Any], dict[str, Any]]:

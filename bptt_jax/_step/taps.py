@@ -19,12 +19,12 @@ from jax import lax
 from jax.extend.core import primitives
 from jax.sharding import NamedSharding, PartitionSpec
 
+from bptt_jax._figures import LARGE_BYTES
 from bptt_jax._jaxprs.arrays import zeros_like
 from bptt_jax._jaxprs.equations import apply
 from bptt_jax._jaxprs.types import Eqn, Index, Leaf, Tree
 from bptt_jax._trace.call import Arrays
 
-_LARGE_BYTES = 1 << 15
 SUMS = {primitives.add_p, primitives.sub_p}
 
 
@@ -120,7 +120,7 @@ def by_halves(add: Callable[[Any, Any, Any], Any], total: Leaf, left: Leaf, cota
 
 def is_large(weight: Leaf) -> bool:
     """Whether a weight's gradient is worth a loop of its own."""
-    return bool(weight.size * weight.dtype.itemsize >= _LARGE_BYTES)
+    return bool(weight.size * weight.dtype.itemsize >= LARGE_BYTES)
 
 
 @dataclasses.dataclass

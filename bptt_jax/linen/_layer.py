@@ -13,7 +13,7 @@ from flax.core import FrozenDict
 
 from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Device, Leaf, Tree
-from bptt_jax._recurrent.recurrence import Call, LayerOptions, Recurrence, batch_shape, recurrence
+from bptt_jax._recurrent.recurrence import CALL_OPTIONS, Call, LayerOptions, Recurrence, batch_shape, recurrence
 from bptt_jax.linen._lift import Lift, Lifted, lift_cell
 
 _VALUES = {"variable_axes": "axes", "split_rngs": "booleans"}  # options given as mappings -> their values, for errors
@@ -101,7 +101,7 @@ class Recurrent(nn.Module):
         self, inputs: jax.Array, target: Device, *, initial_carry: Tree = None, init_key: Any = None, **call: Any
     ) -> Report:
         options = self._options()
-        flags = dict.fromkeys(("seq_lengths", "resets", "return_carry", "time_major", "reverse", "keep_order"))
+        flags = dict.fromkeys(CALL_OPTIONS)
         _, run = self._prepare(inputs, initial_carry, init_key, options.call(**(flags | call)))
         return run.report(target=target, **options.scan)
 

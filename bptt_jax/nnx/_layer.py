@@ -13,10 +13,8 @@ from flax import nnx
 from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Device, Leaf, Tree
 from bptt_jax._recurrent.cells import check_cell
-from bptt_jax._recurrent.recurrence import Call, LayerOptions, Recurrence, batch_shape, recurrence
+from bptt_jax._recurrent.recurrence import CALL_OPTIONS, Call, LayerOptions, Recurrence, batch_shape, recurrence
 from bptt_jax.nnx._lift import Lifted, lifted_cell
-
-_FLAGS = ("return_carry", "time_major", "reverse", "keep_order")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Recurrent(nnx.RNN):
     def _report(
         self, inputs: jax.Array, target: Device, *, initial_carry: Tree = None, rngs: Any = None, **call: Any
     ) -> Report:
-        chosen = self._call(**(dict.fromkeys(("seq_lengths", "resets", *_FLAGS)) | call))
+        chosen = self._call(**(dict.fromkeys(CALL_OPTIONS) | call))
         with self._prepared(inputs, initial_carry, rngs, chosen) as (_, run):
             return run.report(target=target, **self._scan_options)
 

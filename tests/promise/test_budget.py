@@ -33,7 +33,7 @@ CASES += [
 ]
 
 
-@pytest.mark.one_in(7)
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize(("case", "share"), CASES, ids=str)
 def test_what_xla_reports_is_within_what_was_asked(case, share):
     problem = case.problem()

@@ -87,7 +87,7 @@ def cases(few, *columns):
     return rows + [pytest.param(*row, marks=pytest.mark.slow) for row in many]
 
 
-@pytest.mark.one_in(9)
+@pytest.mark.one_in(17)
 @pytest.mark.parametrize(
     ("cell", "order", "examples", "share", "lowering"),
     cases((1, 16), (0.1, None), (0.3, None), (0.1, "nested"), (0.3, "nested")),

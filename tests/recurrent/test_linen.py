@@ -54,7 +54,7 @@ def in_double(variables):
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("cell_class", "order"), [(cell, ORDERS[i % 3]) for i, cell in enumerate([*CELLS, nn.LSTMCell, nn.LSTMCell])]
 )

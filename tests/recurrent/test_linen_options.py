@@ -47,6 +47,7 @@ class Cell(nn.RNNCellBase):
         return 1
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("order", [{}, {"reverse": True}, {"reverse": True, "keep_order": True}], ids=str)
 @pytest.mark.parametrize("time_major", [False, True])
 def test_lengths_of_sequences(order, time_major):

@@ -73,7 +73,7 @@ def depends_on_checkpoints(row, name):
     return False
 
 
-@pytest.mark.one_in(11)
+@pytest.mark.one_in(17)
 @pytest.mark.parametrize(("row", "name", "lowering", "limit"), rows(), ids=str)
 def test_equals_lax_scan(row, name, lowering, limit):
     if name == "own_rule" and limit != "none" and depends_on_checkpoints(row, name):

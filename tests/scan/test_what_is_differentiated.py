@@ -102,7 +102,7 @@ def test_equals_lax_scan(part, lowering, limit):
     comparison.assert_same(found, of(lax.scan), tolerance=1e-10)
 
 
-@pytest.mark.one_in(7)
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize(("lowering", "part", "share"), list(itertools.product(LOWERINGS, PARTS, (0.4, 0.2))))
 def test_within_a_budget_of_its_own(lowering, part, share):
     """A share of what `jax.lax.scan` takes for that gradient, or the smallest that does; and a percentage is of it."""

@@ -69,16 +69,29 @@ def _parse(budget: str, store_all_bytes: int) -> int:
     match = _SHAPE.fullmatch(budget)
     if match is None:
         text = budget.strip()
-        meant = f" Did you mean {text}, or '{text}B'?" if text.isdigit() else ""
-        meant = {"auto": " Did you mean 'auto'?", "none": " Did you mean None?"}.get(text.lower(), meant)
+        meant = {"auto": " Did you mean 'auto'?", "none": " Did you mean None?"}.get(text.lower(), _without_unit(text))
         raise ValueError(f"budget={budget!r} is not a budget; use {_FORMS}.{meant}")
     number, unit = fractions.Fraction(match["number"]), match["unit"]
     if unit == "%":
         return max(math.ceil(number), int(number * store_all_bytes / 100))  # positive, also without residuals
     if unit not in _UNITS:
-        known = next((known for known in _UNITS if known.lower() == unit.lower()), _MEANT.get(unit.lower(), ""))
+        alike = (known for known in _UNITS if known.lower() in (unit.lower(), f"{unit}B".lower()))
+        known = next(alike, _MEANT.get(unit.lower(), ""))
         meant = f" Did you mean '{match['number']}{known}'?" if known else ""
         raise ValueError(
             f"budget={budget!r} has the unknown unit {unit!r}; the units are %, {', '.join(_UNITS)}.{meant}"
         )
     return int(number * _UNITS[unit])
+
+
+def _without_unit(text: str) -> str:
+    """A suggestion for a number without a unit; empty for other text."""
+    try:
+        number = float(text)
+    except ValueError:
+        return ""
+    if not (math.isfinite(number) and number > 0):
+        return ""
+    if number.is_integer():
+        return f" Did you mean {int(number)}, or '{int(number)}B'?"
+    return f" It has no unit: did you mean '{text}%', or '{text}GiB'?"

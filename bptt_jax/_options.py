@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from bptt_jax._budget import Budget, budget_to_bytes
 from bptt_jax._device.machine import Machine, machine_for
 from bptt_jax._jaxprs.types import Device
 from bptt_jax.plans._nodes import Plan
+from bptt_jax.plans._notation import parse
 from bptt_jax.plans._profile import Lowering
 
 
@@ -27,6 +31,14 @@ class Options:
     verify: bool = True
 
 
+def check_flags(flags: Mapping[str, Any]) -> None:
+    """Raises for flags that are no bools: a budget in the place of a flag would count as True without a word."""
+    for name, given in flags.items():
+        if not isinstance(given, bool | np.bool_):
+            meant = f" Did you mean budget={given!r}?" if isinstance(given, str) or given not in (0, 1) else ""
+            raise TypeError(f"{name} must be True or False, got {given!r}.{meant}")
+
+
 def check_options(budget: Any, plan: Any, lowering: Any, verify: Any, target: Device = None) -> None:
     """Raises for malformed options, whatever the step, so also where nothing is differentiated."""
     if lowering not in (None, "sweep", "nested"):
@@ -35,8 +47,12 @@ def check_options(budget: Any, plan: Any, lowering: Any, verify: Any, target: De
         budget_to_bytes(budget, store_all_bytes=1)
     if not isinstance(verify, bool):
         raise TypeError(f"verify must be True or False, got {verify!r}.")
-    if plan is not None and not isinstance(plan, Plan):
-        raise TypeError(f"plan must be a plan (Steps, Repeat, Chain or Remat) or None, got {plan!r}.")
+    if isinstance(plan, str):
+        parse(plan)
+    elif plan is not None and not isinstance(plan, Plan):
+        raise TypeError(
+            f"plan must be a plan (Steps, Repeat, Chain or Remat), its notation as a string, or None, got {plan!r}."
+        )
     if plan is not None and budget is not None:
         raise ValueError(f"got budget={budget!r} and a plan: a plan is run as it is; pass one of the two.")
     if target is not None and not isinstance(getattr(target, "platform", None), str):
@@ -48,7 +64,7 @@ def check_options(budget: Any, plan: Any, lowering: Any, verify: Any, target: De
 
 def checked_options(
     budget: Budget = None,
-    plan: Plan | None = None,
+    plan: Plan | str | None = None,
     lowering: Lowering | None = None,
     verify: bool = True,
     target: Device = None,
@@ -58,4 +74,4 @@ def checked_options(
     Raises: as `check_options`.
     """
     check_options(budget, plan, lowering, verify, target)
-    return Options(machine_for(target), budget, plan, lowering, verify)
+    return Options(machine_for(target), budget, parse(plan) if isinstance(plan, str) else plan, lowering, verify)

@@ -13,7 +13,7 @@ from bptt_jax._budget import Budget
 from bptt_jax._jaxprs.equations import is_debug, is_named_axis
 from bptt_jax._jaxprs.types import Device, Tree
 from bptt_jax._options import Options, check_options, checked_options
-from bptt_jax._primitives.direct import run_now
+from bptt_jax._primitives.effects import run_now
 from bptt_jax._primitives.scan import scan_p
 from bptt_jax._trace.along import TIME_FIRST, Layout, layout_of
 from bptt_jax._trace.call import Step
@@ -32,7 +32,7 @@ def scan(
     unroll: int | bool = 1,
     *,
     budget: Budget = None,
-    plan: Plan | None = None,
+    plan: Plan | str | None = None,
     lowering: Lowering | None = None,
     verify: bool = True,
     target: Device = None,
@@ -76,7 +76,7 @@ def scan(
         Under vmap all examples count. In a shard_map and under explicit sharding the shard's shapes count; under
         automatic sharding the global array's, which is safe. Derivatives of gradients work, and are not bounded.
         In a job of several processes each has to trace the call, because they agree on the bytes measured.
-      plan: a plan to run as it is, instead of a budget.
+      plan: a plan to run as it is, instead of a budget; or its notation, for example "(3*[25] + 25)".
       lowering: the program of the gradient: "sweep"; "nested" (`jax.checkpoint` around `jax.lax.scan`, nested as the
         plan is); or None, the sweep where possible. Steps with derivative rules of the user's own take the nest.
       verify: whether to compile the gradient by itself, with one to four plans, until the bytes XLA reports are within
@@ -155,7 +155,7 @@ def checkpointed(
     params: bool = False,
     unroll: int | bool = 1,
     budget: Budget = None,
-    plan: Plan | None = None,
+    plan: Plan | str | None = None,
     lowering: Lowering | None = None,
     verify: bool = True,
     target: Device = None,

@@ -35,7 +35,7 @@ def explain(
     unroll: int | bool = 1,
     *,
     budget: Budget = None,
-    plan: Plan | None = None,
+    plan: Plan | str | None = None,
     lowering: Lowering | None = None,
     verify: bool = True,
     target: Device = None,

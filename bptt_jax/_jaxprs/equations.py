@@ -189,6 +189,11 @@ def is_debug(effect: Effect) -> bool:
     return type(effect).__name__ in ("DebugEffect", "OrderedDebugEffect")
 
 
+def is_reference(effect: Effect) -> bool:
+    """Whether an effect is the use of a reference (`jax.new_ref`); JAX exports no name for these."""
+    return type(effect).__name__ in ("ReadEffect", "WriteEffect", "AccumEffect")
+
+
 def is_named_axis(effect: Effect) -> bool:
     """Whether an effect is the use of a named axis; the transformation mapping over the axis handles it."""
     return type(effect).__name__ == "NamedAxisEffect"

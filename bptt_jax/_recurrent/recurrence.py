@@ -17,12 +17,14 @@ from bptt_jax._budget import Budget
 from bptt_jax._explain.explain import explain_along
 from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Leaf, Tree
-from bptt_jax._options import check_options, checked_options
+from bptt_jax._options import check_flags, check_options, checked_options
 from bptt_jax._scan import scan_along
 from bptt_jax._trace.along import Along, Layout
 from bptt_jax.plans._nodes import Plan
 from bptt_jax.plans._profile import Lowering
 
+_FLAGS = ("return_carry", "time_major", "reverse", "keep_order")
+CALL_OPTIONS = ("seq_lengths", "resets", *_FLAGS)  # of a layer's call, beside inputs, first carry and keys
 # (carry, variables, x, given) -> (carry, variables, y, made)
 Step = Callable[[Any, Any, Any, Any], tuple[Any, Any, Any, Any]]
 
@@ -32,7 +34,7 @@ class LayerOptions:
     """Options of every recurrent layer: the ones of `bptt_jax.scan`, and the ones of Flax's layers for sequences."""
 
     budget: Budget = None
-    plan: Plan | None = None
+    plan: Plan | str | None = None
     lowering: Lowering | None = None
     verify: bool = True
     unroll: int | bool = 1
@@ -43,6 +45,7 @@ class LayerOptions:
 
     def __post_init__(self) -> None:
         check_options(self.budget, self.plan, self.lowering, self.verify)
+        check_flags({name: getattr(self, name) for name in _FLAGS})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +66,8 @@ class Call:
     seq_lengths: Any = None
     resets: Any = None
 
-
-_FLAGS = ("return_carry", "time_major", "reverse", "keep_order")
-CALL_OPTIONS = ("seq_lengths", "resets", *_FLAGS)  # of a layer's call, beside inputs, first carry and keys
+    def __post_init__(self) -> None:
+        check_flags({name: getattr(self, name) for name in _FLAGS})
 
 
 def split_call(given: Mapping[str, Any], *more: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -136,6 +138,14 @@ class Recurrence:
 
     def _arguments(self, unroll: int | bool, options: dict[str, Any]) -> tuple[Any, ...]:
         return self.step, self.init, self.xs, None, self.reverse, unroll, checked_options(**options), self.layout
+
+
+def require_array(inputs: Any) -> None:
+    """Raises TypeError for inputs that are no array and no type of one, such as a bare shape."""
+    if not (hasattr(inputs, "ndim") and hasattr(inputs, "dtype")):
+        is_shape = isinstance(inputs, tuple | list) and all(isinstance(size, int) for size in inputs)
+        meant = f" Did you mean jax.ShapeDtypeStruct({tuple(inputs)}, jnp.float32)?" if is_shape else ""
+        raise TypeError(f"inputs must be an array or a jax.ShapeDtypeStruct, got {inputs!r}.{meant}")
 
 
 def batch_shape(inputs: jax.Array, feature_axes: int, time_major: bool) -> tuple[int, ...]:

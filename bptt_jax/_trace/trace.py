@@ -54,8 +54,12 @@ def trace(
 
     Raises:
       Exception: as `jax.lax.scan`, in its words and the user's names.
+      TypeError: for a string in the place of a number.
       ValueError: for a layout that does not fit.
     """
+    for name, given in {"length": length, "reverse": reverse, "unroll": unroll}.items():
+        if isinstance(given, str):
+            raise TypeError(f"{name} is not for strings, got {name}={given!r}. Did you mean budget={given!r}?")
     if any(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(xs)):
         lax.scan(step, init, xs, length, reverse, unroll)  # raises, and shows values instead of tracers
     of_xs, results = layout.of_xs(xs), _Results(layout)

@@ -23,7 +23,7 @@ from bptt_jax._budget import Budget
 from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Device, Tree
 from bptt_jax._recurrent.cells import check_cell, full_name
-from bptt_jax._recurrent.recurrence import split_call
+from bptt_jax._recurrent.recurrence import require_array, split_call
 from bptt_jax._recurrent.share_budget import share_budget
 from bptt_jax.linen._class import layer_class
 from bptt_jax.linen._layer import Options, Recurrent
@@ -32,6 +32,10 @@ from bptt_jax.plans._nodes import Plan
 from bptt_jax.plans._profile import Lowering
 
 __all__ = ["RNN", "Stack", "explain", "rnn", "share_budget"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class RNN(Recurrent):
@@ -69,7 +73,7 @@ class RNN(Recurrent):
     variable_carry: Any = False
     split_rngs: Mapping[Any, bool] = FrozenDict({"params": False})
     budget: Budget = None
-    plan: Plan | None = None
+    plan: Plan | str | None = None
     lowering: Lowering | None = None
     verify: bool = True
 
@@ -92,7 +96,7 @@ def rnn(
     /,
     *,
     budget: Budget = None,
-    plan: Plan | None = None,
+    plan: Plan | str | None = None,
     lowering: Lowering | None = None,
     unroll: int | bool = 1,
     time_major: bool = False,
@@ -187,6 +191,7 @@ def explain(
         raise TypeError(
             f"variables must be a mapping of collections, as init makes it, got {type(variables).__name__}."
         )
+    require_array(xs)
     arrays, flags = split_call(call, "init_key", "rngs", "mutable")
     reports: list[Report] = []
 

@@ -21,7 +21,7 @@ from bptt_jax._budget import Budget
 from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Device, Tree
 from bptt_jax._recurrent.cells import check_cell, full_name
-from bptt_jax._recurrent.recurrence import split_call
+from bptt_jax._recurrent.recurrence import require_array, split_call
 from bptt_jax._recurrent.share_budget import share_budget
 from bptt_jax.nnx._class import layer_class
 from bptt_jax.nnx._layer import Options, Recurrent
@@ -30,6 +30,10 @@ from bptt_jax.plans._nodes import Plan
 from bptt_jax.plans._profile import Lowering
 
 __all__ = ["RNN", "Stack", "explain", "rnn", "share_budget"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class RNN(Recurrent):
@@ -71,7 +75,7 @@ class RNN(Recurrent):
         broadcast_rngs: Any = None,
         rngs: nnx.Rngs | bool = True,
         budget: Budget = None,
-        plan: Plan | None = None,
+        plan: Plan | str | None = None,
         lowering: Lowering | None = None,
         verify: bool = True,
     ):
@@ -88,7 +92,7 @@ def rnn(
     /,
     *,
     budget: Budget = None,
-    plan: Plan | None = None,
+    plan: Plan | str | None = None,
     lowering: Lowering | None = None,
     unroll: int | bool = 1,
     time_major: bool = False,
@@ -169,6 +173,7 @@ def explain(layer: nnx.Module, xs: Tree, *, target: Device = None, rngs: nnx.Rng
     """
     if not isinstance(layer, Recurrent):
         raise TypeError(f"explain needs a layer of bptt_jax.nnx (RNN, or made by rnn), got {full_name(layer)}.")
+    require_array(xs)
     arrays, flags = split_call(call, "rngs")
     # A copy is reported on, so the layer and its keys stay as they are.
     graphdef, state = nnx.split((layer, rngs), graph=True)

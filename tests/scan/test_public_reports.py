@@ -147,8 +147,6 @@ def test_a_reference_that_the_step_writes(form, reverse, options):
     scan = functools.partial(bptt_jax.scan, **options)
     if options and form in ("gradient", "jvp"):
         with pytest.raises(NotImplementedError, match=r"effects \(references\).*Leave out budget= and plan="):
-            NotImplementedError, match=r"the step has effects \(references\).*Leave out budget= and plan="
-        ):
             run(scan)
     else:
         comparison.assert_same(run(scan), run(lax.scan), tolerance=1e-12)

@@ -22,6 +22,7 @@ from bptt_jax._figures import (
     ESTIMATE_MARGIN,
     LINE_BYTES,
 )
+from bptt_jax._jaxprs.arrays import is_unknown
 from bptt_jax._lower.program import Program, program_of
 from bptt_jax._measure.measure import made_bytes, measure
 from bptt_jax._step.form import Swept, fastest_form, sweep_forms
@@ -102,6 +103,7 @@ def _choose(gradient: Gradient, _mesh: Any, _devices: int) -> Choice:
     unplanned = Choice(gradient, plan or Steps(call.length), fastest(gradient))
     if plan is not None or budget is None or call.length == 0:
         return unplanned
+    _require_known_sizes(gradient)
     asked = budget_to_bytes(budget, unplanned.profile.store_all_bytes(call.length))
     assert asked is not None
     left = _left(gradient, asked)
@@ -110,6 +112,17 @@ def _choose(gradient: Gradient, _mesh: Any, _devices: int) -> Choice:
     if left >= max(certain_bytes, CHECKED_BYTES):
         return dataclasses.replace(unplanned, unchecked="it plainly fits")
     return _planned(gradient, asked, left)
+
+
+def _require_known_sizes(gradient: Gradient) -> None:
+    """Raises for a budget of arrays of unknown sizes, as in `jax.export` for any batch, unless it is an estimate."""
+    unknown = [str(leaf) for leaf in gradient.types if any(map(is_unknown, leaf.shape))]
+    options = gradient.call.options
+    if unknown and (options.verify or not is_percentage(options.budget)):
+        raise ValueError(
+            f"budget={options.budget!r} cannot be kept, because the sizes of {', '.join(unknown)} are not known. "
+            "Give a plan, or a percentage with verify=False."
+        )
 
 
 def fastest(gradient: Gradient) -> Swept | None:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax._figures import ACCELERATOR, CPU, LONGEST_BLOCK, SHORTEST_BLOCK, DeviceFigures
-from bptt_jax._jaxprs.arrays import explicit_sharding, is_float
+from bptt_jax._jaxprs.arrays import counted, explicit_sharding, is_float
 from bptt_jax._jaxprs.types import Device, Leaf
 
 
@@ -49,7 +49,7 @@ class Machine:
     def type_bytes(self, leaf: Leaf) -> int:
         """Bytes on one device of an array, a tracer, a type or a shape; a PRNG key counts as its data."""
         sharding = explicit_sharding(leaf)
-        shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+        shape = counted(leaf.shape if sharding is None else sharding.shard_shape(leaf.shape))
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, leaf.dtype))
             return int(leaf.size * leaf.dtype.itemsize)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from bptt_jax._jaxprs.types import Atom, Leaf, Var
+
+_SOME_SIZE = 16  # any number: decisions by it are for speed only
 
 
 def zeros_like(leaf: Leaf) -> Any:
@@ -34,6 +38,21 @@ def varying_axes(leaf: Leaf) -> frozenset[Any]:
 def _varying(aval: Any) -> frozenset[Any]:
     by_name = getattr(aval, "vma", None)  # the attribute's name depends on the version of JAX
     return frozenset(by_name if by_name is not None else aval.manual_axis_type.varying)
+
+
+def counted(shape: Sequence[Any]) -> tuple[int, ...]:
+    """A shape for decisions by size, where an unknown size (as in `jax.export` for any batch) counts as some number.
+
+    >>> from jax import export
+    >>> counted((3, *export.symbolic_shape("batch")))
+    (3, 16)
+    """
+    return tuple(_SOME_SIZE if is_unknown(size) else int(size) for size in shape)
+
+
+def is_unknown(size: Any) -> bool:
+    """Whether a size is a symbol, or made of symbols."""
+    return not isinstance(size, int | np.integer)
 
 
 def is_float(atom: Atom) -> bool:

@@ -25,7 +25,7 @@ from jax.extend.core import primitives
 from jax.sharding import AxisType
 
 from bptt_jax._device.machine import Machine
-from bptt_jax._jaxprs.arrays import explicit_sharding, is_float
+from bptt_jax._jaxprs.arrays import counted, explicit_sharding, is_float
 from bptt_jax._jaxprs.equations import NO_GRADIENT, apply, bind, evaluate, has_effects, read, variables
 from bptt_jax._jaxprs.types import ClosedJaxpr, Eqn, Jaxpr, Leaf
 
@@ -134,8 +134,8 @@ def _free_axis(eqn: Eqn, side: int) -> int:
 
 
 def _flops(eqn: Eqn) -> int:
-    contracted = eqn.params["dimension_numbers"][0][0]
-    return int(2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted))
+    contracted, left = eqn.params["dimension_numbers"][0][0], counted(eqn.invars[0].aval.shape)
+    return int(2 * math.prod(counted(eqn.outvars[0].aval.shape)) * math.prod(left[i] for i in contracted))
 
 
 def _product(group: Sequence[Any], side: int, env: dict[Any, Any]) -> Sequence[Any]:

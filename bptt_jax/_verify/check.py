@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import time
 from typing import Any, cast
@@ -20,7 +21,9 @@ from bptt_jax._trace.call import Arrays, FlatStep, replace, select
 from bptt_jax._trace.gradient import Gradient
 from bptt_jax._verify.temporaries import mesh_of_types, temporaries_of_gradient
 from bptt_jax.plans._nodes import Plan
+from bptt_jax.plans._notation import notation
 
+_log = logging.getLogger("bptt_jax")
 _REMEMBERED = 1024
 
 
@@ -110,7 +113,12 @@ def _measured(asked: _Program) -> Measured:
         found, reason = math.nan, f"{type(error).__name__}: {error}"
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
             found = math.inf
-    return Measured(found, time.perf_counter() - start, reason)
+    seconds = time.perf_counter() - start
+    length, plan = asked.gradient.call.length, notation(asked.plan)
+    _log.info(
+        "compiled a scan of %d steps with plan %s in %.1f s, to check its bytes: %s", length, plan, seconds, found
+    )
+    return Measured(found, seconds, reason)
 
 
 def program_key(step: FlatStep) -> Any:

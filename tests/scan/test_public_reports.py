@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax import lax
+from jax import export, lax
 from jax.experimental import io_callback
 
 import bptt_jax
@@ -276,3 +276,48 @@ def test_linearize():
 def test_modules_list_their_public_names(module):
     """`dir(bptt_jax.linen)` had 24 names for 5."""
     assert dir(module) == sorted(module.__all__)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"plan": Repeat(5, Remat(Steps(4)))}, {"budget": "50%", "verify": False}], ids=str
+)
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_an_export_for_any_batch(options, differentiated):
+    """`jax.export` with a symbolic batch: the values and gradients of Flax's layer for batches of 3 and 5."""
+    cell = nn.LSTMCell(4, param_dtype=jnp.float64)
+    layer, flax = bptt_jax.linen.RNN(cell, **options), nn.RNN(cell)
+    variables = flax.init(jax.random.key(0), normal(0, 3, 20, 6))
+
+    def program(layer):
+        def loss(variables, inputs):
+            return jnp.sum(jnp.sin(layer.apply(variables, inputs)))
+
+        return jax.jit(jax.grad(loss) if differentiated else layer.apply)
+
+    any_batch = jax.ShapeDtypeStruct((*export.symbolic_shape("batch"), 20, 6), jnp.float64)
+    exported = export.export(program(layer))(variables, any_batch)
+    for batch in (3, 5):
+        inputs = normal(1, batch, 20, 6)
+        theirs = program(flax)(variables, inputs)
+        comparison.assert_same(exported.call(variables, inputs), theirs, tolerance=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options", [{"budget": 100_000}, {"budget": 100_000, "verify": False}, {"budget": "50%"}], ids=str
+)
+def test_an_export_for_any_batch_within_bytes(options):
+    """A budget that depends on a size that is not known."""
+    any_batch = jax.ShapeDtypeStruct((*export.symbolic_shape("batch"), 8), jnp.float64)
+    gradient = jax.grad(lambda init: bptt_jax.scan(lambda c, x: step(c, x.sum()), init, XS, **options)[0].sum())
+    with pytest.raises(
+        ValueError, match=r"cannot be kept, because the sizes of .*\[batch,8\].* are not known. Give a plan"
+    ):
+        export.export(jax.jit(gradient))(any_batch)
+
+
+def test_a_check_is_logged(caplog):
+    """5 to 16 seconds without a word for a new batch size: `logging` tells of each program that is compiled."""
+    with caplog.at_level("INFO", logger="bptt_jax"):
+        jax.grad(lambda init: bptt_jax.scan(lambda c, x: step(c, 3 * x), init, XS, budget="60%")[0].sum())(INIT)
+    (record, *_) = caplog.records
+    assert "compiled a scan of 40 steps with plan" in record.getMessage()

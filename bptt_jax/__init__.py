@@ -37,7 +37,8 @@ def __getattr__(name: str) -> Any:
     """Imports `bptt_jax.linen` and `bptt_jax.nnx` when they are first used, because they need Flax."""
     if name in ("linen", "nnx"):
         return importlib.import_module(f"bptt_jax.{name}")
-    raise AttributeError(f"module 'bptt_jax' has no attribute {name!r}")
+    meant = f"; did you mean bptt_jax.errors.{name}?" if name in ("BudgetError", "BudgetWarning") else ""
+    raise AttributeError(f"module 'bptt_jax' has no attribute {name!r}{meant}")
 
 
 def __dir__() -> list[str]:

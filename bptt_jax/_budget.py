@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fractions
 import math
 import numbers
@@ -48,8 +49,10 @@ def budget_to_bytes(budget: object, store_all_bytes: int) -> int | None:
     else:
         kind, meant = type(budget).__name__, ""
         if isinstance(budget, float) and 0 < budget < math.inf:
-            # Below 1 a share is probably meant; above it a number of bytes, for example 1e9.
-            meant = f" Did you mean {repr(f'{100 * budget:g}%') if budget < 1 else int(budget)}?"
+            # Below 1 a share is probably meant, up to 100 per cent or bytes, above that bytes, for example 1e9.
+            share = f"{100 * budget:g}%" if budget < 1 else f"{budget:g}%"
+            forms = [repr(share)] * (budget <= 100) + [str(int(budget))] * (budget >= 1)
+            meant = f" Did you mean {', or '.join(forms)}?"
         raise TypeError(f"budget={budget!r} of type {kind} is not a budget; use {_FORMS}.{meant}")
     if bytes_ <= 0:
         raise ValueError(f"budget={budget!r} is {bytes_} bytes, but a budget must be positive; use {_FORMS}.")
@@ -76,7 +79,8 @@ def _parse(budget: str, store_all_bytes: int) -> int:
         return max(math.ceil(number), int(number * store_all_bytes / 100))  # positive, also without residuals
     if unit not in _UNITS:
         alike = (known for known in _UNITS if known.lower() in (unit.lower(), f"{unit}B".lower()))
-        known = next(alike, _MEANT.get(unit.lower(), ""))
+        close = difflib.get_close_matches(unit, _UNITS, 1, cutoff=0.7)
+        known = next(alike, _MEANT.get(unit.lower(), "".join(close)))
         meant = f" Did you mean '{match['number']}{known}'?" if known else ""
         raise ValueError(
             f"budget={budget!r} has the unknown unit {unit!r}; the units are %, {', '.join(_UNITS)}.{meant}"

@@ -185,6 +185,8 @@ def checkpointed(
     check_options(budget, plan, lowering, verify, target)
     options: dict[str, Any] = {"budget": budget, "plan": plan, "lowering": lowering, "verify": verify}
     options |= {"target": target, "unroll": unroll, "in_axes": in_axes, "out_axes": out_axes}
+    if step is not None and not callable(step):
+        raise TypeError(f"checkpointed decorates a step, got {step!r}. Did you mean budget={step!r}?")
     if step is None:
         return functools.partial(checkpointed, params=params, **options)
 

@@ -139,7 +139,7 @@ def rnn(
         if not isinstance(cell_class, type):
             raise TypeError(
                 f"rnn(...) decorates a cell class, got an instance of {type(cell_class).__name__}; "
-                "for a cell there is RNN(cell, ...)."
+                "for a cell there is RNN(cell, ...), and options have names, such as budget=."
             )
         check_cell(cell_class, "what rnn(...) decorates", nnx.Module)
         return layer_class(Recurrent, cell_class, options, rngs, isinstance(unroll, bool))

@@ -186,3 +186,23 @@ def test_on_a_target_that_is_not_here(target, name, form, share, wrt, has_output
     if found > allowed and (target, name) in TOO_LOW:
         pytest.xfail("what is predicted for the device is too low, for time-major inputs too")
     assert found <= allowed
+
+
+def test_the_last_carry_takes_less_than_the_last_output():
+    """The README's figures: of the last output alone, a layer holds all outputs and their cotangents."""
+    layer, inputs = bptt_jax.linen.RNN(nn.GRUCell(64), budget="2MiB"), jax.ShapeDtypeStruct((16, 400, 64), jnp.float32)
+    variables = jax.eval_shape(layer.init, jax.random.key(0), inputs)
+
+    def of_carry(variables, inputs):
+        return layer.apply(variables, inputs, return_carry=True)[0].sum()
+
+    def of_output(variables, inputs):
+        return layer.apply(variables, inputs)[:, -1].sum()
+
+    carry, output = (
+        jax.jit(jax.grad(loss)).lower(variables, inputs).compile().memory_analysis().temp_size_in_bytes / 2**20
+        for loss in (of_carry, of_output)
+    )
+    print(f"last carry {carry:.2f} MiB, last output {output:.2f} MiB")
+    assert carry <= 2
+    assert carry + 1 < output < 4

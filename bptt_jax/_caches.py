@@ -1,4 +1,4 @@
-"""Every cache of the package: `remember` makes one, and `forget_everything` empties all of them.
+"""Every cache of the package: `remember` makes one, and `forget_everything` empties all but those of classes.
 
 Results depend on arguments only, so a cache saves time and never changes a result. The caches of `remember` are
 bounded, because a step defined inside its caller is new at each call and would fill them.

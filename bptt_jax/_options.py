@@ -35,7 +35,7 @@ def check_flags(flags: Mapping[str, Any]) -> None:
     """Raises for flags that are no bools: a budget in the place of a flag would count as True without a word."""
     for name, given in flags.items():
         if not isinstance(given, bool | np.bool_):
-            meant = f" Did you mean budget={given!r}?" if isinstance(given, str) or given not in (0, 1) else ""
+            meant = f" Did you mean budget={given!r}?" if isinstance(given, str) else ""
             raise TypeError(f"{name} must be True or False, got {given!r}.{meant}")
 
 

@@ -15,19 +15,25 @@ _STRICT = {
 }
 
 
+def pytest_addoption(parser):
+    parser.addoption("--cases", type=int, default=1, metavar="N", help="N times as many cases of tests marked one_in")
+
+
 def pytest_configure(config):
     if not any("tests/bench" in Path(argument).as_posix() for argument in config.args):  # where time counts
         compile_quickly()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out tests that are marked slow
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Of a test marked `one_in(n)` the first case and each n-th after it stay; the others are marked slow."""
-    seen = collections.Counter()
+    seen, times = collections.Counter(), config.getoption("--cases")
+    if any("::" in argument for argument in config.args):  # cases that are named run
+        return
     for item in items:
         if (marker := item.get_closest_marker("one_in")) is not None:
             test = item.nodeid.partition("[")[0]
-            if seen[test] % marker.args[0]:
+            if seen[test] % -(-marker.args[0] // times):
                 item.add_marker(pytest.mark.slow)
             seen[test] += 1
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bptt_jax._jaxprs.types import Atom, Leaf, Var
+from bptt_jax._jaxprs.types import Atom, Leaf
 
 _SOME_SIZE = 16  # any number: decisions by it are for speed only
 
@@ -23,11 +23,6 @@ def vary(leaf: Leaf, axes: frozenset[Any]) -> Any:
     missing = axes - varying_axes(leaf)
     # Sorted, because sets have another order in each process, and the programs of all must be the same.
     return jax.lax.pcast(leaf, tuple(sorted(missing, key=str)), to="varying") if missing else leaf
-
-
-def varies(variable: Var) -> bool:
-    """Whether a variable's values differ over the axes of a mesh, in a `shard_map`."""
-    return bool(_varying(variable.aval))
 
 
 def varying_axes(leaf: Leaf) -> frozenset[Any]:

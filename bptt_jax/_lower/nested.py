@@ -112,7 +112,7 @@ def lower(plan: Plan, step: FlatStep | ByIndex, *, reverse: bool = False, unroll
 
 
 def with_unit_axes(step: FlatStep) -> list[Any]:
-    """The types of the leaves of x and y that have axes of length 1: XLA copies their whole cotangents of xs, and ys.
+    """The types of leaves of x and y with axes of length 1: XLA copies all cotangents of such xs, and all of such ys.
 
     XLA gives arrays with such axes another layout. The loops of a nest run without them, because in loops xs and the
     cotangents of ys were copied as well. Where results leave the nest, the copy cannot be avoided (CPU, JAX 0.10).

@@ -13,7 +13,9 @@ data. The weights do not change from step to step, so they are joined once for t
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -75,32 +77,32 @@ def invariant_variables(jaxpr: Jaxpr, n_operands: int) -> set[Any]:
     return found
 
 
-def _readers(jaxpr: Jaxpr, n_operands: int, n_carry: int) -> dict[Any, frozenset[int]]:
-    """For each variable the results of a whole scan, last carry and ys, from which a gradient goes back to it.
+def _readers(jaxpr: Jaxpr, n_operands: int, n_carry: int) -> dict[Any, int]:
+    """For each variable, as bits, the results of a whole scan from which a gradient goes back to it: last carry and ys.
 
     Products are merged only if they have the same results, because then either all their cotangents are zero or none
     is. Merged with another, a product without a cotangent gets one of zeros, and zero times a weight that is not finite
     is NaN. For example, a product for a decision has no results, and one for an output has no last carry.
     """
     carry = jaxpr.invars[n_operands : n_operands + n_carry]
-    found: dict[Any, frozenset[int]] = {}
+    found: dict[Any, int] = {}
     while True:
-        before = [found.get(v, frozenset()) for v in carry]
+        before = [found.get(v, 0) for v in carry]
         found = {}
         for i, v in enumerate(jaxpr.outvars):
             if not isinstance(v, core.Literal) and is_float(v):
-                later = before[i] if i < n_carry else frozenset()  # of the steps after this one
-                found[v] = found.get(v, frozenset()) | {i} | later
+                later = before[i] if i < n_carry else 0  # of the steps after this one
+                found[v] = found.get(v, 0) | 1 << i | later
         for eqn in reversed(jaxpr.eqns):
-            if eqn.primitive.name not in NO_GRADIENT:
-                readers = frozenset[int]().union(*(found.get(v, ()) for v in eqn.outvars))
-                found |= {v: found.get(v, frozenset()) | readers for v in variables(eqn.invars) if is_float(v)}
-        if before == [found.get(v, frozenset()) for v in carry]:
+            readers = functools.reduce(operator.or_, (found.get(v, 0) for v in eqn.outvars), 0)
+            if readers and eqn.primitive.name not in NO_GRADIENT:
+                found |= {v: found.get(v, 0) | readers for v in variables(eqn.invars) if is_float(v)}
+        if before == [found.get(v, 0) for v in carry]:
             return found
 
 
 def _groups(
-    eqns: Sequence[Any], invariant: set[Any], readers: dict[Any, frozenset[int]], machine: Machine
+    eqns: Sequence[Any], invariant: set[Any], readers: dict[Any, int], machine: Machine
 ) -> list[tuple[int, list[Any]]]:
     """Products to be merged, each group with the side of its weights."""
     groups = defaultdict(list)

@@ -107,11 +107,13 @@ def by_halves(add: Callable[[Any, Any, Any], Any], total: Leaf, left: Leaf, cota
         is_new = (jnp.arange(half) > 0) | (i == 0)
 
         def once(array: Leaf) -> Any:
-            # Both factors are zero for a step that counted before, because zero times infinity is NaN.
+            # Both factors are zero for a step counted before, because zero times infinity is NaN.
             array = part(array)
             new = lax.expand_dims(is_new, range(1, array.ndim))
             return jnp.where(new, array, zeros_like(array)) if n % 2 else array
 
+        if n == 1:  # there is no second half, and masks would copy the operand
+            return lax.cond(i == 0, lambda: add(total, left, cotangents), lambda: total), None
         return add(total, once(left), once(cotangents)), None
 
     total, _ = lax.scan(body, total, jnp.arange(2, dtype=jnp.int32))

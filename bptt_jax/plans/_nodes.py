@@ -229,19 +229,6 @@ def fold(plan: Plan, visit: Callable[[Plan, Sequence[T]], T]) -> T:
     return done[id(plan)]
 
 
-def longest_leaf(plan: Plan) -> int:
-    """The number of steps of the longest `Steps` in a plan.
-
-    >>> longest_leaf(Chain((Repeat(40, Remat(Steps(25))), Steps(9))))
-    25
-    """
-
-    def longest(node: Plan, children: Sequence[int]) -> int:
-        return node.n if isinstance(node, Steps) else max(children)
-
-    return fold(plan, longest)
-
-
 def in_blocks(plan: Plan, most_steps: int) -> Plan:
     """The same plan with each `Steps` of more than `most_steps` steps cut into a loop over shorter blocks.
 

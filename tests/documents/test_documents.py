@@ -43,11 +43,13 @@ def run_code(path, capsys):
       The namespace of all the code, and the output of each block.
     """
     namespace, outputs = {}, []
-    for kind, text in re.findall(r"```(python|text)\n(.*?)```", path.read_text(), flags=re.DOTALL):
+    blocks = re.findall(r"^```(\w.*?)?\n(.*?)^```", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert {kind for kind, _ in blocks} <= {"", "python", "text"}
+    for kind, text in blocks:
         if kind == "python":
             exec(compile(text, str(path), "exec"), namespace)
             outputs.append(capsys.readouterr().out)
-        else:
+        elif kind == "text":
             assert without_measurement(outputs[-1]) == without_measurement(text)
     return namespace, outputs
 
@@ -55,6 +57,7 @@ def run_code(path, capsys):
 def test_readme_code_runs_and_prints_what_it_shows(lax_modes, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, outputs = run_code(ROOT / "README.md", capsys)
+    assert README.count("```text") == 1
     (error,) = [output for output in outputs if output.startswith("no plan for")]
     shown = re.search(r"\n((?:    [^\n]+\n)*?    no plan for a scan(?:[^\n]+\n)+)", README)[1]
     assert re.sub(r"[\d.,]+", "", " ".join(shown.split())) == re.sub(r"[\d.,]+", "", error.strip())  # XLA's numbers
@@ -71,7 +74,8 @@ def test_the_guides_code_runs_and_prints_what_it_shows(lax_modes, capsys, tmp_pa
 @pytest.mark.parametrize("folder", [folder for folder in FOLDERS if f"{folder}/README.md" != GUIDE])
 def test_code_of_a_folders_readme_runs(folder, lax_modes, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_code(ROOT / folder / "README.md", capsys)
+    namespace, _ = run_code(ROOT / folder / "README.md", capsys)
+    assert bool(namespace) == (folder == "bptt_jax/planners")  # the others have commands only
 
 
 @pytest.mark.parametrize("folder", ["", *FOLDERS])

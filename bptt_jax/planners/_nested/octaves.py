@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterator
 
 from bptt_jax._caches import remember
@@ -50,27 +49,43 @@ def smallest_plan(profile: StepProfile, length: int) -> Plan:
 @remember(1024)
 def fastest(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None:
     """The fastest fitting plan found for any lattice budget up to a little above `budget_bytes`; None if none fits."""
-    last_resort = _timed(smallest_plan(profile, length), profile)
-    best, least_bytes = dataclasses.replace(last_resort, time=math.inf), last_resort.peak_bytes
+    last_resort: _Timed | None = None
+    if _is_tight(profile, length, budget_bytes):
+        last_resort = _timed(smallest_plan(profile, length), profile)
+    least_bytes = 0 if last_resort is None else last_resort.peak_bytes
     if budget_bytes < least_bytes:
         return None
     always_bytes = profile.fixed_bytes + profile.param_bytes
-    # Near the smallest budget a search of a million steps would take seconds, so the smallest plan is taken there.
-    worth_bytes = least_bytes + 2 * max(0, length.bit_length() - _LONG_BITS) * profile.carry_bytes - always_bytes
-    # No search above a budget near the smallest, because the plan there is known.
+    # Near the smallest budget a search of a million steps would take seconds; there the smallest plan has to do.
+    near_bytes = 2 * max(0, length.bit_length() - _LONG_BITS) * profile.carry_bytes if least_bytes else 0
+    # Not near the smallest budget, because its plan is known.
     is_rounded = slice_bytes(profile) + profile.param_bytes > 0 and budget_bytes > _BEYOND * least_bytes
     beyond = _BEYOND if is_rounded else 1.0
+    best: _Timed | None = None
     for lattice, first, last in _octaves(profile, int(beyond * (budget_bytes - always_bytes))):
-        if _least_time(profile, length, lattice.bytes(first)) >= best.time:
+        worth_units = lattice.units_for(max(least_bytes + near_bytes - always_bytes, 0))
+        if first < worth_units or (best and _least_time(profile, length, lattice.bytes(first)) >= best.time):
             break
-        for units in _budgets(profile, lattice, first, last):
-            bound = _bound(profile, length, lattice, units, MOST_LEAVES)
-            if lattice.bytes(units) < worth_bytes or bound >= best.time:
+        for units in _budgets(profile, lattice, first, max(last, worth_units)):
+            if best and _bound(profile, length, lattice, units, MOST_LEAVES) >= best.time:
                 break
             found = _timed_plan(profile, length, lattice, units)
-            if found is not None and found.peak_bytes <= budget_bytes and found.time < best.time:
+            if found is not None and found.peak_bytes <= budget_bytes and (best is None or found.time < best.time):
                 best = found
-    return best.plan if best.time <= last_resort.time else last_resort.plan
+    best = best or last_resort or _timed(smallest_plan(profile, length), profile)
+    if last_resort is not None and last_resort.time < best.time:
+        best = last_resort
+    return best.plan if best.peak_bytes <= budget_bytes else None
+
+
+def _is_tight(profile: StepProfile, length: int, budget_bytes: int) -> bool:
+    """Whether the budget may be below the smallest one, which takes up to a quarter of a second to find out.
+
+    Without slices the smallest budget is at most that of nests of two, with two carries on each level.
+    """
+    by_level = profile.carry_bytes + profile.param_bytes
+    of_nests_of_two = profile.residual_bytes + 2 * (length.bit_length() + 1) * by_level + profile.fixed_bytes
+    return slice_bytes(profile) > 0 or budget_bytes < of_nests_of_two
 
 
 def _budgets(profile: StepProfile, lattice: Lattice, first: int, last: int) -> Iterator[int]:

@@ -28,7 +28,7 @@ from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps
 _WIDTH = 2
 _WIDTH_IF_FINE = 4
 _MOST_FAILURES = 12  # splits tried as long as none has given a plan
-_MOST_ESTIMATES = 16  # splits of a subproblem that are handed on, the best first
+_MOST_ESTIMATES = 16  # splits of a subproblem that are handed on, of the best estimates
 
 
 @dataclasses.dataclass(frozen=True)

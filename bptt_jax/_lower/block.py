@@ -18,7 +18,7 @@ from jax import lax
 
 from bptt_jax._jaxprs.arrays import zeros_like
 from bptt_jax._jaxprs.equations import Env, bind, evaluate, needed, read, with_gradient
-from bptt_jax._jaxprs.types import Index, Leaf, Tree
+from bptt_jax._jaxprs.types import Index, Leaf, Tree, Var
 from bptt_jax._lower.block_values import Gradients, Into, Weights
 from bptt_jax._lower.partial_sums import Axes, as_reduced, partial_axes
 from bptt_jax._step.form import Swept
@@ -286,7 +286,7 @@ def _present(variables: Sequence[Any]) -> list[Any]:
     return [v for v in variables if v is not None]
 
 
-def _cotangents(ct: Leaf, stacked: Env, pull: Pull) -> Any:
+def _cotangents(ct: Var, stacked: Env, pull: Pull) -> Any:
     if ct in stacked:
         return stacked[ct]
     part = part_of(ct, stacked, pull)

@@ -66,6 +66,10 @@ class Call:
     seq_lengths: Any = None
     resets: Any = None
 
+    def time_axis(self, batch: tuple[int, ...]) -> int:
+        """The axis of time in inputs with these batch sizes."""
+        return 0 if self.time_major else len(batch)
+
     def __post_init__(self) -> None:
         check_flags({name: getattr(self, name) for name in _FLAGS})
 
@@ -180,7 +184,7 @@ def recurrence(
     Raises:
       TypeError, ValueError: for lengths or resets of another type or shape.
     """
-    time_axis = 0 if call.time_major else len(batch)
+    time_axis = call.time_axis(batch)
     steps = inputs.shape[time_axis]
     lengths, resets = _checked_lengths(call.seq_lengths, batch), _checked_resets(call, batch, steps)
     last_step = _last_step(lengths, steps) if call.return_carry and lengths is not None else None

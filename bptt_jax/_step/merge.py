@@ -29,7 +29,7 @@ from jax.sharding import AxisType
 from bptt_jax._device.machine import Machine
 from bptt_jax._jaxprs.arrays import counted, explicit_sharding, is_float
 from bptt_jax._jaxprs.equations import NO_GRADIENT, apply, bind, evaluate, has_effects, read, variables
-from bptt_jax._jaxprs.types import ClosedJaxpr, Eqn, Jaxpr, Leaf
+from bptt_jax._jaxprs.types import ClosedJaxpr, Eqn, Jaxpr, Leaf, Var
 
 
 def merge(closed: ClosedJaxpr, n_operands: int, n_carry: int, machine: Machine) -> Any:
@@ -164,7 +164,7 @@ def _product(group: Sequence[Any], side: int, env: dict[Any, Any]) -> Sequence[A
     return [lax.squeeze(part, [along]) for part in parts] if is_stacked else parts
 
 
-def _may_be_divided(weight: Leaf, axis: int) -> bool:
+def _may_be_divided(weight: Var, axis: int) -> bool:
     """Whether an axis may be divided among devices: types show explicit sharding, but no automatic sharding."""
     sharding = explicit_sharding(weight.aval)
     if sharding is not None:

@@ -13,7 +13,7 @@ from jax.interpreters import ad
 
 from bptt_jax._caches import remember
 from bptt_jax._jaxprs.equations import Env, apply, bind, evaluate, inline, needed, reachable, read, variables
-from bptt_jax._jaxprs.types import Eqn, Leaf
+from bptt_jax._jaxprs.types import Eqn, Var
 from bptt_jax._trace.call import Arrays, Mask, select
 
 
@@ -106,12 +106,12 @@ def _without_zeros(pull: Pull, inputs: Sequence[Any], nonzero: set[Any], reached
     return Pull(bind(jaxpr.constvars, closed.consts), needed(jaxpr.eqns, jaxpr.outvars), residuals, *cts, *groups)
 
 
-def available(ct: Leaf, stacked: Container[Any], pull: Pull) -> bool:
+def available(ct: Var, stacked: Container[Any], pull: Pull) -> bool:
     """Whether a cotangent is one of the stacked ones, or a part of one."""
     return ct in stacked or part_of(ct, stacked, pull) is not None
 
 
-def part_of(ct: Leaf, stacked: Container[Any], pull: Pull) -> tuple[Any, int, int] | None:
+def part_of(ct: Var, stacked: Container[Any], pull: Pull) -> tuple[Any, int, int] | None:
     """The stacked concatenation with `ct` as a part: its variable, its axis, and the index at which `ct` begins.
 
     Where weights are merged by stacking, the part has one axis more than `ct`, of length 1.
@@ -131,7 +131,7 @@ def _adds_an_axis(eqn: Eqn) -> bool:
     return eqn.primitive.name in ("broadcast_in_dim", "reshape")
 
 
-def _is_whole(ct: Leaf, part: Leaf, axis: int) -> bool:
+def _is_whole(ct: Var, part: Var, axis: int) -> bool:
     """Whether `part` is `ct`, or `ct` with an axis of length 1 before its axis number `axis`."""
     shape = tuple(ct.aval.shape)
     return part is ct or tuple(part.aval.shape) == (*shape[:axis], 1, *shape[axis:])

@@ -109,7 +109,7 @@ class Recurrent(nn.Module):
     def _prepare(self, inputs: jax.Array, carry: Tree, key: jax.Array | None, call: Call) -> tuple[Lifted, Recurrence]:
         """The cell as a pure step, and the scan running it."""
         batch = batch_shape(inputs, self.cell.num_feature_axes, call.time_major)
-        time_axis = 0 if call.time_major else len(batch)
+        time_axis = call.time_axis(batch)
         shape = inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :]
         fresh = None
         if carry is None or call.resets is not None:

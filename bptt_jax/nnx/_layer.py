@@ -97,7 +97,7 @@ class Recurrent(nnx.RNN):
     def _prepared(self, inputs: jax.Array, carry: Tree, rngs: Any, call: Call) -> Iterator[tuple[Lifted, Recurrence]]:
         """The cell as a pure step, and the scan running it."""
         batch = batch_shape(inputs, self.cell.num_feature_axes, call.time_major)
-        time_axis = 0 if call.time_major else len(batch)
+        time_axis = call.time_axis(batch)
         rngs = self.rngs if rngs is None else rngs
         if isinstance(rngs, nnx.Rngs):
             rngs = rngs.carry.fork()  # as in Flax

@@ -7,6 +7,7 @@ from bptt_jax import errors, planners, plans
 from bptt_jax._cost.cost import PlanCost, cost
 from bptt_jax._explain.explain import explain, profile
 from bptt_jax._explain.report import Report
+from bptt_jax._options import show_recomputation
 from bptt_jax._scan import checkpointed, scan
 from bptt_jax.planners import make_plan
 from bptt_jax.plans._nodes import Chain, Remat, Repeat, Steps
@@ -30,6 +31,7 @@ __all__ = [
     "plans",
     "profile",
     "scan",
+    "show_recomputation",
 ]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ class Options:
 
     Attributes:
       machine: the device to compile for.
+      show_recomputation: whether callbacks for debugging run in steps evaluated again as well.
     """
 
     machine: Machine
@@ -29,6 +32,41 @@ class Options:
     plan: Plan | None = None
     lowering: Lowering | None = None
     verify: bool = True
+    show_recomputation: bool = False
+
+
+_shows_recomputation = contextvars.ContextVar("shows_recomputation", default=False)
+
+
+@contextlib.contextmanager
+def show_recomputation() -> Iterator[None]:
+    """A context whose scans run the callbacks of `jax.debug` in steps evaluated again too, so recomputation shows.
+
+    Without it each callback runs once a step, in the first pass, whatever the plan. It acts on scans traced within it:
+    a function that was traced by `jax.jit` before stays as it is.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from bptt_jax import scan
+    >>> seen = []
+    >>> def step(carry, x):
+    ...     jax.debug.callback(lambda x: seen.append(float(x)), x)
+    ...     return jnp.sin(carry * x), None
+    >>> loss = lambda init: scan(step, init, jnp.ones(6), plan="(2*[3])")[0]
+    >>> gradient = jax.grad(loss)(0.5)
+    >>> jax.effects_barrier()
+    >>> len(seen)
+    6
+    >>> with show_recomputation():
+    ...     gradient = jax.grad(loss)(0.5)
+    >>> jax.effects_barrier()
+    >>> len(seen) - 6
+    12
+    """
+    token = _shows_recomputation.set(True)
+    try:
+        yield
+    finally:
+        _shows_recomputation.reset(token)
 
 
 def check_flags(flags: Mapping[str, Any]) -> None:
@@ -74,4 +112,5 @@ def checked_options(
     Raises: as `check_options`.
     """
     check_options(budget, plan, lowering, verify, target)
-    return Options(machine_for(target), budget, parse(plan) if isinstance(plan, str) else plan, lowering, verify)
+    made = parse(plan) if isinstance(plan, str) else plan
+    return Options(machine_for(target), budget, made, lowering, verify, _shows_recomputation.get())

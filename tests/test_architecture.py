@@ -141,6 +141,7 @@ def test_public_names():
         "plans",
         "profile",
         "scan",
+        "show_recomputation",
     ]
     public = {name for name in vars(bptt_jax) if not name.startswith("_")} - {"linen", "nnx", "importlib", "Any"}
     assert public == set(bptt_jax.__all__)

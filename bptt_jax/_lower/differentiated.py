@@ -4,10 +4,13 @@ Only the backward pass knows the results with cotangents. Results without one ar
 and are not given cotangents of zeros: these would cost as much as others, and zero times an infinite derivative is NaN.
 So the backward pass differentiates the function once more, for the results with cotangents alone. The forward
 equations are the same as before and do not run again, because their results are kept.
+
+Callbacks for debugging run in the forward pass only. Those in equations evaluated again are left out, unless asked for.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +18,7 @@ import jax
 from jax.extend import core
 
 from bptt_jax._jaxprs.equations import needed, value_of, variables
+from bptt_jax._jaxprs.quiet import quiet
 from bptt_jax._jaxprs.types import ClosedJaxpr, Leaf, Var
 from bptt_jax._trace.call import Arrays, Mask, replace, select
 
@@ -27,16 +31,25 @@ class Differentiated:
       types: of its arguments.
       wrt: the arguments to differentiate.
       results: the positions of the results with a possible cotangent.
+      shows_recomputation: whether callbacks for debugging run in equations evaluated again.
 
     Attributes:
       forward: a jaxpr, from arguments to all results and the kept arrays.
     """
 
-    def __init__(self, run: Callable[[Arrays], Arrays], types: Sequence[Any], wrt: Mask, results: Sequence[int]):
+    def __init__(
+        self,
+        run: Callable[[Arrays], Arrays],
+        types: Sequence[Any],
+        wrt: Mask,
+        results: Sequence[int],
+        shows_recomputation: bool = False,
+    ):
         self._run = run
         self._types = types
         self._wrt = wrt
         self._results = results
+        self._evaluated_again = list if shows_recomputation else quiet
         self._pulls: dict[Mask, Any] = {}  # by the results with a cotangent
         self.forward, self._n_outs = self._trace_forward()
 
@@ -52,6 +65,13 @@ class Differentiated:
         known = {*jaxpr.invars, *jaxpr.constvars}
         kept = [v for v in variables(jaxpr.outvars[n:]) if v not in known]
         return _part(closed, jaxpr.invars, [*jaxpr.outvars[:n], *kept], jaxpr.eqns), n
+
+    @functools.cached_property
+    def kept(self) -> Any:
+        """The jaxpr from arguments to the kept arrays, for evaluating them again."""
+        jaxpr = self.forward.jaxpr
+        kept = jaxpr.outvars[self._n_outs :]
+        return _part(self.forward, jaxpr.invars, kept, needed(self._evaluated_again(jaxpr.eqns), kept))
 
     def pull(self, given: Mask) -> Any:
         """The jaxpr from arguments, kept arrays and cotangents to gradients.
@@ -71,10 +91,11 @@ class Differentiated:
         cts = [self.forward.out_avals[i].to_tangent_aval() for i in chosen]
         closed: Any = jax.make_jaxpr(gradient)(self._types, cts)
         jaxpr, n = closed.jaxpr, len(self._types)
-        same = _same_variables(self.forward, closed)
+        same, n_same = _same_variables(self.forward, closed)
         # A kept variable without a counterpart would be an unused input here, and its value computed again.
         kept = [same.get(v, v) for v in self.forward.jaxpr.outvars[self._n_outs :]]
-        eqns = needed(jaxpr.eqns, jaxpr.outvars, [*kept, *jaxpr.invars])
+        again = [*quiet(jaxpr.eqns[:n_same]), *self._evaluated_again(jaxpr.eqns[n_same:])]
+        eqns = needed(again, jaxpr.outvars, [*kept, *jaxpr.invars])
         return _part(closed, [*jaxpr.invars[:n], *kept, *jaxpr.invars[n:]], jaxpr.outvars, eqns)
 
     def _vjp(self, args: Arrays, choose: Callable[[Arrays], Arrays]) -> Any:
@@ -94,17 +115,19 @@ def _part(closed: ClosedJaxpr, invars: Sequence[Any], outvars: Sequence[Any], eq
     return core.ClosedJaxpr(jaxpr, closed.consts)
 
 
-def _same_variables(a: Leaf, b: Leaf) -> dict[Any, Any]:
-    """The variables of b by those of a, as far as both jaxprs begin with the same equations of the same inputs."""
+def _same_variables(a: Leaf, b: Leaf) -> tuple[dict[Any, Any], int]:
+    """The variables of b by those of a, and the number of equations of the same inputs with which both jaxprs begin."""
     same = dict(zip(a.jaxpr.invars, b.jaxpr.invars, strict=False))
     for v, w, left, right in zip(a.jaxpr.constvars, b.jaxpr.constvars, a.consts, b.consts, strict=False):
         if left is right:
             same[v] = w
+    n = 0
     for left, right in zip(a.jaxpr.eqns, b.jaxpr.eqns, strict=False):
         if not _is_same(left, right, same):
             break
         same.update(zip(left.outvars, right.outvars, strict=True))
-    return same
+        n += 1
+    return same, n
 
 
 def _is_same(left: Leaf, right: Any, same: dict[Any, Any]) -> bool:

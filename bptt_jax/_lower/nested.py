@@ -66,8 +66,8 @@ class Nested:
         return outs[:n], outs[n:]
 
     def kept(self, inputs: Arrays) -> list[Any]:
-        """The second result of `forward`."""
-        return self.forward(inputs)[1]
+        """The second result of `forward`, evaluated again, without callbacks."""
+        return list(core.jaxpr_as_fun(self._differentiated(inputs).kept)(*inputs))
 
     def backward(self, inputs: Arrays, saved: Arrays, cotangents: Arrays) -> list[Any]:
         """The gradients of the differentiated inputs; see `Sweep.backward`."""
@@ -80,7 +80,8 @@ class Nested:
         types = tuple(map(jax.typeof, inputs))
         if types not in self._by_types:
             active = [i for i, is_active in enumerate(self._active) if is_active]
-            self._by_types[types] = Differentiated(self.evaluate, types, self._wrt, active)
+            shown = self._call.options.show_recomputation
+            self._by_types[types] = Differentiated(self.evaluate, types, self._wrt, active, shown)
         return self._by_types[types]
 
 

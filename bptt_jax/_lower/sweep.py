@@ -43,26 +43,28 @@ class Sweep:
     def __init__(self, call: ScanCall, wrt: Mask, plan: Plan, swept: Swept, waits: bool = True):
         self._call = call
         self._plan = in_blocks(plan, swept.sizes.most_steps)
-        self._block = Block(swept, call.reverse, call.unroll, waits)
+        self._first = Block(swept, call.reverse, call.unroll, waits)
+        shown = call.options.show_recomputation
+        self._block = self._first if shown else Block(swept.quiet, call.reverse, call.unroll, waits)
         self._active = swept.parts.active
         self._wanted = call.step.split(wrt)[1]
         self._n_saved = len(swept.vjp.saved)
 
     def forward(self, inputs: Arrays) -> tuple[list[Any], list[Any]]:
         """(last carry and ys, the arrays kept for `backward`)."""
-        walk, carry = self._walk(inputs)
+        walk, carry = self._walk(inputs, self._first)
         last, ys, saved = walk.record(self._plan, 0, carry, walk.no_ys(carry))
         return [*last, *(ys or [])], jax.tree.leaves(saved)
 
     def kept(self, inputs: Arrays) -> list[Any]:
-        """The second result of `forward`, without room for ys."""
-        walk, carry = self._walk(inputs)
+        """The second result of `forward`, evaluated again: without room for ys, and without callbacks."""
+        walk, carry = self._walk(inputs, self._block)
         return jax.tree.leaves(walk.record(self._plan, 0, carry, None)[2])
 
-    def _walk(self, inputs: Arrays) -> tuple[Forward, list[Any]]:
+    def _walk(self, inputs: Arrays, block: Block) -> tuple[Forward, list[Any]]:
         operands, carry, xs = self._call.step.split(inputs)
-        constants = self._block.constants(self._block.hoist(operands))
-        return Forward(self._block, self._call, constants, xs, self._call.lengths_of(inputs)), list(carry)
+        constants = block.constants(block.hoist(operands))
+        return Forward(block, self._call, constants, xs, self._call.lengths_of(inputs)), list(carry)
 
     def backward(self, inputs: Arrays, saved: Arrays, cotangents: Arrays) -> list[Any]:
         """The gradients of the differentiated inputs; None where one is zero.

@@ -37,11 +37,13 @@ def _forward(*inputs: Leaf, call: ScanCall, wrt: Mask, planned: Vmaps, vmaps: Vm
     mapped_over = _mapped_over(vmaps, len(wrt))
 
     def of_one(*inputs: Leaf) -> list[Any]:
-        outs, saved = _choice(call, wrt, inputs, planned).program(waits=not vmaps).forward(inputs)
-        if _is_late(call, planned, mapped_over):
-            # Results are of the plan for all examples. `backward` uses nothing of the other pass, so XLA drops it.
-            outs, _ = _choice(call, wrt, inputs, mapped_over, again=True).program(waits=False).forward(inputs)
-        return [*outs, *saved]
+        program = _choice(call, wrt, inputs, planned).program(waits=not vmaps)
+        if not _is_late(call, planned, mapped_over):
+            outs, saved = program.forward(inputs)
+            return [*outs, *saved]
+        # Results are of the plan for all examples. `backward` uses nothing that the other one keeps: XLA drops it.
+        outs, _ = _choice(call, wrt, inputs, mapped_over, again=True).program(waits=False).forward(inputs)
+        return [*outs, *program.kept(inputs)]
 
     return list(mapped(vmaps, of_one)(*inputs))
 

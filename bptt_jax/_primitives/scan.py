@@ -19,18 +19,16 @@ from jax.interpreters import partial_eval as pe
 
 from bptt_jax._caches import remember
 from bptt_jax._device.free_bytes import free_bytes
-from bptt_jax._jaxprs.equations import is_debug, is_in, is_named_axis, needed, reachable
+from bptt_jax._jaxprs.equations import is_in, is_named_axis, needed, reachable
 from bptt_jax._jaxprs.types import Leaf, Tree
 from bptt_jax._lower import plain
-from bptt_jax._lower.nested import Nested
 from bptt_jax._options import Options
-from bptt_jax._pipeline import choose
 from bptt_jax._primitives.expansion import jvp_of, primitive
 from bptt_jax._primitives.gradient import forward_p, names_axis, tangent_p, vmaps_around
 from bptt_jax._step.form import has_vjp
 from bptt_jax._trace.active import active
 from bptt_jax._trace.call import Arrays, FlatStep, Mask, ScanCall, element, replace, select
-from bptt_jax._trace.gradient import Gradient, gradient_of
+from bptt_jax._trace.gradient import gradient_of
 
 scan_p = primitive("scan", lambda *inputs, call: plain.evaluate(call, inputs))
 
@@ -48,8 +46,6 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: ScanCall) -> 
     if call.options.budget == "auto":
         call = dataclasses.replace(call, options=_with_bytes(call.options))
     wrt = gradient_of(call, primals, given).wrt
-    if (nest := _nest_with_callbacks(call, wrt, primals)) is not None:
-        return jvp_of(lambda *inputs: nest.evaluate(inputs), primals, tangents)
     planned = vmaps_around(primals) if call.options.budget is not None else ()
     outs = forward_p.bind(*primals, call=call, wrt=wrt, planned=planned, vmaps=())
     outs, kept = outs[: len(moving)], outs[len(moving) :]
@@ -57,14 +53,6 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: ScanCall) -> 
     params = {"call": call, "wrt": wrt, "planned": planned, "n_saved": len(kept), "vmaps": ()}
     out_tangents = iter(tangent_p.bind(*primals, *kept, *chosen, **params))
     return outs, [next(out_tangents) if moves else _zero(out) for out, moves in zip(outs, moving, strict=True)]
-
-
-def _nest_with_callbacks(call: ScanCall, wrt: Mask, inputs: Sequence[Any]) -> Nested | None:
-    """The nest, where it runs a step with callbacks: JAX itself differentiates it, so each runs once in each pass."""
-    if not any(map(is_debug, call.step.jaxpr.effects)):
-        return None
-    choice = choose(Gradient(call, wrt, tuple(map(jax.typeof, inputs))))
-    return Nested(call, wrt, choice.plan, choice.gradient.active) if choice.form is None else None
 
 
 def _with_bytes(options: Options) -> Options:
@@ -221,7 +209,7 @@ def _partial_eval(trace: Any, *tracers: Any, call: ScanCall) -> list[Any]:
 @remember(256)
 def _known_step(step: FlatStep, inputs: Mask, outputs: Mask) -> FlatStep:
     """The part of a step from some inputs to some results."""
-    closed = step.inlined
+    closed = step.quiet.inlined  # the other part has the callbacks
     jaxpr = closed.jaxpr
     outvars, invars = select(jaxpr.outvars, outputs), select(jaxpr.invars, inputs)
     part = core.Jaxpr(

@@ -11,6 +11,7 @@ import jax
 from bptt_jax._caches import remember
 from bptt_jax._device.machine import Machine
 from bptt_jax._jaxprs.equations import has_own_gradient, is_debug, is_named_axis
+from bptt_jax._jaxprs.quiet import quiet
 from bptt_jax._jaxprs.types import Leaf
 from bptt_jax._step.merge import merge
 from bptt_jax._step.sizes import BlockSizes, alternating, block_sizes
@@ -36,6 +37,20 @@ class Swept:
     @property
     def parts(self) -> SplitStep:
         return self.vjp.parts
+
+    @functools.cached_property
+    def quiet(self) -> Swept:
+        """The same without callbacks for debugging."""
+        parts, pull = self.parts, self.vjp.pull
+        return Swept(
+            dataclasses.replace(
+                self.vjp,
+                parts=dataclasses.replace(parts, loop_eqns=tuple(quiet(parts.loop_eqns))),
+                eqns=quiet(self.vjp.eqns),
+                pull=dataclasses.replace(pull, eqns=quiet(pull.eqns)),
+            ),
+            self.style,
+        )
 
     @functools.cached_property
     def sizes(self) -> BlockSizes:

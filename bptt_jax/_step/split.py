@@ -34,6 +34,7 @@ from bptt_jax._jaxprs.equations import (
     variables,
     with_gradient,
 )
+from bptt_jax._jaxprs.quiet import quiet
 from bptt_jax._jaxprs.types import ClosedJaxpr, Eqn, Jaxpr
 from bptt_jax._step.merge import invariant_variables
 from bptt_jax._step.taps import SUMS, Tap, Taps
@@ -121,9 +122,9 @@ class SplitStep:
         return self.base | {v: value for pair in given for v, value in zip(*pair, strict=True)}
 
     def types(self, constants: Arrays, carry: Arrays, x: Arrays, features: Arrays) -> Env:
-        """Values of the loop's variables, only for their types (with shardings); equations with effects do not run."""
+        """Values of the loop's variables, only for their types (with shardings), so callbacks do not run."""
         env = self.environment(constants, carry, x, features)
-        evaluate([e for e in self.loop_eqns if not has_effects(e)], env)
+        evaluate(quiet(self.loop_eqns), env)
         return env
 
     def loop(

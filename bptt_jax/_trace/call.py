@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-from bptt_jax._jaxprs.equations import inline, is_debug, needed
-from bptt_jax._jaxprs.types import Jaxpr, Leaf
+from bptt_jax._jaxprs.equations import inline, needed
+from bptt_jax._jaxprs.quiet import with_eqns, without_callbacks
+from bptt_jax._jaxprs.types import Leaf
 from bptt_jax._options import Options
 from bptt_jax._trace.along import Along
 
@@ -68,29 +69,14 @@ class FlatStep:
     @functools.cached_property
     def quiet(self) -> FlatStep:
         """The step without callbacks for debugging: for programs that evaluate it again, so each callback runs once."""
-        jaxpr = self.jaxpr.jaxpr
-        eqns = [eqn for eqn in jaxpr.eqns if eqn.outvars or not any(map(is_debug, eqn.effects))]
-        if len(eqns) == len(jaxpr.eqns):
-            return self
-        return dataclasses.replace(self, jaxpr=core.ClosedJaxpr(with_eqns(jaxpr, eqns), self.jaxpr.consts))
+        jaxpr = without_callbacks(self.jaxpr)
+        return self if jaxpr is self.jaxpr else dataclasses.replace(self, jaxpr=jaxpr)
 
     def __call__(self, operands: Arrays, carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
         outs = core.jaxpr_as_fun(self.jaxpr)(*operands, *carry, *x)
         # A literal among the results is a Python number.
         outs = [out if isinstance(out, jax.Array) else jnp.asarray(out) for out in outs]
         return outs[: self.n_carry], outs[self.n_carry :]
-
-
-def with_eqns(jaxpr: Jaxpr, eqns: Sequence[Any]) -> Any:
-    """The same jaxpr with other equations."""
-    return core.Jaxpr(
-        constvars=jaxpr.constvars,
-        invars=jaxpr.invars,
-        outvars=jaxpr.outvars,
-        eqns=eqns,
-        effects=jaxpr.effects,
-        debug_info=core.DebugInfo("bptt_jax", jaxpr.debug_info.func_src_info, None, None),
-    )
 
 
 def select(leaves: Sequence[T], mask: Sequence[bool]) -> list[T]:

@@ -20,10 +20,11 @@ from jax.extend.core import primitives
 
 from bptt_jax._caches import remember, remember_while_alive
 from bptt_jax._jaxprs.equations import Env, apply, bind, evaluate, inner_jaxprs, is_in, read, read_by
+from bptt_jax._jaxprs.quiet import with_eqns
 from bptt_jax._jaxprs.types import Eqn, Jaxpr, Leaf, Tree, Var
 from bptt_jax._options import Options
 from bptt_jax._trace.along import TIME_FIRST, Along, Layout
-from bptt_jax._trace.call import Arrays, FlatStep, ScanCall, Step, with_eqns
+from bptt_jax._trace.call import Arrays, FlatStep, ScanCall, Step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,8 @@ from tests.support import comparison
 from tests.support.steps import normal
 
 pytestmark = pytest.mark.usefixtures("implicit_broadcasting")
-INIT, XS = normal(0, 8), normal(1, 40, 8)
+INIT, XS = np.random.default_rng(0).normal(size=8), np.random.default_rng(1).normal(size=(40, 8))
+SINGLE = XS[None].astype(np.float32)  # for layers, with weights in single precision
 WAYS = [{}, {"budget": "60%"}, {"budget": "60%", "lowering": "nested"}, {"plan": Repeat(4, Remat(Steps(10)))}]
 
 
@@ -55,7 +56,7 @@ def test_a_step_that_reads_numbers_without_jit(options):
         carry, _ = bptt_jax.scan(reads, INIT, XS, **options)
         equal_gradients(step, INIT, **options)
         layer = bptt_jax.linen.RNN(nn.GRUCell(4), budget="60%")
-        assert layer.apply(layer.init(jax.random.key(0), XS[None]), XS[None]).shape == (1, 40, 4)
+        assert layer.apply(layer.init(jax.random.key(0), SINGLE), SINGLE).shape == (1, 40, 4)
     comparison.assert_same(carry, lax.scan(step, INIT, XS)[0], tolerance=1e-12)
 
 
@@ -161,7 +162,7 @@ def test_a_reference_that_the_step_writes(form, reverse, options):
 @pytest.mark.parametrize("given", ["10%", 2, None])
 def test_a_flag_that_is_no_bool(flag, given):
     """`linen.RNN(cell, "10%")`: a budget in the place of `time_major` swapped axes without a word."""
-    cell, inputs = nn.LSTMCell(8), XS[None]
+    cell, inputs = nn.LSTMCell(8), SINGLE
     meant = rf"{flag} must be True or False, got {given!r}"
     if given is not None:  # in a call None stands for the layer's own
         layer = bptt_jax.linen.RNN(cell)
@@ -180,7 +181,7 @@ def test_a_flag_that_is_no_bool(flag, given):
 
 def test_numpy_bools_are_flags():
     layer = bptt_jax.linen.RNN(nn.LSTMCell(8), reverse=np.bool_(True))
-    assert layer.apply(layer.init(jax.random.key(0), XS[None]), XS[None]).shape == (1, 40, 8)
+    assert layer.apply(layer.init(jax.random.key(0), SINGLE), SINGLE).shape == (1, 40, 8)
 
 
 @pytest.mark.parametrize("name", ["length", "reverse", "unroll"])
@@ -197,7 +198,7 @@ def test_a_plan_in_its_notation():
     assert bptt_jax.explain(step, INIT, XS, plan=line).plan == plan
     equal_gradients(step, INIT, plan=line)
     layer = bptt_jax.linen.RNN(nn.GRUCell(4), plan=line)
-    assert layer.apply(layer.init(jax.random.key(0), XS[None]), XS[None]).shape == (1, 40, 4)
+    assert layer.apply(layer.init(jax.random.key(0), SINGLE), SINGLE).shape == (1, 40, 4)
     with pytest.raises(ValueError, match="the plan has 30 steps, but the scan has 40"):
         bptt_jax.scan(step, INIT, XS, plan="3*[10]")
     with pytest.raises(ValueError, match=r"3\*\[10"):

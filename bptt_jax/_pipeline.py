@@ -100,18 +100,27 @@ def _choose(gradient: Gradient, _mesh: Any, _devices: int) -> Choice:
     plan, budget = call.options.plan, call.options.budget
     if plan is not None and length_of(plan) != call.length:
         raise ValueError(f"the plan has {length_of(plan)} steps, but the scan has {call.length}.")
-    unplanned = Choice(gradient, plan or Steps(call.length), fastest(gradient))
-    if plan is not None or budget is None or call.length == 0:
+    if plan is None and (budget is None or call.length == 0):
+        return Choice(gradient, Steps(call.length), fastest(gradient))
+    seen_through = dataclasses.replace(gradient, call=dataclasses.replace(call, step=call.step.seen_through))
+    unplanned = Choice(seen_through, plan or Steps(call.length), fastest(seen_through))
+    if plan is not None:
         return unplanned
     _require_known_sizes(gradient)
-    asked = budget_to_bytes(budget, unplanned.profile.store_all_bytes(call.length))
+    asked = budget_to_bytes(budget, store_all_bytes(gradient))
     assert asked is not None
+    gradient = seen_through
     left = _left(gradient, asked)
     # The estimate leaves out arrays made and dropped again within one step, so they are added.
     certain_bytes = CERTAINLY_FITS * (unplanned.predicted_bytes + 2 * made_bytes(gradient))
     if left >= max(certain_bytes, CHECKED_BYTES):
         return dataclasses.replace(unplanned, unchecked="it plainly fits")
     return _planned(gradient, asked, left)
+
+
+def store_all_bytes(gradient: Gradient) -> int:
+    """Predicted bytes of the gradient by `jax.lax.scan`, of the step as it is written; see `StepProfile`."""
+    return measure(gradient, fastest(gradient)).store_all_bytes(gradient.call.length)
 
 
 def _require_known_sizes(gradient: Gradient) -> None:

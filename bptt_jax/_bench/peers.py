@@ -20,6 +20,7 @@ from jax import lax
 
 from bptt_jax._bench.cells import Problem
 from bptt_jax._jaxprs.types import Tree
+from bptt_jax._options import show_recomputation
 from bptt_jax._scan import scan
 from bptt_jax.errors import BudgetError
 
@@ -115,7 +116,8 @@ def evaluations(scan: Scan, length: int) -> int:
         jax.debug.callback(tick, carry)  # of the carry, because JAX would call it only once if independent of it
         return jnp.sin(carry) + x, None
 
-    jax.block_until_ready(jax.jit(jax.grad(lambda init, xs: scan(step, init, xs)[0]))(0.5, jnp.zeros(length)))
+    with show_recomputation():
+        jax.block_until_ready(jax.jit(jax.grad(lambda init, xs: scan(step, init, xs)[0]))(0.5, jnp.zeros(length)))
     jax.effects_barrier()
     return count
 

@@ -15,7 +15,7 @@ from bptt_jax._explain.report import Compiled, Report
 from bptt_jax._jaxprs.types import Device, Tree
 from bptt_jax._measure.measure import measure
 from bptt_jax._options import Options, checked_options
-from bptt_jax._pipeline import Choice, choose, fastest
+from bptt_jax._pipeline import Choice, choose, fastest, store_all_bytes
 from bptt_jax._step.sizes import summary
 from bptt_jax._trace.along import Layout, layout_of
 from bptt_jax._trace.call import Step
@@ -116,7 +116,7 @@ def _in_numbers(options: Options) -> Options:
 
 def _report(gradient: Gradient) -> Report:
     call, choice = gradient.call, choose(gradient)
-    form, length = choice.form, call.length
+    form, everything = choice.form, store_all_bytes(gradient)
     checks = [
         Compiled(
             found.candidate.plan,
@@ -131,8 +131,9 @@ def _report(gradient: Gradient) -> Report:
     return Report(
         plan=choice.plan,
         profile=choice.profile,
-        budget_bytes=budget_to_bytes(call.options.budget, choice.profile.store_all_bytes(length)),
+        budget_bytes=budget_to_bytes(call.options.budget, everything),
         measured_bytes=_measured_bytes(choice),
+        store_all_bytes=everything,
         block=None if form is None else summary(form.vjp, form.style),
         checks=tuple(checks),
         unchecked=choice.unchecked,

@@ -59,7 +59,7 @@ class Report:
       predicted_bytes: peak temporary bytes of the backward pass by the profile.
       measured_bytes: `temp_size_in_bytes` reported by XLA for the jitted vjp over (params, init, xs); None where it
         cannot be compiled by itself, for example inside some meshes, or is too large for the compiler.
-      store_all_bytes: predicted bytes of `jax.lax.scan`'s own vjp.
+      store_all_bytes: predicted bytes of `jax.lax.scan`'s own vjp, of the step as it is written.
       forward_steps: evaluations of the step, first pass included.
       program_size: copies of the step's loop in the plan.
       block: for the sweep, the operations done by block and by step; None for the nest.
@@ -73,6 +73,7 @@ class Report:
     profile: StepProfile
     budget_bytes: int | None
     measured_bytes: int | None
+    store_all_bytes: int
     block: BlockSummary | None = None
     checks: tuple[Compiled, ...] = ()
     unchecked: str = ""
@@ -85,10 +86,6 @@ class Report:
     @property
     def predicted_bytes(self) -> int:
         return self._cost.peak_bytes
-
-    @property
-    def store_all_bytes(self) -> int:
-        return self.profile.store_all_bytes(length_of(self.plan))
 
     @property
     def forward_steps(self) -> int:

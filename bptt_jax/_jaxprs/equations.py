@@ -1,7 +1,7 @@
 """Reading and evaluating jaxprs, with public API only: equations are evaluated one by one, never rebuilt.
 
 A traced step is a list of equations, and a block (`_step/split.py`, `_lower/block.py`) runs each where it is cheapest.
-For this, nested jits are flattened here, lists of equations evaluated in an environment, and equations classified.
+For this, lists of equations are evaluated in an environment here, and equations classified.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jax.extend.core import primitives
 
 from bptt_jax._caches import remember
 from bptt_jax._jaxprs.arrays import is_float
-from bptt_jax._jaxprs.types import Atom, ClosedJaxpr, Effect, Eqn, Jaxpr, Leaf, Tree
+from bptt_jax._jaxprs.types import Atom, Effect, Eqn, Jaxpr
 
 Env = dict[Any, Any]
 
@@ -45,53 +45,10 @@ NO_GRADIENT = frozenset(["stop_gradient", "floor", "ceil", "round", "sign", "nex
 _RANDOM = ("random", "rng", "threefry")
 
 
-def inline(closed: ClosedJaxpr) -> Any:
-    """The same jaxpr without nested jits and repeated equations, so equal values are one variable.
-
-    A jit with constraints on its arguments or results (shardings, layouts) is left as it is.
-    """
-
-    def run(*args: Leaf) -> list[Any]:
-        return _run_inlined(closed, args, {})  # the tracers go with the trace, as jax.checking_leaks wants it
-
-    return jax.make_jaxpr(run)(*(v.aval for v in closed.jaxpr.invars))
-
-
-def _run_inlined(closed: ClosedJaxpr, args: Sequence[Any], known: dict[Any, Any]) -> list[Any]:
-    def apply_eqn(eqn: Eqn, values: Sequence[Any]) -> Sequence[Any]:
-        if eqn.primitive is primitives.jit_p and not _is_constrained(eqn.params):
-            (inner,) = (p for p in eqn.params.values() if isinstance(p, core.ClosedJaxpr))
-            return _run_inlined(inner, values, known)
-        # Only JAX's arithmetic is shared: other primitives may print alike and differ.
-        if eqn.primitive.name not in _BATCHABLE or has_effects(eqn) or is_random(eqn) or has_inner_jaxpr(eqn):
-            return apply(eqn, values)
-        literals = tuple(value_of(v) if isinstance(v, core.Literal) else None for v in eqn.invars)
-        tracers = [value for v, value in zip(eqn.invars, values, strict=True) if not isinstance(v, core.Literal)]
-        params = tuple(sorted(eqn.params.items(), key=lambda item: item[0]))
-        key = (eqn.primitive, tuple(map(id, tracers)), literals, params, str(eqn.ctx))
-        try:
-            hash(key)
-        except TypeError:  # a parameter without a hash, so not to be compared
-            return apply(eqn, values)
-        if key not in known:
-            known[key] = apply(eqn, values), tracers  # held, so no other value gets their ids
-        outs: Sequence[Any] = known[key][0]
-        return outs
-
-    env = bind(closed.jaxpr.constvars, closed.consts) | bind(closed.jaxpr.invars, args)
-    evaluate(closed.jaxpr.eqns, env, apply_eqn)
-    return [read(env, v) for v in closed.jaxpr.outvars]
-
-
 def value_of(literal: Any) -> tuple[str, str, bytes]:
     """A literal's type and its bits, because two different numbers may print alike."""
     value = np.asarray(literal.val)
     return str(literal.aval), value.dtype.str, value.tobytes()
-
-
-def _is_constrained(params: Tree) -> bool:
-    given = [params.get(f"{side}_{what}") or () for side in ("in", "out") for what in ("shardings", "layouts")]
-    return any(g is not None and repr(g) != "UnspecifiedValue" for group in given for g in group)
 
 
 def bind(variables: Sequence[Any], values: Sequence[Any]) -> Env:
@@ -214,13 +171,17 @@ def is_random(eqn: Eqn) -> bool:
     return str(eqn.primitive.name).startswith(_RANDOM)
 
 
+def is_repeatable(eqn: Eqn) -> bool:
+    """Whether an equation is plain arithmetic of JAX: of two that are alike one is enough."""
+    return not (eqn.primitive.name not in _BATCHABLE or has_effects(eqn) or is_random(eqn) or has_inner_jaxpr(eqn))
+
+
 def can_be_batched(eqn: Eqn) -> bool:
     """Whether an equation has the same results, derivatives and effects under vmap as in a loop.
 
     Branches do not qualify: under vmap both are evaluated, and a NaN in the one not taken reaches the gradient.
     """
-    is_arithmetic = eqn.primitive.name in _BATCHABLE and not has_inner_jaxpr(eqn)
-    return is_arithmetic and not has_effects(eqn) and not is_random(eqn)
+    return is_repeatable(eqn)
 
 
 def has_own_gradient(jaxpr: Jaxpr) -> bool:

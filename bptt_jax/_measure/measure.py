@@ -56,7 +56,7 @@ def made_bytes(gradient: Gradient) -> int:
         return sum(inner) + sum(machine.bytes_of(eqn.outvars) for eqn in jaxpr.eqns)
 
     machine = gradient.call.options.machine
-    return gradient.examples * made(gradient.call.step.inlined.jaxpr)
+    return gradient.examples * made(gradient.call.step.body.jaxpr)
 
 
 def _copied_bytes(gradient: Gradient) -> int:

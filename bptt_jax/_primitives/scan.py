@@ -209,7 +209,7 @@ def _partial_eval(trace: Any, *tracers: Any, call: ScanCall) -> list[Any]:
 @remember(256)
 def _known_step(step: FlatStep, inputs: Mask, outputs: Mask) -> FlatStep:
     """The part of a step from some inputs to some results."""
-    closed = step.quiet.inlined  # the other part has the callbacks
+    closed = step.quiet.body  # the other part has the callbacks
     jaxpr = closed.jaxpr
     outvars, invars = select(jaxpr.outvars, outputs), select(jaxpr.invars, inputs)
     part = core.Jaxpr(

@@ -78,9 +78,9 @@ def _forms_of(step: FlatStep, active: Active, machine: Machine, merged: bool) ->
     jaxpr = step.jaxpr.jaxpr
     if not all(is_debug(effect) or is_named_axis(effect) for effect in jaxpr.effects) or has_own_gradient(jaxpr):
         return ()
-    closed = step.inlined
+    closed = step.body
     # A step without products to merge has no merged form.
-    if merged and (closed := merge(closed, step.n_operands, step.n_carry, machine)) is step.inlined:
+    if merged and (closed := merge(closed, step.n_operands, step.n_carry, machine)) is step.body:
         return ()
     try:
         vjp = step_vjp(split(closed, step, active, machine))

@@ -12,7 +12,8 @@ from jax.extend.core import primitives
 from jax.interpreters import ad
 
 from bptt_jax._caches import remember
-from bptt_jax._jaxprs.equations import Env, apply, bind, evaluate, inline, needed, reachable, read, variables
+from bptt_jax._jaxprs.equations import Env, apply, bind, evaluate, needed, reachable, read, variables
+from bptt_jax._jaxprs.inline import inline
 from bptt_jax._jaxprs.types import Eqn, Var
 from bptt_jax._trace.call import Arrays, Mask, select
 

@@ -19,7 +19,8 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 from bptt_jax._jaxprs.arrays import zeros_like
-from bptt_jax._jaxprs.equations import CHEAP, Env, bind, has_effects, inline, needed, variables
+from bptt_jax._jaxprs.equations import CHEAP, Env, bind, has_effects, needed, variables
+from bptt_jax._jaxprs.inline import inline
 from bptt_jax._jaxprs.types import Atom, Jaxpr, Tree
 from bptt_jax._step.pull import Pull, available, avals
 from bptt_jax._step.split import SplitStep

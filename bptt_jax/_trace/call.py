@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-from bptt_jax._jaxprs.equations import inline, needed
+from bptt_jax._jaxprs.equations import needed
+from bptt_jax._jaxprs.inline import inline, is_checkpoint, is_jit
 from bptt_jax._jaxprs.quiet import with_eqns, without_callbacks
-from bptt_jax._jaxprs.types import Leaf
+from bptt_jax._jaxprs.types import ClosedJaxpr, Leaf
 from bptt_jax._options import Options
 from bptt_jax._trace.along import Along
 
@@ -58,13 +59,27 @@ class FlatStep:
         return found
 
     @functools.cached_property
-    def inlined(self) -> Any:
+    def body(self) -> Any:
         """The jaxpr without nested jits, repeated equations, and equations not needed for its results."""
-        closed = inline(self.jaxpr)
-        jaxpr = closed.jaxpr
-        # Arrays closed over by a step are no constants: JAX makes them inputs of the scan, or literals of equations.
-        eqns = needed(jaxpr.eqns, jaxpr.outvars)
-        return core.ClosedJaxpr(with_eqns(jaxpr, eqns), closed.consts)
+        return _needed(inline(self.jaxpr))
+
+    @functools.cached_property
+    def inlined(self) -> Any:
+        """`body` without checkpoints too: which results depend on which inputs shows best here."""
+        if not any(map(is_checkpoint, self.body.jaxpr.eqns)):
+            return self.body
+        return _needed(inline(self.body, lambda eqn: is_jit(eqn) or is_checkpoint(eqn)))
+
+    @functools.cached_property
+    def seen_through(self) -> FlatStep:
+        """The step without the user's own checkpoint around its work, because a plan evaluates steps again anyway.
+
+        Two or more checkpoints after one another stay: while a step is differentiated, they bound its residuals.
+        """
+        closed = self.body
+        while len(own := [eqn for eqn in closed.jaxpr.eqns if is_checkpoint(eqn)]) == 1:
+            closed = _needed(inline(closed, functools.partial(_is_jit_or_in, own)))
+        return self if closed is self.body else dataclasses.replace(self, jaxpr=closed)
 
     @functools.cached_property
     def quiet(self) -> FlatStep:
@@ -77,6 +92,15 @@ class FlatStep:
         # A literal among the results is a Python number.
         outs = [out if isinstance(out, jax.Array) else jnp.asarray(out) for out in outs]
         return outs[: self.n_carry], outs[self.n_carry :]
+
+
+def _needed(closed: ClosedJaxpr) -> Any:
+    # Arrays closed over by a step are no constants: JAX makes them inputs of the scan, or literals of equations.
+    return core.ClosedJaxpr(with_eqns(closed.jaxpr, needed(closed.jaxpr.eqns, closed.jaxpr.outvars)), closed.consts)
+
+
+def _is_jit_or_in(eqns: Sequence[Any], eqn: Any) -> bool:
+    return is_jit(eqn) or eqn in eqns
 
 
 def select(leaves: Sequence[T], mask: Sequence[bool]) -> list[T]:

@@ -1,8 +1,8 @@
 """A call of `scan`, traced to a flat one.
 
 `jax.lax.scan` itself checks and traces the call, so errors are JAX's, in the user's names, and JAX's cache of traces
-serves. The trace has one scan equation, and this library runs it. JAX has also turned carry leaves passed on unchanged
-by the step into operands, so these need no checkpoint.
+serves. The trace has one scan equation, and this library runs it. Carry leaves passed on unchanged by the step have
+become operands, by JAX or by `normal`, so these need no checkpoint.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from bptt_jax._jaxprs.types import Eqn, Jaxpr, Leaf, Tree, Var
 from bptt_jax._options import Options
 from bptt_jax._trace.along import TIME_FIRST, Along, Layout
 from bptt_jax._trace.call import Arrays, FlatStep, ScanCall, Step
+from bptt_jax._trace.normal import NormalStep, normal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +80,15 @@ def trace(
     evaluate(jaxpr.eqns[:at], env, placed.apply)
 
     def finish(outs: Arrays) -> Any:
+        outs = normal.outputs(inputs, outs)
         known = env | {v: out for v, out in zip(eqn.outvars, outs, strict=True) if not isinstance(v, core.DropVar)}
         evaluate(jaxpr.eqns[at + 1 :], known, placed.apply)
         return jax.tree.unflatten(results.tree, placed.results(known))
 
-    flat, inputs = _flat_step(eqn), [_as_array(read(env, v)) for v in eqn.invars]
+    normal = _normal_step(eqn)
+    flat, inputs = normal.step, normal.inputs([_as_array(read(env, v)) for v in eqn.invars])
     of_x = tuple(placed[v] for v in flat.split(eqn.invars)[2])
-    of_y = tuple(placed[v] for v in eqn.outvars[flat.n_carry :])
+    of_y = tuple(placed[v] for v in eqn.outvars[len(normal.untouched) :])
     over = flat.split(inputs)[2]
     n = int(over[0].shape[of_x[0].axis] if over else length)
     # As in `jax.lax.scan`, True and 0 unroll the whole loop.
@@ -170,23 +173,23 @@ def _as_array(leaf: Leaf) -> Any:
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic | int | float | complex) else leaf
 
 
-# Flat steps by the bodies of their equations; JAX keeps one body for a step and types. Weak, because equations hold the
+# Steps by the bodies of their equations; JAX keeps one body for a step and types. Weak, because equations hold the
 # values closed over by a step. A flat step does not hold its body, so both can go.
-_flat_steps: MutableMapping[Any, FlatStep] = remember_while_alive()
+_normal_steps: MutableMapping[Any, NormalStep] = remember_while_alive()
 
 
-def _flat_step(eqn: Eqn) -> FlatStep:
+def _normal_step(eqn: Eqn) -> NormalStep:
     """The step of a scan's equation; the same object for the same body.
 
     The equation's own parameters are private to JAX, so inputs and outputs over time are recognised by their axes: one
     more than in the body.
     """
     (body,) = inner_jaxprs(eqn)
-    if body not in _flat_steps:
+    if body not in _normal_steps:
         n_x = sum(outer.aval.ndim > inner.aval.ndim for outer, inner in zip(eqn.invars, body.invars, strict=True))
         n_carry = sum(
             outer.aval.ndim == inner.aval.ndim for outer, inner in zip(eqn.outvars, body.outvars, strict=True)
         )
         jaxpr = core.ClosedJaxpr(with_eqns(body, body.eqns), ())
-        _flat_steps[body] = FlatStep(jaxpr, len(body.invars) - n_carry - n_x, n_carry)
-    return _flat_steps[body]
+        _normal_steps[body] = normal(FlatStep(jaxpr, len(body.invars) - n_carry - n_x, n_carry))
+    return _normal_steps[body]

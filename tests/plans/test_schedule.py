@@ -51,7 +51,8 @@ def test_order_of_evaluations(plan, lowering):
         init = (jnp.zeros(3), jnp.array(0))
         return bptt_jax.scan(step, init, xs, plan=plan, lowering=lowering)[0][0].sum()
 
-    jax.block_until_ready(jax.jit(jax.grad(loss))(jnp.ones((length(plan), 3))))
+    with bptt_jax.show_recomputation():
+        jax.block_until_ready(jax.jit(jax.grad(loss))(jnp.ones((length(plan), 3))))
     jax.effects_barrier()
     assert seen == evaluations(plan, lowering or "sweep")
 

@@ -1,0 +1,68 @@
+"""The normal form of a step: no leaf of the carry is passed on unchanged, and no equation is without use.
+
+Models are often handed on in the carry, through a `jax.checkpoint` or a jit of the step. Every checkpoint of a plan
+would hold them. As operands they are held once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jax.extend import core
+from jax.interpreters import partial_eval as pe
+
+from bptt_jax._jaxprs.equations import is_debug, is_named_axis
+from bptt_jax._jaxprs.quiet import with_eqns
+from bptt_jax._jaxprs.untouched import sources
+from bptt_jax._trace.call import Arrays, FlatStep, Mask, replace, select
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NormalStep:
+    """A step in normal form.
+
+    Attributes:
+      step: the step; its last operands are the untouched leaves of the carry.
+      untouched: the mask of leaves that the step as written passes on unchanged, over its carry.
+    """
+
+    step: FlatStep
+    untouched: Mask
+
+    def inputs(self, as_written: Arrays) -> list[Any]:
+        """The inputs of the normal step from those of the step as written, for one step or for a scan."""
+        start = self.step.n_operands - sum(self.untouched)
+        end = start + len(self.untouched)
+        carry = as_written[start:end]
+        moving = [not is_untouched for is_untouched in self.untouched]
+        return [*as_written[:start], *select(carry, self.untouched), *select(carry, moving), *as_written[end:]]
+
+    def outputs(self, inputs: Arrays, outs: Arrays) -> list[Any]:
+        """The outputs of the step as written from inputs and outputs of the normal step."""
+        passed_on = inputs[self.step.n_operands - sum(self.untouched) : self.step.n_operands]
+        carry = replace([None] * len(self.untouched), self.untouched, passed_on)
+        moving = [not is_untouched for is_untouched in self.untouched]
+        return [*replace(carry, moving, outs[: self.step.n_carry]), *outs[self.step.n_carry :]]
+
+
+def normal(step: FlatStep) -> NormalStep:
+    """The normal form of a step; steps with effects on references and the like stay as they are."""
+    jaxpr, n = step.jaxpr.jaxpr, step.n_operands
+    if not all(is_debug(effect) or is_named_axis(effect) for effect in jaxpr.effects):
+        return NormalStep(step, (False,) * step.n_carry)
+    untouched = tuple(source == n + i for i, source in enumerate(sources(jaxpr)[: step.n_carry]))
+    found = NormalStep(FlatStep(step.jaxpr, n + sum(untouched), step.n_carry - sum(untouched)), untouched)
+    moving = [not is_untouched for is_untouched in untouched]
+    outvars = [*select(jaxpr.outvars[: step.n_carry], moving), *jaxpr.outvars[step.n_carry :]]
+    part = core.Jaxpr(
+        constvars=jaxpr.constvars,
+        invars=found.inputs(jaxpr.invars),
+        outvars=outvars,
+        eqns=jaxpr.eqns,
+        effects=jaxpr.effects,
+        debug_info=core.DebugInfo("bptt_jax", jaxpr.debug_info.func_src_info, None, None),
+    )
+    useful, _ = pe.dce_jaxpr(part, [True] * len(outvars), instantiate=True)
+    closed = core.ClosedJaxpr(with_eqns(useful, useful.eqns), step.jaxpr.consts)
+    return dataclasses.replace(found, step=dataclasses.replace(found.step, jaxpr=closed))

@@ -5,6 +5,7 @@ from typing import Any
 
 from bptt_jax import errors, planners, plans
 from bptt_jax._cost.cost import PlanCost, cost
+from bptt_jax._explain.calls import Reports, explain_calls
 from bptt_jax._explain.explain import explain, profile
 from bptt_jax._explain.report import Report
 from bptt_jax._options import show_recomputation
@@ -19,6 +20,7 @@ __all__ = [
     "Remat",
     "Repeat",
     "Report",
+    "Reports",
     "StepProfile",
     "StepTimes",
     "Steps",
@@ -26,6 +28,7 @@ __all__ = [
     "cost",
     "errors",
     "explain",
+    "explain_calls",
     "make_plan",
     "planners",
     "plans",

@@ -75,12 +75,11 @@ def explain_along(
     layout: Layout,
 ) -> Report:
     """`explain` with checked options, and with `layout` for the time axis of each leaf of xs and ys."""
-    options = _in_numbers(options)
     reports: list[Report] = []
 
     def inspect(init: Tree, xs: Tree) -> None:
         traced = trace(f, init, xs, length, reverse, unroll, options, layout)
-        reports.append(_report(gradient_of(traced.call, traced.arguments)))
+        reports.append(report_on(gradient_of(traced.call, traced.arguments)))
 
     jax.eval_shape(inspect, init, xs)
     return reports[0]
@@ -94,14 +93,14 @@ def explain_params(step: Any, params: Tree, init: Tree, xs: Tree, **options: Any
       params, init, xs: pytrees of arrays or shapes.
       **options: as for `checked_options`.
     """
-    reports, checked = list[Report](), _in_numbers(checked_options(**options))
+    reports, checked = list[Report](), checked_options(**options)
 
     def inspect(params: Tree, init: Tree, xs: Tree) -> None:
         traced = trace(lambda carry, x: step(params, carry, x), init, xs, None, False, 1, checked)
         # Found by identity, because the step closes over the parameters and the trace lists all its inputs flat.
         leaves = set(map(id, jax.tree.leaves(params) or jax.tree.leaves(init)))
         wrt = tuple(id(leaf) in leaves for leaf in traced.arguments)
-        reports.append(_report(gradient_of(traced.call, traced.arguments, wrt)))
+        reports.append(report_on(gradient_of(traced.call, traced.arguments, wrt)))
 
     jax.eval_shape(inspect, params, init, xs)
     return reports[0]
@@ -114,7 +113,10 @@ def _in_numbers(options: Options) -> Options:
     return dataclasses.replace(options, budget=free_bytes(options.machine.device))
 
 
-def _report(gradient: Gradient) -> Report:
+def report_on(gradient: Gradient) -> Report:
+    """The report on a gradient, with "auto" read now."""
+    options = _in_numbers(gradient.call.options)
+    gradient = dataclasses.replace(gradient, call=dataclasses.replace(gradient.call, options=options))
     call, choice = gradient.call, choose(gradient)
     form, everything = choice.form, store_all_bytes(gradient)
     checks = [

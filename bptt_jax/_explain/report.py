@@ -102,6 +102,13 @@ class Report:
             return 1.0
         return (self.forward_steps / steps + _BACKWARD_TIME) / (1 + _BACKWARD_TIME)
 
+    @property
+    def summary(self) -> str:
+        """Bytes, budget and plan in a line."""
+        taken = "not known" if self.measured_bytes is None else format_bytes(self.measured_bytes)
+        budget = ", no budget" if self.budget_bytes is None else f" of a budget of {format_bytes(self.budget_bytes)}"
+        return f"{taken}{budget}, plan {notation(self.plan)}"
+
     def _block_rows(self) -> list[tuple[str, str]]:
         """Rows on the lowering: for the sweep, the products and sums done by block and by step."""
         if self.block is None:

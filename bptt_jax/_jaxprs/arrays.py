@@ -56,6 +56,11 @@ def is_float(atom: Atom) -> bool:
     return bool(jax.numpy.issubdtype(dtype, jax.numpy.inexact))
 
 
+def is_array(leaf: Leaf) -> bool:
+    """Whether a leaf of arguments is an array or stands for one, so it can be traced."""
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
 def explicit_sharding(leaf: Leaf) -> jax.sharding.NamedSharding | None:
     """The sharding in the type of a leaf, under a mesh with explicit axes; None without such a mesh."""
     sharding = getattr(jax.typeof(leaf) if isinstance(leaf, jax.Array) else leaf, "sharding", None)

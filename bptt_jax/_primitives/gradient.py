@@ -14,7 +14,7 @@ makes the plan for all examples, and runs forward once more.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -103,6 +103,21 @@ def _is_late(call: ScanCall, planned: Vmaps, mapped_over: Vmaps) -> bool:
 
 def _choice(call: ScanCall, wrt: Mask, inputs: Sequence[Any], planned: Vmaps, again: bool = False) -> Choice:
     return choose(Gradient(call, wrt, tuple(map(jax.typeof, inputs)), planned, again))
+
+
+def asked(types: Sequence[Any], params: Mapping[str, Any]) -> Gradient:
+    """The gradient of a `backward`, for arguments of these types and with these parameters."""
+    call, planned, wrt = params["call"], params["planned"], params["wrt"]
+    n, found = len(wrt), list[Gradient]()
+    mapped_over = _mapped_over(params["vmaps"], n)
+
+    def of_one(*inputs: Leaf) -> list[Any]:
+        late = _is_late(call, planned, mapped_over)
+        found.append(Gradient(call, wrt, tuple(map(jax.typeof, inputs)), mapped_over, late))
+        return []
+
+    jax.make_jaxpr(mapped([vmap.of_first(n) for vmap in params["vmaps"]], of_one))(*types[:n])
+    return found[0]
 
 
 def _returned(call: ScanCall, wrt: Mask, given: Mask) -> Mask:

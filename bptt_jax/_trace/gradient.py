@@ -77,7 +77,11 @@ class Gradient:
 
 def gradient_of(call: ScanCall, inputs: Sequence[Any], wrt: Mask | None = None) -> Gradient:
     """The gradient with respect to the inputs in `wrt` (None: all inputs), as far as they have one."""
-    types = tuple(map(jax.typeof, inputs))
+    return gradient_of_types(call, tuple(map(jax.typeof, inputs)), wrt)
+
+
+def gradient_of_types(call: ScanCall, types: tuple[Any, ...], wrt: Mask | None = None) -> Gradient:
+    """`gradient_of` for inputs of these types."""
     asked = (True,) * len(types) if wrt is None else wrt
     found, of_carry = active(call.step, asked), call.step.split(asked)[1]
     # A leaf of the carry may be active because of other inputs, and not be differentiated itself.

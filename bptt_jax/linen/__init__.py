@@ -20,6 +20,7 @@ except ImportError as error:
     raise ImportError("bptt_jax.linen needs Flax; install it with: python -m pip install 'bptt_jax[flax]'") from error
 
 from bptt_jax._budget import Budget
+from bptt_jax._explain.calls import Reports, explain_calls
 from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Device, Tree
 from bptt_jax._recurrent.cells import check_cell, full_name
@@ -151,46 +152,68 @@ def rnn(
 
 
 def explain(
-    layer: nn.Module,
+    model: nn.Module,
     variables: Tree,
-    xs: Tree,
-    *,
+    *args: Any,
     target: Device = None,
     rngs: Any = None,
     mutable: Any = False,
     **call: Any,
-) -> Report:
-    """Report on a recurrent layer for these inputs, its gradient compiled but not run; see `bptt_jax.explain`.
+) -> Report | Reports:
+    """Report on a recurrent layer, or on all in a model, for these inputs; gradients are compiled but not run.
+
+    Of an `RNN`, or a layer made by `rnn`, there is one report; see `bptt_jax.explain`. Of any other module there is one
+    for each layer and scan of `bptt_jax` that its call meets, by path; see `bptt_jax.explain_calls`.
 
     Args:
-      layer: an `RNN` or a layer made by `rnn`, not inside a parent module.
+      model: the layer or the model, not inside a parent module.
       variables: its variables, arrays or `jax.ShapeDtypeStruct`s.
-      xs: the inputs of a call, likewise.
+      *args: the inputs of a call, likewise; of a layer there is one.
       target: as for `bptt_jax.explain`.
-      rngs, mutable: as for `layer.apply`, if the cell needs them.
-      **call: other arguments of the call (`seq_lengths`, `return_carry`, ...), because they can change its bytes. For
-        example, to return the carry after each sequence's last step, the scan holds one carry more. Arrays may be
-        `jax.ShapeDtypeStruct`s here too.
+      rngs, mutable: as for `model.apply`, if it needs them.
+      **call: other arguments of the call (of a layer, `seq_lengths`, `return_carry`, ...), because they can change its
+        bytes. For example, to return the carry after each sequence's last step, the scan holds one carry more. Arrays
+        may be `jax.ShapeDtypeStruct`s here too.
 
     Raises:
       BudgetError: if no plan fits the budget, at once.
-      TypeError: if `layer` is no layer of this module or `variables` are no mapping, or for an unknown argument of the
-        call.
+      TypeError: if `model` is no module or `variables` are no mapping, or for an unknown argument of the call.
       ValueError: if `variables` do not match the layer.
-      TypeError, ValueError: as raised when calling the layer, for example for `seq_lengths` of another shape.
+      TypeError, ValueError: as raised in the call, for example for `seq_lengths` of another shape.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> layer, xs = RNN(nn.GRUCell(features=16), budget="50%"), jnp.ones((4, 200, 16))
     >>> report = explain(layer, layer.init(jax.random.key(0), xs), xs)
     >>> report.measured_bytes <= report.budget_bytes
     True
+
+    >>> model = nn.Sequential([nn.Dense(16), layer])
+    >>> list(explain(model, model.init(jax.random.key(0), xs), xs))
+    ['layers_1']
     """
-    if not isinstance(layer, Recurrent):
-        raise TypeError(f"explain needs a layer of bptt_jax.linen (RNN, or made by rnn), got {full_name(layer)}.")
+    if not isinstance(model, nn.Module) or isinstance(model, nn.RNNCellBase):
+        raise TypeError(
+            "explain needs a layer of bptt_jax.linen (RNN, or made by rnn) or a model with one, got "
+            f"{full_name(model)}."
+        )
     if not isinstance(variables, Mapping):
         raise TypeError(
             f"variables must be a mapping of collections, as init makes it, got {type(variables).__name__}."
         )
+    if isinstance(model, Recurrent):
+        return _explain_layer(model, variables, *args, target=target, rngs=rngs, mutable=mutable, **call)
+
+    def apply(variables: Tree, rngs: Any, *args: Any, **call: Any) -> Any:
+        return model.apply(variables, *args, rngs=rngs, mutable=mutable, **call)
+
+    reports = explain_calls(apply, variables, rngs, *args, target=target, **call)
+    root = f"{model.name or type(model).__name__}/"
+    return Reports({path.removeprefix(root): report for path, report in reports.items()})
+
+
+def _explain_layer(
+    layer: Recurrent, variables: Tree, xs: Tree, *, target: Device, rngs: Any, mutable: Any, **call: Any
+) -> Report:
     require_array(xs)
     arrays, flags = split_call(call, "init_key", "rngs", "mutable")
     reports: list[Report] = []

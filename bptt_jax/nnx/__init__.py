@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ except ImportError as error:
     raise ImportError("bptt_jax.nnx needs Flax; install it with: python -m pip install 'bptt_jax[flax]'") from error
 
 from bptt_jax._budget import Budget
+from bptt_jax._explain.calls import Reports, explain_calls
 from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Device, Tree
 from bptt_jax._recurrent.cells import check_cell, full_name
@@ -147,22 +148,27 @@ def rnn(
     return decorate if cell_class is None else decorate(cell_class)
 
 
-def explain(layer: nnx.Module, xs: Tree, *, target: Device = None, rngs: nnx.Rngs | None = None, **call: Any) -> Report:
-    """Report on a recurrent layer for these inputs, its gradient compiled but not run; see `bptt_jax.explain`.
+def explain(
+    model: nnx.Module, *args: Any, target: Device = None, rngs: nnx.Rngs | None = None, **call: Any
+) -> Report | Reports:
+    """Report on a recurrent layer, or on all in a model, for these inputs; gradients are compiled but not run.
+
+    Of an `RNN`, or a layer made by `rnn`, there is one report; see `bptt_jax.explain`. Of any other module there is one
+    for each layer and scan of `bptt_jax` that its call meets, by path; see `bptt_jax.explain_calls`.
 
     Args:
-      layer: an `RNN` or a layer made by `rnn`; its state may be `jax.ShapeDtypeStruct`s, as from `nnx.eval_shape`.
-      xs: the inputs of a call, arrays or `jax.ShapeDtypeStruct`s.
+      model: the layer or the model; its state may be `jax.ShapeDtypeStruct`s, as from `nnx.eval_shape`.
+      *args: the inputs of a call, arrays or `jax.ShapeDtypeStruct`s; of a layer there is one.
       target: as for `bptt_jax.explain`.
-      rngs: as for calling the layer; nothing is drawn from it.
-      **call: other arguments of the call (`seq_lengths`, `return_carry`, ...), because they can change its bytes. For
-        example, to return the carry after each sequence's last step, the scan holds one carry more. Arrays may be
-        `jax.ShapeDtypeStruct`s here too.
+      rngs: as for calling the model, if it takes them; nothing is drawn from them.
+      **call: other arguments of the call (of a layer, `seq_lengths`, `return_carry`, ...), because they can change its
+        bytes. For example, to return the carry after each sequence's last step, the scan holds one carry more. Arrays
+        may be `jax.ShapeDtypeStruct`s here too.
 
     Raises:
       BudgetError: if no plan fits the budget, at once.
-      TypeError: if `layer` is no layer of this module, or for an unknown argument of the call.
-      TypeError, ValueError: as raised when calling the layer, for example for `seq_lengths` of another shape.
+      TypeError: if `model` is no module, or for an unknown argument of the call.
+      TypeError, ValueError: as raised in the call, for example for `seq_lengths` of another shape.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp
@@ -170,23 +176,49 @@ def explain(layer: nnx.Module, xs: Tree, *, target: Device = None, rngs: nnx.Rng
     >>> report = explain(layer, jnp.ones((4, 200, 16)))
     >>> report.measured_bytes <= report.budget_bytes
     True
+
+    >>> model = nnx.Sequential(nnx.Linear(16, 16, rngs=nnx.Rngs(0)), layer)
+    >>> list(explain(model, jnp.ones((4, 200, 16))))
+    ['layers/1']
     """
-    if not isinstance(layer, Recurrent):
-        raise TypeError(f"explain needs a layer of bptt_jax.nnx (RNN, or made by rnn), got {full_name(layer)}.")
+    if not isinstance(model, nnx.Module) or isinstance(model, nnx.RNNCellBase):
+        raise TypeError(
+            f"explain needs a layer of bptt_jax.nnx (RNN, or made by rnn) or a model with one, got {full_name(model)}."
+        )
+    # A copy is reported on, so the model and its keys stay as they are.
+    graphdef, state = nnx.split((model, rngs), graph=True)
+
+    def copy(state: Any) -> Any:
+        return nnx.merge(graphdef, state)
+
+    if not isinstance(model, Recurrent):
+        return _explain_model(copy, state, *args, target=target, **call)
+    return _explain_layer(copy, state, *args, target=target, **call)
+
+
+def _explain_layer(copy: Callable[[Any], Any], state: Any, xs: Tree, *, target: Device, **call: Any) -> Report:
     require_array(xs)
     arrays, flags = split_call(call, "rngs")
-    # A copy is reported on, so the layer and its keys stay as they are.
-    graphdef, state = nnx.split((layer, rngs), graph=True)
     reports: list[Report] = []
 
     def inspect(state: Any, xs: Tree, arrays: Any) -> None:
-        copied: Any
-        copied, keys = nnx.merge(graphdef, state)
-        reports.append(copied._report(xs, target, rngs=keys, **arrays, **flags))
+        layer, rngs = copy(state)
+        reports.append(layer._report(xs, target, rngs=rngs, **arrays, **flags))
 
     # Shapes suffice and nothing is run. The report leaves by a list, because eval_shape returns only shapes.
     jax.eval_shape(inspect, state, xs, arrays)
     return reports[0]
+
+
+def _explain_model(copy: Callable[[Any], Any], state: Any, *args: Any, target: Device, **call: Any) -> Reports:
+    def run(state: Any, *args: Any, **call: Any) -> Any:
+        model, rngs = copy(state)
+        for path, module in nnx.iter_modules(model):
+            if isinstance(module, Recurrent):
+                module.path = "/".join(map(str, path))
+        return model(*args, **call, **({} if rngs is None else {"rngs": rngs}))
+
+    return explain_calls(run, state, *args, target=target, **call)
 
 
 def _options_of(given: Mapping[str, Any]) -> Options:

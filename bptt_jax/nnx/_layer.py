@@ -34,6 +34,8 @@ class Options(LayerOptions):
 class Recurrent(nnx.RNN):
     """A cell run over time: the base class of all layers. Subclasses provide the cell and the options."""
 
+    path = ""  # in the model that `explain` reports on; a name of the layer's operations
+
     def __init__(self, cell: Any, options: Options, rngs: Any):
         check_cell(cell, "the cell of an RNN", nnx.Module)
         # By Flax's constructor, because the state has to be the one of Flax's layer, keys for first carries included.
@@ -72,7 +74,8 @@ class Recurrent(nnx.RNN):
         """
         flags = {"return_carry": return_carry, "time_major": time_major, "reverse": reverse, "keep_order": keep_order}
         call = self._call(seq_lengths=seq_lengths, resets=resets, **flags)
-        with self._prepared(inputs, initial_carry, rngs, call) as (lifted, run):
+        named = jax.named_scope(self.path) if self.path else contextlib.nullcontext()
+        with named, self._prepared(inputs, initial_carry, rngs, call) as (lifted, run):
             carry, carried, outputs, made = run.run(**self._scan_options)
             lifted.publish(carried, made)
         return (carry, outputs) if call.return_carry else outputs

@@ -251,7 +251,11 @@ def test_plans_and_profiles(make, error, text):
             TypeError,
             "split_rngs must map filters of collections to",
         ),
-        (lambda L: L.explain(nn.Dense(3), {}, XS), TypeError, "explain needs a layer of bptt_jax.linen (RNN, or made"),
+        (
+            lambda L: L.explain(nn.GRUCell(3), {}, XS),
+            TypeError,
+            "explain needs a layer of bptt_jax.linen (RNN, or made",
+        ),
     ],
 )
 def test_linen(make, error, text):

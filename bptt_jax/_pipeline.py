@@ -50,6 +50,7 @@ class Choice:
       checks: the programs compiled to find the plan.
       unchecked: under a budget, the reason why there are no checks; else empty.
       plan_seconds: the time of planning, without the checks.
+      warning: of a budget that is not kept, or not verified; see `told`.
     """
 
     gradient: Gradient
@@ -58,6 +59,7 @@ class Choice:
     checks: tuple[Check, ...] = ()
     unchecked: str = ""
     plan_seconds: float = 0.0
+    warning: Warning | None = None
 
     @functools.cached_property
     def profile(self) -> StepProfile:
@@ -80,6 +82,13 @@ class Choice:
     @functools.cached_property
     def _not_waiting(self) -> Program:
         return program_of(self.gradient, self.plan, self.form, waits=False)
+
+
+def told(choice: Choice) -> Choice:
+    """A choice, with its warning given: a choice may be remembered, and each call of the user's is to hear of it."""
+    if choice.warning is not None:
+        warn(choice.warning)
+    return choice
 
 
 def choose(gradient: Gradient) -> Choice:
@@ -151,6 +160,7 @@ def fastest(gradient: Gradient) -> Swept | None:
 def _planned(gradient: Gradient, asked: int, left: int) -> Choice:
     """The choice of the fastest plan within `left` bytes, by checks where possible."""
     start, spent, plans = time.perf_counter(), 0.0, Plans(gradient)
+    warning: Warning | None = None
 
     def compiled(candidate: Candidate) -> Check:
         nonlocal spent
@@ -165,14 +175,14 @@ def _planned(gradient: Gradient, asked: int, left: int) -> Choice:
         except CannotCompileError as error:
             verdict = _estimated(plans, left, f"it cannot be compiled by itself here ({error})")
             if not is_percentage(gradient.call.options.budget):
-                warn(UnverifiedWarning(gradient.call.options.budget, str(error)))
+                warning = UnverifiedWarning(gradient.call.options.budget, str(error))
     else:
         verdict = _estimated(plans, left, "verify=False")
     found, taken = verdict.best.candidate, verdict.best.measured_bytes
     if taken > left:
-        _refuse(gradient, asked, left, verdict.best)
+        warning = _refused(gradient, asked, left, verdict.best)
     seconds = time.perf_counter() - start - spent
-    return Choice(gradient, found.plan, found.form, verdict.checks, verdict.unchecked, seconds)
+    return Choice(gradient, found.plan, found.form, verdict.checks, verdict.unchecked, seconds, warning)
 
 
 def _estimated(plans: Plans, asked: int, why: str) -> Verdict:
@@ -209,8 +219,8 @@ def _beside_bytes(gradient: Gradient) -> int:
     return 2 * (gradient.examples * of_example + COUNTER_BYTES * gradient.again)
 
 
-def _refuse(gradient: Gradient, asked: int, left: int, smallest: Check) -> None:
-    """Raises for bytes, because they are a promise, and warns for a percentage, because it is a wish."""
+def _refused(gradient: Gradient, asked: int, left: int, smallest: Check) -> BudgetWarning:
+    """Raises for bytes, because they are a promise; a warning for a percentage, because it is a wish."""
     call, candidate, taken = gradient.call, smallest.candidate, smallest.measured_bytes
     is_refused = math.isinf(taken)  # by the compiler, so the bytes of the program are not known
     known = _asked(gradient, max(candidate.predicted_bytes, left + 1) if is_refused else taken)
@@ -222,7 +232,7 @@ def _refuse(gradient: Gradient, asked: int, left: int, smallest: Check) -> None:
         )
     if not is_percentage(call.options.budget):
         raise error
-    warn(BudgetWarning(call.length, str(call.options.budget), asked, known))
+    return BudgetWarning(call.length, str(call.options.budget), asked, known)
 
 
 @dataclasses.dataclass(frozen=True)

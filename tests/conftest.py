@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from bptt_jax._caches import forget_everything
 from tests.support.quick_to_compile import compile_quickly
 
 _STRICT = {
@@ -47,6 +48,17 @@ def strict_jax():
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture(autouse=True)
+def fresh_caches(request):
+    """Empty caches around tests that patch the package, because equal steps share their plans and programs."""
+    patches = "monkeypatch" in request.fixturenames
+    if patches:
+        forget_everything()
+    yield
+    if patches:
+        forget_everything()
 
 
 @pytest.fixture

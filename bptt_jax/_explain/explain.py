@@ -15,7 +15,7 @@ from bptt_jax._explain.report import Compiled, Report
 from bptt_jax._jaxprs.types import Device, Tree
 from bptt_jax._measure.measure import measure
 from bptt_jax._options import Options, checked_options
-from bptt_jax._pipeline import Choice, choose, fastest, store_all_bytes
+from bptt_jax._pipeline import Choice, choose, fastest, store_all_bytes, told
 from bptt_jax._step.sizes import summary
 from bptt_jax._trace.along import Layout, layout_of
 from bptt_jax._trace.call import Step
@@ -117,7 +117,7 @@ def report_on(gradient: Gradient) -> Report:
     """The report on a gradient, with "auto" read now."""
     options = _in_numbers(gradient.call.options)
     gradient = dataclasses.replace(gradient, call=dataclasses.replace(gradient.call, options=options))
-    call, choice = gradient.call, choose(gradient)
+    call, choice = gradient.call, told(choose(gradient))
     form, everything = choice.form, store_all_bytes(gradient)
     checks = [
         Compiled(

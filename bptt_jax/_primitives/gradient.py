@@ -24,7 +24,7 @@ from jax.interpreters import ad, batching
 from bptt_jax._jaxprs.equations import is_named_axis
 from bptt_jax._jaxprs.types import Leaf
 from bptt_jax._lower import plain
-from bptt_jax._pipeline import Choice, choose
+from bptt_jax._pipeline import Choice, choose, told
 from bptt_jax._primitives.expansion import jvp_of, primitive, prune_unused_results
 from bptt_jax._trace.active import active, reached
 from bptt_jax._trace.call import Mask, ScanCall, replace, select
@@ -77,6 +77,7 @@ def _backward(
         choice = _choice(call, wrt, inputs, mapped_over if is_late else planned, again=is_late)
         program = choice.program(waits=not vmaps)
         if is_late:
+            told(choice)
             saved = program.kept(inputs)
         found = program.backward(inputs, saved, replace([None] * len(given), given, cts))
         zeros = [ad.Zero(jax.typeof(leaf).to_tangent_aval()) for leaf in select(inputs, wrt)]

@@ -23,12 +23,13 @@ from bptt_jax._jaxprs.equations import is_in, is_named_axis, needed, reachable
 from bptt_jax._jaxprs.types import Leaf, Tree
 from bptt_jax._lower import plain
 from bptt_jax._options import Options
+from bptt_jax._pipeline import choose, told
 from bptt_jax._primitives.expansion import jvp_of, primitive
-from bptt_jax._primitives.gradient import forward_p, names_axis, tangent_p, vmaps_around
+from bptt_jax._primitives.gradient import Vmaps, forward_p, names_axis, tangent_p, vmaps_around
 from bptt_jax._step.form import has_vjp
 from bptt_jax._trace.active import active
 from bptt_jax._trace.call import Arrays, FlatStep, Mask, ScanCall, element, replace, select
-from bptt_jax._trace.gradient import gradient_of
+from bptt_jax._trace.gradient import Gradient, gradient_of
 
 scan_p = primitive("scan", lambda *inputs, call: plain.evaluate(call, inputs))
 
@@ -46,7 +47,10 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: ScanCall) -> 
     if call.options.budget == "auto":
         call = dataclasses.replace(call, options=_with_bytes(call.options))
     wrt = gradient_of(call, primals, given).wrt
-    planned = vmaps_around(primals) if call.options.budget is not None else ()
+    planned: Vmaps = ()
+    if call.options.budget is not None:
+        planned = vmaps_around(primals)
+        told(choose(Gradient(call, wrt, tuple(map(jax.typeof, primals)), planned)))
     outs = forward_p.bind(*primals, call=call, wrt=wrt, planned=planned, vmaps=())
     outs, kept = outs[: len(moving)], outs[len(moving) :]
     chosen = [t for t, differentiated in zip(tangents, wrt, strict=True) if differentiated]

@@ -12,8 +12,10 @@ from typing import Any
 from jax.extend import core
 from jax.interpreters import partial_eval as pe
 
+from bptt_jax._caches import remember
 from bptt_jax._jaxprs.equations import is_debug, is_named_axis
 from bptt_jax._jaxprs.quiet import with_eqns
+from bptt_jax._jaxprs.structure import configuration, structure
 from bptt_jax._jaxprs.untouched import sources
 from bptt_jax._trace.call import Arrays, FlatStep, Mask, replace, select
 
@@ -47,7 +49,10 @@ class NormalStep:
 
 
 def normal(step: FlatStep) -> NormalStep:
-    """The normal form of a step; steps with effects on references and the like stay as they are."""
+    """The normal form of a step, the same object for equal steps.
+
+    Steps with effects on references and the like stay as they are.
+    """
     jaxpr, n = step.jaxpr.jaxpr, step.n_operands
     if not all(is_debug(effect) or is_named_axis(effect) for effect in jaxpr.effects):
         return NormalStep(step, (False,) * step.n_carry)
@@ -65,4 +70,21 @@ def normal(step: FlatStep) -> NormalStep:
     )
     useful, _ = pe.dce_jaxpr(part, [True] * len(outvars), instantiate=True)
     closed = core.ClosedJaxpr(with_eqns(useful, useful.eqns), step.jaxpr.consts)
-    return dataclasses.replace(found, step=dataclasses.replace(found.step, jaxpr=closed))
+    made = dataclasses.replace(found.step, jaxpr=closed)
+    if (key := structure(closed)) is not None:
+        made = _the_same(_Traced((key, made.n_operands, made.n_carry, configuration()), made)).step
+    return dataclasses.replace(found, step=made)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Traced:
+    """A traced step, compared by its key alone."""
+
+    key: Any
+    step: FlatStep = dataclasses.field(compare=False)
+
+
+# A step defined inside its caller is traced at each call: for the same equations its plan, checks and programs serve.
+@remember(256)
+def _the_same(traced: _Traced) -> _Traced:
+    return traced

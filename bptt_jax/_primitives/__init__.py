@@ -1,1 +1,5 @@
-"""The scan as JAX primitives: `scan`, and `forward`, `tangent` and `backward` for its differentiation."""
+"""The scan as primitives, and their rules, registered when this room is imported."""
+
+from bptt_jax._primitives import curvature, gradient, scan
+
+__all__ = ["curvature", "gradient", "scan"]

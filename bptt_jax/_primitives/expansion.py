@@ -17,8 +17,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
 from bptt_jax._caches import remember
-from bptt_jax._jaxprs.equations import is_debug, is_named_axis
-from bptt_jax._jaxprs.quiet import without_callbacks
+from bptt_jax._jaxprs.equations import is_named_axis
 from bptt_jax._jaxprs.types import Jaxpr, Leaf
 
 Expand = Callable[..., list[Any]]
@@ -41,10 +40,7 @@ def primitive(name: str, expand: Expand) -> core.Primitive:
         return list(_jitted(expand, tuple(sorted(params.items())))(*args))
 
     def jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[Any, Any]:
-        closed = traced(expand, tuple(map(jax.typeof, primals)), params)
-        outs, found = jvp_of(core.jaxpr_as_fun(without_callbacks(closed)), primals, tangents)
-        # Reverse mode may evaluate the derivative's equations again, so callbacks run outside of them.
-        return made.bind(*primals, **params) if any(map(is_debug, closed.jaxpr.effects)) else outs, found
+        return jvp_of(functools.partial(run, **params), primals, tangents)
 
     made.def_impl(implement)
     made.def_effectful_abstract_eval(abstract)

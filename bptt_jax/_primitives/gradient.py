@@ -14,7 +14,7 @@ makes the plan for all examples, and runs forward once more.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,12 @@ from bptt_jax._trace.gradient import Gradient, Vmap, mapped
 Vmaps = tuple[Vmap, ...]
 
 
-def _forward(*inputs: Leaf, call: ScanCall, wrt: Mask, planned: Vmaps, vmaps: Vmaps) -> list[Any]:
+def _forward(*inputs: Leaf, vmaps: Vmaps, **params: Any) -> list[Any]:
+    return list(mapped(vmaps, forward_of_one(vmaps=vmaps, **params))(*inputs))
+
+
+def forward_of_one(*, call: ScanCall, wrt: Mask, planned: Vmaps, vmaps: Vmaps) -> Callable[..., list[Any]]:
+    """The function of a `forward` for one example."""
     mapped_over = _mapped_over(vmaps, len(wrt))
 
     def of_one(*inputs: Leaf) -> list[Any]:
@@ -45,7 +50,7 @@ def _forward(*inputs: Leaf, call: ScanCall, wrt: Mask, planned: Vmaps, vmaps: Vm
         outs, _ = _choice(call, wrt, inputs, mapped_over, again=True).program(waits=False).forward(inputs)
         return [*outs, *program.kept(inputs)]
 
-    return list(mapped(vmaps, of_one)(*inputs))
+    return of_one
 
 
 def _tangent(*args: Leaf, call: ScanCall, wrt: Mask, planned: Vmaps, n_saved: int, vmaps: Vmaps) -> list[Any]:
@@ -64,32 +69,44 @@ def _tangent(*args: Leaf, call: ScanCall, wrt: Mask, planned: Vmaps, n_saved: in
     return list(mapped(vmaps, of_one)(*args))
 
 
-def _backward(
-    *args: Leaf, call: ScanCall, wrt: Mask, given: Mask, n_saved: int, planned: Vmaps, vmaps: Vmaps
-) -> list[Any]:
+def _backward(*args: Leaf, vmaps: Vmaps, **params: Any) -> list[Any]:
+    return list(mapped(vmaps, backward_of_one(vmaps=vmaps, **params))(*args))
+
+
+def backward_of_one(
+    *, call: ScanCall, wrt: Mask, given: Mask, n_saved: int, planned: Vmaps, vmaps: Vmaps
+) -> Callable[..., list[Any]]:
+    """The function of a `backward` for one example."""
     n, n_kept = len(wrt), len(wrt) + n_saved
-    returned = select(_returned(call, wrt, given), wrt)
-    mapped_over = _mapped_over(vmaps, n)
-    is_late = _is_late(call, planned, mapped_over)
+    wanted = select(returned(call, wrt, given), wrt)
+    is_late = _is_late(call, planned, _mapped_over(vmaps, n))
 
     def of_one(*args: Leaf) -> list[Any]:
         inputs, saved, cts = args[:n], list(args[n:n_kept]), args[n_kept:]
-        choice = _choice(call, wrt, inputs, mapped_over if is_late else planned, again=is_late)
+        choice = choice_of_backward(inputs, call, wrt, planned, vmaps)
         program = choice.program(waits=not vmaps)
         if is_late:
             told(choice)
             saved = program.kept(inputs)
         found = program.backward(inputs, saved, replace([None] * len(given), given, cts))
         zeros = [ad.Zero(jax.typeof(leaf).to_tangent_aval()) for leaf in select(inputs, wrt)]
-        pairs = zip(found, zeros, returned, strict=True)
+        pairs = zip(found, zeros, wanted, strict=True)
         return [ad.instantiate_zeros(zero if ct is None else ct) for ct, zero, is_wanted in pairs if is_wanted]
 
-    return list(mapped(vmaps, of_one)(*args))
+    return of_one
+
+
+def choice_of_backward(inputs: Sequence[Any], call: ScanCall, wrt: Mask, planned: Vmaps, vmaps: Vmaps) -> Choice:
+    """The choice of a `backward` for inputs of one example."""
+    mapped_over = _mapped_over(vmaps, len(wrt))
+    is_late = _is_late(call, planned, mapped_over)
+    return _choice(call, wrt, inputs, mapped_over if is_late else planned, again=is_late)
 
 
 forward_p = primitive("forward", _forward)
 tangent_p = primitive("tangent", _tangent)
 backward_p = primitive("backward", _backward)
+EXPANSIONS = {forward_p: _forward, backward_p: _backward}
 
 
 def _mapped_over(vmaps: Vmaps, n: int) -> Vmaps:
@@ -121,7 +138,7 @@ def asked(types: Sequence[Any], params: Mapping[str, Any]) -> Gradient:
     return found[0]
 
 
-def _returned(call: ScanCall, wrt: Mask, given: Mask) -> Mask:
+def returned(call: ScanCall, wrt: Mask, given: Mask) -> Mask:
     """The mask of inputs with a gradient from `backward`, for cotangents of some active results."""
     found = active(call.step, wrt)
     n = sum(found.carry)
@@ -135,29 +152,29 @@ def _transpose(
     n = len(wrt) + n_saved
     given = tuple(type(ct) is not ad.Zero for ct in cts)
     cts = select(cts, given)
-    # Cotangents are mapped over their first axis, as `_batch` makes the results.
+    # Cotangents are mapped over their first axis, as `batch` makes the results.
     of_cts = tuple(Vmap(v.name, v.size, v.spmd_name, (*v.dims[:n], *[0] * len(cts))) for v in vmaps)
     params |= {"call": call, "wrt": wrt, "n_saved": n_saved, "vmaps": of_cts}
     found = iter(backward_p.bind(*args[:n], *cts, given=given, **params))
-    gradients = [next(found) if is_returned else None for is_returned in select(_returned(call, wrt, given), wrt)]
+    gradients = [next(found) if is_returned else None for is_returned in select(returned(call, wrt, given), wrt)]
     results = [
-        None if gradient is None else _of_argument(gradient, i, vmaps) for i, gradient in enumerate(gradients, start=n)
+        None if gradient is None else of_argument(gradient, i, vmaps) for i, gradient in enumerate(gradients, start=n)
     ]
     return [None] * n + [r if ad.is_undefined_primal(t) else None for r, t in zip(results, args[n:], strict=True)]
 
 
-def _of_argument(gradient: Any, i: int, vmaps: Vmaps) -> Any:
+def of_argument(gradient: Any, i: int, vmaps: Vmaps) -> Any:
     """An argument's gradient from the gradients of all examples, its first axes: summed where they share it."""
     if not vmaps:
         return gradient
     *inner, outer = vmaps
     dim = outer.dims[i]
-    of_one = functools.partial(_of_argument, i=i, vmaps=tuple(inner))
+    of_one = functools.partial(of_argument, i=i, vmaps=tuple(inner))
     found = jax.vmap(of_one, out_axes=0 if dim is None else dim)(gradient)
     return jnp.sum(found, 0) if dim is None else found
 
 
-def _batch(
+def batch(
     primitive: Any, axis: Any, args: Sequence[Any], dims: Sequence[Any], *, vmaps: Vmaps, **params: Any
 ) -> tuple[list[Any], list[Any]]:
     if all(dim is None for dim in dims) and not names_axis(params["call"], axis.name):
@@ -200,4 +217,4 @@ batching.fancy_primitive_batchers[probe_p] = _probe
 prune_unused_results(forward_p, _forward)
 ad.primitive_transposes[tangent_p] = _transpose
 for _primitive in (forward_p, tangent_p, backward_p):
-    batching.fancy_primitive_batchers[_primitive] = functools.partial(_batch, _primitive)
+    batching.fancy_primitive_batchers[_primitive] = functools.partial(batch, _primitive)

@@ -1,4 +1,31 @@
-"""`jax.lax.scan` with a memory budget: exact backpropagation through time inside as many bytes as you allow."""
+"""`jax.lax.scan` with a memory budget: exact backpropagation through time inside as many bytes as you allow.
+
+    carry, ys = bptt_jax.scan(step, init, xs, budget="64MiB")
+
+The call is `jax.lax.scan`, under every transformation. Its gradient keeps some carries and computes the other steps
+again, as planned from the sizes of the step, and XLA's bytes are checked while it is compiled.
+
+    scan            the call; `checkpointed` is its decorator
+    linen, nnx      `RNN` and `rnn`: Flax's recurrent layers with a budget; `Stack`, `share_budget`
+    explain         the plan for a scan, its bytes and its timeline; `explain_calls` reports on a model or training step
+    make_plan       plans from sizes alone: `profile` measures a step, `cost` counts the bytes and evaluations of a plan
+    Steps, Repeat, Chain, Remat
+                    the nodes of plans, to write one by hand; `plans` prints and draws them, `planners` has the paper's
+    errors          BudgetError, BudgetWarning, UnverifiedWarning
+    show_recomputation
+                    a context in which the callbacks of `jax.debug` run again in steps computed again
+
+`help(bptt_jax.scan)` has all options. On the command line there is `python -m bptt_jax --help`.
+
+>>> import jax, jax.numpy as jnp
+>>> from bptt_jax import scan
+>>> def step(carry, x):
+...     carry = jnp.tanh(0.9 * carry + x)
+...     return carry, carry
+>>> gradient = jax.grad(lambda xs: scan(step, jnp.zeros(64), xs, budget="60%")[1].sum())(jnp.ones((100, 64)))
+>>> gradient.shape
+(100, 64)
+"""
 
 import importlib
 from typing import Any

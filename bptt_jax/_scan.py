@@ -74,7 +74,7 @@ def scan(
         Bytes are a promise: if no plan keeps it, `BudgetError` is raised. A percentage is a wish: if no plan keeps it,
         the smallest plan runs, with a `BudgetWarning`.
         Under vmap all examples count. In a shard_map and under explicit sharding the shard's shapes count; under
-        automatic sharding the global array's, which is safe. Derivatives of gradients work, and are not bounded.
+        automatic sharding the global array's, which is safe. Derivatives of gradients keep the plan, unchecked.
         In a job of several processes each has to trace the call, because they agree on the bytes measured.
       plan: a plan to run as it is, instead of a budget; or its notation, for example "(3*[25] + 25)".
       lowering: the program of the gradient: "sweep"; "nested" (`jax.checkpoint` around `jax.lax.scan`, nested as the

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from bptt_jax._jaxprs.types import Leaf
+import jax
+
+from bptt_jax._jaxprs.types import Leaf, Tree
 
 
 def found_by_name(cls: type) -> Any:
@@ -64,6 +67,41 @@ def checked_cells(cells: Iterable[Any], module: type) -> tuple[Any, ...]:
             raise TypeError(f"cell {i} of a Stack is the class {cell.__name__}; give an instance of it.")
         check_cell(cell, f"cell {i} of a Stack", module)
     return found
+
+
+@contextlib.contextmanager
+def explaining_carry(carry: Tree, expected: Callable[[], Tree]) -> Iterator[None]:
+    """Names a first carry that does not fit, where a cell fails with it: the error alone is from inside of the cell.
+
+    Args:
+      carry: as given by the user; None if it is the cell's own.
+      expected: makes the cell's own.
+
+    Raises:
+      TypeError: for an error within, if the carry is not as expected.
+    """
+    try:
+        yield
+    except Exception as error:
+        if carry is None:
+            raise
+        try:
+            wanted = _types(jax.eval_shape(expected))
+        except Exception:  # a cell need not make carries; its own error is the better one then
+            raise error from None
+        if (found := _types(carry)) == wanted:
+            raise
+        raise TypeError(f"initial_carry is {found}, and the cell's own is {wanted}.") from error
+
+
+def _types(tree: Tree) -> str:
+    """A pytree with types for its arrays, for example "(float32[2,8], float32[2,8])"."""
+
+    def type_of(leaf: Any) -> str:
+        shape = getattr(leaf, "shape", None)
+        return repr(leaf) if shape is None else f"{leaf.dtype}[{','.join(map(str, shape))}]"
+
+    return str(jax.tree.map(type_of, tree)).replace("'", "")
 
 
 def full_name(value: Leaf) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from flax.core import FrozenDict
 
 from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Device, Leaf, Tree
+from bptt_jax._recurrent.cells import explaining_carry
 from bptt_jax._recurrent.recurrence import CALL_OPTIONS, Call, LayerOptions, Recurrence, batch_shape, recurrence
 from bptt_jax.linen._lift import Lift, Lifted, lift_cell
 
@@ -92,8 +94,9 @@ class Recurrent(nn.Module):
         options = self._options()
         flags = {"return_carry": return_carry, "time_major": time_major, "reverse": reverse, "keep_order": keep_order}
         call = options.call(seq_lengths=seq_lengths, resets=resets, **flags)
-        lifted, run = self._prepare(inputs, initial_carry, init_key, call)
-        carry, carried, outputs, made = run.run(**options.scan)
+        with explaining_carry(initial_carry, functools.partial(self._first_carry, inputs, init_key, call)):
+            lifted, run = self._prepare(inputs, initial_carry, init_key, call)
+            carry, carried, outputs, made = run.run(**options.scan)
         lifted.publish(carried, made)
         return (carry, outputs) if call.return_carry else outputs
 
@@ -106,6 +109,13 @@ class Recurrent(nn.Module):
         return run.report(target=target, **options.scan)
 
     @nn.nowrap
+    def _first_carry(self, inputs: jax.Array, key: jax.Array | None, call: Call) -> Any:
+        """The cell's own first carry."""
+        time_axis = call.time_axis(batch_shape(inputs, self.cell.num_feature_axes, call.time_major))
+        shape = inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :]
+        return self.cell.initialize_carry(jax.random.key(0) if key is None else key, shape)
+
+    @nn.nowrap
     def _prepare(self, inputs: jax.Array, carry: Tree, key: jax.Array | None, call: Call) -> tuple[Lifted, Recurrence]:
         """The cell as a pure step, and the scan running it."""
         batch = batch_shape(inputs, self.cell.num_feature_axes, call.time_major)
@@ -113,7 +123,7 @@ class Recurrent(nn.Module):
         shape = inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :]
         fresh = None
         if carry is None or call.resets is not None:
-            fresh = self.cell.initialize_carry(jax.random.key(0) if key is None else key, shape)
+            fresh = self._first_carry(inputs, key, call)
         carry = fresh if carry is None else carry
         # `lift_cell` traces one step beforehand, also for sequences of no steps: zeros then stand for its x.
         any_steps = inputs.shape[time_axis] > 0

@@ -12,7 +12,7 @@ from flax import nnx
 
 from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Device, Leaf, Tree
-from bptt_jax._recurrent.cells import check_cell
+from bptt_jax._recurrent.cells import check_cell, explaining_carry
 from bptt_jax._recurrent.recurrence import CALL_OPTIONS, Call, LayerOptions, Recurrence, batch_shape, recurrence
 from bptt_jax.nnx._lift import Lifted, lifted_cell
 
@@ -75,7 +75,8 @@ class Recurrent(nnx.RNN):
         flags = {"return_carry": return_carry, "time_major": time_major, "reverse": reverse, "keep_order": keep_order}
         call = self._call(seq_lengths=seq_lengths, resets=resets, **flags)
         named = jax.named_scope(self.path) if self.path else contextlib.nullcontext()
-        with named, self._prepared(inputs, initial_carry, rngs, call) as (lifted, run):
+        explained = explaining_carry(initial_carry, lambda: self._first_carry(inputs, nnx.Rngs(0), call))
+        with named, explained, self._prepared(inputs, initial_carry, rngs, call) as (lifted, run):
             carry, carried, outputs, made = run.run(**self._scan_options)
             lifted.publish(carried, made)
         return (carry, outputs) if call.return_carry else outputs
@@ -96,17 +97,21 @@ class Recurrent(nnx.RNN):
         chosen = {name: getattr(self, name) if given is None else given for name, given in overrides.items()}
         return Call(**chosen, seq_lengths=seq_lengths, resets=resets)
 
+    def _first_carry(self, inputs: jax.Array, rngs: Any, call: Call) -> Any:
+        """The cell's own first carry."""
+        time_axis = call.time_axis(batch_shape(inputs, self.cell.num_feature_axes, call.time_major))
+        return self.cell.initialize_carry(inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :], rngs)
+
     @contextlib.contextmanager
     def _prepared(self, inputs: jax.Array, carry: Tree, rngs: Any, call: Call) -> Iterator[tuple[Lifted, Recurrence]]:
         """The cell as a pure step, and the scan running it."""
         batch = batch_shape(inputs, self.cell.num_feature_axes, call.time_major)
-        time_axis = call.time_axis(batch)
         rngs = self.rngs if rngs is None else rngs
         if isinstance(rngs, nnx.Rngs):
             rngs = rngs.carry.fork()  # as in Flax
         fresh = None
         if carry is None or call.resets is not None:
-            fresh = self.cell.initialize_carry(inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :], rngs)
+            fresh = self._first_carry(inputs, rngs, call)
         carry = fresh if carry is None else carry
         broadcast = nnx.All(nnx.RngState, self.broadcast_rngs)
         axes = nnx.StateAxes({broadcast: None, **_checked_axes(self.state_axes)})

@@ -127,3 +127,32 @@ def test_a_budget_that_is_too_small_is_refused_at_once():
     """As `explain` of one scan."""
     with pytest.raises(bptt_jax.errors.BudgetError):
         bptt_jax.explain_calls(lambda xs: summed(xs, budget=64), XS)
+
+
+def layers():
+    """Calls with a first carry of a stack and of an LSTM, of both of Flax's libraries; and the text of the carry."""
+    xs, rngs = jnp.ones((2, 30, 3), jnp.float32), nnx.Rngs(0)
+    inner = "(float32[2,8], float32[2,8])"
+    for cell, text in [
+        (lambda: bptt_jax.linen.Stack([nn.LSTMCell(8), nn.GRUCell(6)]), f"({inner}, float32[2,6])"),
+        (lambda: nn.LSTMCell(8), inner),
+    ]:
+        layer = bptt_jax.linen.RNN(cell())
+        variables = layer.init(jax.random.key(0), xs)
+        yield lambda carry, layer=layer, variables=variables: layer.apply(variables, xs, initial_carry=carry), text
+    stack = bptt_jax.nnx.Stack([nnx.LSTMCell(3, 8, rngs=rngs), nnx.GRUCell(8, 6, rngs=rngs)])
+    for cell, text in [(stack, f"({inner}, float32[2,6])"), (nnx.LSTMCell(3, 8, rngs=rngs), inner)]:
+        layer = bptt_jax.nnx.RNN(cell)
+        yield lambda carry, layer=layer: layer(xs, initial_carry=carry), text
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_first_carry_that_does_not_fit(place):
+    """A `Stack` with an `initial_carry` of another structure: "zip() argument 2 is shorter than argument 1"."""
+    call, text = list(layers())[place]
+    of_8, of_7 = (jnp.zeros((2, size), jnp.float32) for size in (8, 7))
+    for carry in [of_8, (of_8,), ((of_8, of_8),), (of_8, of_8, of_8), ((of_8, of_8), of_7), (of_8, of_7), [of_8, of_8]]:
+        with pytest.raises(TypeError) as raised:
+            call(carry)
+        assert str(raised.value).startswith("initial_carry is ")
+        assert str(raised.value).endswith(f"and the cell's own is {text}.")

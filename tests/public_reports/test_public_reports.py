@@ -1,6 +1,7 @@
 """Situations of public bug reports, questions and requests about scans and recurrent layers, beside JAX and Flax."""
 
 import functools
+import pydoc
 
 import flax.linen as nn
 import jax
@@ -330,3 +331,11 @@ def test_a_check_is_logged(caplog):
         jax.grad(lambda init: bptt_jax.scan(lambda c, x: step(c, 3 * x), init, XS, budget="80%")[0].sum())(INIT)
     (record, *_) = caplog.records
     assert "compiled a scan of 40 steps with plan" in record.getMessage()
+
+
+def test_help_is_a_page():
+    """`help(bptt_jax)` began with one line, and then listed modules."""
+    lines = pydoc.getdoc(bptt_jax).splitlines()
+    assert 15 <= len(lines) <= 40
+    named = {name for name in bptt_jax.__all__ if any(name in line for line in lines)}
+    assert {"scan", "checkpointed", "explain", "explain_calls", "make_plan", "profile", "errors", "plans"} <= named

@@ -133,11 +133,11 @@ def scan_along(
     """`scan` with checked options, and with `layout` for the time axis of each leaf of xs and ys."""
     pair: tuple[Any, Any]
     if cast(Any, jax.config).jax_disable_jit:  # the step runs in Python, with values, as in JAX
-        if layout is TIME_FIRST:
-            pair = lax.scan(f, init, xs, length, reverse, unroll)
-            return pair
-        carry, ys = lax.scan(f, init, layout.first(xs), length, reverse, unroll)
-        return carry, layout.back(ys)
+        return _by_jax(f, init, xs, length, reverse, unroll, layout)
+    if layout.has_unknown_length(xs, length):  # as in `jax.export` for any length
+        if options.budget is not None or options.plan is not None:
+            raise ValueError("the number of steps is not known, so no plan is made: leave out budget= and plan=.")
+        return _by_jax(f, init, xs, length, reverse, unroll, layout)
     traced = trace(f, init, xs, length, reverse, unroll, options, layout)
     call, plan = traced.call, options.plan
     if plan is not None and length_of(plan) != call.length:
@@ -147,6 +147,18 @@ def scan_along(
     else:  # JAX allows other effects, on references or by callbacks with results, only in equations of its own
         pair = traced.finish(run_now(call, traced.arguments))
     return pair
+
+
+def _by_jax(
+    f: Step, init: Tree, xs: Tree, length: int | None, reverse: bool, unroll: int | bool, layout: Layout
+) -> tuple[Any, Any]:
+    """The results of `jax.lax.scan` itself."""
+    pair: tuple[Any, Any]
+    if layout is TIME_FIRST:
+        pair = lax.scan(f, init, xs, length, reverse, unroll)
+        return pair
+    carry, ys = lax.scan(f, init, layout.first(xs), length, reverse, unroll)
+    return carry, layout.back(ys)
 
 
 def checkpointed(

@@ -80,11 +80,12 @@ def explain_calls(f: Callable[..., Any], *args: Any, target: Device = None, **kw
         args, kwargs = jax.tree.unflatten(tree, replace(leaves, mask, arrays))
         return jax.tree.leaves(f(*args, **kwargs))
 
-    closed = jax.make_jaxpr(run)(select(leaves, mask))
     reports, numbers = Reports(), collections.Counter[str]()
-    for path, report in _reports(closed.jaxpr, (), target):
-        numbers[path] += 1
-        reports[path if numbers[path] == 1 else f"{path} [{numbers[path]}]"] = report
+    with jax.disable_jit(False):  # reports are about compiled programs
+        closed = jax.make_jaxpr(run)(select(leaves, mask))
+        for path, report in _reports(closed.jaxpr, (), target):
+            numbers[path] += 1
+            reports[path if numbers[path] == 1 else f"{path} [{numbers[path]}]"] = report
     return reports
 
 

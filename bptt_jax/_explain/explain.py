@@ -81,7 +81,8 @@ def explain_along(
         traced = trace(f, init, xs, length, reverse, unroll, options, layout)
         reports.append(report_on(gradient_of(traced.call, traced.arguments)))
 
-    jax.eval_shape(inspect, init, xs)
+    with jax.disable_jit(False):  # reports are about compiled programs
+        jax.eval_shape(inspect, init, xs)
     return reports[0]
 
 
@@ -102,7 +103,8 @@ def explain_params(step: Any, params: Tree, init: Tree, xs: Tree, **options: Any
         wrt = tuple(id(leaf) in leaves for leaf in traced.arguments)
         reports.append(report_on(gradient_of(traced.call, traced.arguments, wrt)))
 
-    jax.eval_shape(inspect, params, init, xs)
+    with jax.disable_jit(False):
+        jax.eval_shape(inspect, params, init, xs)
     return reports[0]
 
 
@@ -183,5 +185,6 @@ def profile(f: Step, init: Tree, x: Tree, *, lowering: Lowering | None = None, t
         gradient = gradient_of(traced.call, traced.arguments)
         found.append(measure(gradient, fastest(gradient)))
 
-    jax.eval_shape(measured_here, init, x)
+    with jax.disable_jit(False):
+        jax.eval_shape(measured_here, init, x)
     return found[0]

@@ -148,7 +148,7 @@ def is_debug(effect: Effect) -> bool:
 
 def is_reference(effect: Effect) -> bool:
     """Whether an effect is the use of a reference (`jax.new_ref`); JAX exports no name for these."""
-    return type(effect).__name__ in ("ReadEffect", "WriteEffect", "AccumEffect")
+    return type(effect).__name__ in ("ReadEffect", "WriteEffect", "AccumEffect", "InternalMutableArrayEffect")
 
 
 def is_named_axis(effect: Effect) -> bool:

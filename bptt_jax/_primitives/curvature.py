@@ -21,6 +21,7 @@ from typing import Any
 import jax
 from jax.extend import core
 from jax.interpreters import ad, batching
+from jax.interpreters import partial_eval as pe
 
 from bptt_jax._jaxprs.equations import has_own_gradient, is_debug
 from bptt_jax._jaxprs.quiet import without_callbacks
@@ -35,6 +36,7 @@ from bptt_jax._primitives.gradient import (
     backward_p,
     batch,
     choice_of_backward,
+    chosen,
     forward_of_one,
     forward_p,
     of_argument,
@@ -54,7 +56,7 @@ def _jvp_of_forward(primals: Sequence[Any], tangents: Sequence[Any], **params: A
     _, of_results = jvp_of(mapped(vmaps, functools.partial(scan_p.bind, call=call)), primals, tangents)
     params |= {"vmaps": _with_tangents(vmaps, moving)}
     of_kept = motion_p.bind(*primals, *select(tangents, moving), moving=moving, **params)
-    return outs, [*of_results, *of_kept]
+    return outs, chosen([*of_results, *of_kept], params["used"])
 
 
 def _jvp_of_backward(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[list[Any], list[Any]]:
@@ -105,7 +107,8 @@ def _tangents_of(run: Callable[..., Any], moving: Mask) -> Callable[..., list[An
     return of_one
 
 
-def _motion(*args: Leaf, moving: Mask, vmaps: Vmaps, **params: Any) -> list[Any]:
+def _motion(*args: Leaf, moving: Mask, vmaps: Vmaps, used: Mask | None, **params: Any) -> list[Any]:
+    del used  # all the kept arrays have tangents here
     call: ScanCall = params["call"]
     n = call.step.n_carry + len(call.y_along)
     forward = forward_of_one(vmaps=_of_first(vmaps, len(moving)), **params)
@@ -144,11 +147,11 @@ def _transpose(
 ) -> list[Any]:
     n, given = len(moving), tuple(type(ct) is not ad.Zero for ct in cts)
     wanted = tuple(moves and not len(wrt) <= i < len(wrt) + n_saved for i, moves in enumerate(moving))
-    chosen = select(cts, given)
+    given_cts = select(cts, given)
     # Cotangents are mapped over their first axis, as results are.
-    of_cts = tuple(Vmap(v.name, v.size, v.spmd_name, (*v.dims[:n], *[0] * len(chosen))) for v in vmaps)
+    of_cts = tuple(Vmap(v.name, v.size, v.spmd_name, (*v.dims[:n], *[0] * len(given_cts))) for v in vmaps)
     params |= {"wrt": wrt, "n_saved": n_saved}
-    found = iter(pullback_p.bind(*args[:n], *chosen, of_results=given, wanted=wanted, vmaps=of_cts, **params))
+    found = iter(pullback_p.bind(*args[:n], *given_cts, of_results=given, wanted=wanted, vmaps=of_cts, **params))
     results = [
         of_argument(next(found), n + j, vmaps) if is_wanted else None
         for j, is_wanted in enumerate(select(wanted, moving))
@@ -174,16 +177,27 @@ def _pullback(
         choice = choice_of_backward(args[: len(wrt)], call, wrt, planned, vmaps)
         primals = [*args[: len(wrt)], *args[len(wrt) + n_saved : n]]
 
-        def gradient(chosen: Arrays) -> list[Any]:
-            values = replace(primals, inputs_and_cts, chosen)
+        def gradient(moved: Arrays) -> list[Any]:
+            values = replace(primals, inputs_and_cts, moved)
             found = _by_nest(choice, wrt, given, values[: len(wrt)], values[len(wrt) :])
             return select(select(found, select(returned(call, wrt, given), wrt)), of_results)
 
-        _, pull = jax.vjp(gradient, select(primals, inputs_and_cts))
+        _, pull = jax.vjp(_without_waste(gradient), select(primals, inputs_and_cts))
         (found,) = pull(list(args[n:]))
         return list(found)
 
     return list(mapped(vmaps, of_one)(*args))
+
+
+def _without_waste(run: Callable[[Arrays], Arrays]) -> Callable[[Arrays], Arrays]:
+    """A function whose loops have no results without use: JAX fails to transpose a scan with some (0.10)."""
+
+    def pruned(args: Arrays) -> Arrays:
+        closed: Any = jax.make_jaxpr(run)(args)
+        jaxpr, _ = pe.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
+        return list(core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, closed.consts))(*args))
+
+    return pruned
 
 
 def _by_nest(choice: Choice, wrt: Mask, given: Mask, inputs: Arrays, cts: Arrays) -> list[Any]:
@@ -191,8 +205,8 @@ def _by_nest(choice: Choice, wrt: Mask, given: Mask, inputs: Arrays, cts: Arrays
     active = choice.gradient.active
     nest = Nested(choice.gradient.call.quiet, wrt, choice.plan, active)
 
-    def results(chosen: Arrays) -> list[Any]:
-        outs = nest.evaluate(replace(inputs, wrt, chosen))
+    def results(moved: Arrays) -> list[Any]:
+        outs = nest.evaluate(replace(inputs, wrt, moved))
         return select(select(outs, (*active.carry, *active.y)), given)
 
     _, pull = jax.vjp(results, select(inputs, wrt))

@@ -13,12 +13,12 @@ from typing import Any
 
 import jax
 from jax.extend import core
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, mlir
 from jax.interpreters import partial_eval as pe
 
 from bptt_jax._caches import remember
 from bptt_jax._jaxprs.equations import is_named_axis
-from bptt_jax._jaxprs.types import Jaxpr, Leaf
+from bptt_jax._jaxprs.types import Leaf
 
 Expand = Callable[..., list[Any]]
 
@@ -47,44 +47,6 @@ def primitive(name: str, expand: Expand) -> core.Primitive:
     mlir.register_lowering(made, mlir.lower_fun(run, multiple_results=True))
     ad.primitive_jvps[made] = jvp
     return made
-
-
-def prune_unused_results(primitive: core.Primitive, expand: Expand) -> None:
-    """Lets JAX drop work for unused results of a primitive, at any depth of its loops, because XLA does not."""
-
-    def rule(used: list[bool], *rest: Any) -> tuple[list[bool], Any]:
-        eqn = rest[-1]  # after JAX 0.10 an argument about references comes before it
-        if all(used):
-            return [True] * len(eqn.invars), eqn
-        try:
-            with eqn.ctx.manager:
-                closed = traced(expand, [v.aval for v in eqn.invars], eqn.params)
-        except NameError:  # a named axis is not bound here
-            return [True] * len(eqn.invars), eqn
-        if closed.consts:
-            return [True] * len(eqn.invars), eqn
-        jaxpr, used_inputs = pe.dce_jaxpr(closed.jaxpr, used)
-        if not any(used) and not jaxpr.effects:
-            return [False] * len(eqn.invars), None
-        invars = [v for v, is_used in zip(eqn.invars, used_inputs, strict=True) if is_used]
-        outvars = [v for v, is_used in zip(eqn.outvars, used, strict=True) if is_used]
-        params = {"jaxpr": core.ClosedJaxpr(jaxpr, ())}
-        pruned = eqn.replace(primitive=pruned_p, invars=invars, outvars=outvars, params=params)
-        return list(used_inputs), pruned
-
-    pe.dce_rules[primitive] = rule
-
-
-def _pruned(*args: Leaf, jaxpr: Jaxpr) -> list[Any]:
-    return list(core.jaxpr_as_fun(jaxpr)(*args))
-
-
-def _batch_pruned(axis: Any, args: Sequence[Any], dims: Sequence[Any], *, jaxpr: Jaxpr) -> tuple[Any, Any]:
-    run = jax.vmap(
-        core.jaxpr_as_fun(jaxpr), tuple(dims), axis_name=axis.name, axis_size=axis.size, spmd_axis_name=axis.spmd_name
-    )
-    outs = run(*args) if any(dim is not None for dim in dims) else pruned_p.bind(*args, jaxpr=jaxpr)
-    return outs, [0 if any(dim is not None for dim in dims) else None] * len(outs)
 
 
 def jvp_of(run: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
@@ -120,7 +82,3 @@ def _traced(expand: Expand, types: tuple[Any, ...], params: tuple[tuple[str, Any
 @remember(256)
 def _jitted(expand: Expand, params: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
     return jax.jit(functools.partial(expand, **dict(params)))
-
-
-pruned_p = primitive("pruned", _pruned)
-batching.fancy_primitive_batchers[pruned_p] = _batch_pruned

@@ -20,12 +20,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.interpreters import ad, batching
+from jax.interpreters import partial_eval as pe
 
 from bptt_jax._jaxprs.equations import is_named_axis
 from bptt_jax._jaxprs.types import Leaf
 from bptt_jax._lower import plain
 from bptt_jax._pipeline import Choice, choose, told
-from bptt_jax._primitives.expansion import jvp_of, primitive, prune_unused_results
+from bptt_jax._primitives.expansion import jvp_of, primitive
 from bptt_jax._trace.active import active, reached
 from bptt_jax._trace.call import Mask, ScanCall, replace, select
 from bptt_jax._trace.gradient import Gradient, Vmap, mapped
@@ -37,20 +38,42 @@ def _forward(*inputs: Leaf, vmaps: Vmaps, **params: Any) -> list[Any]:
     return list(mapped(vmaps, forward_of_one(vmaps=vmaps, **params))(*inputs))
 
 
-def forward_of_one(*, call: ScanCall, wrt: Mask, planned: Vmaps, vmaps: Vmaps) -> Callable[..., list[Any]]:
-    """The function of a `forward` for one example."""
+def forward_of_one(
+    *, call: ScanCall, wrt: Mask, planned: Vmaps, vmaps: Vmaps, used: Mask | None = None
+) -> Callable[..., list[Any]]:
+    """The function of a `forward` for one example; see `_prune` for `used`."""
     mapped_over = _mapped_over(vmaps, len(wrt))
 
     def of_one(*inputs: Leaf) -> list[Any]:
         program = _choice(call, wrt, inputs, planned).program(waits=not vmaps)
         if not _is_late(call, planned, mapped_over):
             outs, saved = program.forward(inputs)
-            return [*outs, *saved]
+            return chosen([*outs, *saved], used)
         # Results are of the plan for all examples. `backward` uses nothing that the other one keeps: XLA drops it.
         outs, _ = _choice(call, wrt, inputs, mapped_over, again=True).program(waits=False).forward(inputs)
-        return [*outs, *program.kept(inputs)]
+        return chosen([*outs, *program.kept(inputs)], used)
 
     return of_one
+
+
+def chosen(results: list[Any], used: Mask | None) -> list[Any]:
+    """The results of a `forward` that are used; None stands for all."""
+    return results if used is None else select(results, used)
+
+
+def _prune(used: list[bool], *rest: Any) -> tuple[list[bool], Any]:
+    """Drops unused results of a `forward` when JAX drops dead code, and the work for them: XLA does not, in loops."""
+    eqn = rest[-1]  # after JAX 0.10 an argument about references comes before it
+    if all(used):
+        return [True] * len(eqn.invars), eqn
+    if not any(used) and not eqn.effects:
+        return [False] * len(eqn.invars), None
+    before = eqn.params["used"] or (True,) * len(used)
+    places = [i for i, was_used in enumerate(before) if was_used]
+    kept = {place for place, is_used in zip(places, used, strict=True) if is_used}
+    params = eqn.params | {"used": tuple(i in kept for i in range(len(before)))}
+    outvars = select(eqn.outvars, used)
+    return [True] * len(eqn.invars), eqn.replace(params=params, outvars=outvars)
 
 
 def _tangent(*args: Leaf, call: ScanCall, wrt: Mask, planned: Vmaps, n_saved: int, vmaps: Vmaps) -> list[Any]:
@@ -214,7 +237,7 @@ def _probe(axis: Any, args: Sequence[Any], dims: Sequence[Any], *, found: _Found
 probe_p = primitive("probe", lambda *_, found: [])
 probe_p.def_impl(lambda *_, found: [])  # outside jit nothing is compiled for it
 batching.fancy_primitive_batchers[probe_p] = _probe
-prune_unused_results(forward_p, _forward)
+pe.dce_rules[forward_p] = _prune
 ad.primitive_transposes[tangent_p] = _transpose
 for _primitive in (forward_p, tangent_p, backward_p):
     batching.fancy_primitive_batchers[_primitive] = functools.partial(batch, _primitive)

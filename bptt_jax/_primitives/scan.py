@@ -51,7 +51,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: ScanCall) -> 
     if call.options.budget is not None:
         planned = vmaps_around(primals)
         told(choose(Gradient(call, wrt, tuple(map(jax.typeof, primals)), planned)))
-    outs = forward_p.bind(*primals, call=call, wrt=wrt, planned=planned, vmaps=())
+    outs = forward_p.bind(*primals, call=call, wrt=wrt, planned=planned, vmaps=(), used=None)
     outs, kept = outs[: len(moving)], outs[len(moving) :]
     chosen = [t for t, differentiated in zip(tangents, wrt, strict=True) if differentiated]
     params = {"call": call, "wrt": wrt, "planned": planned, "n_saved": len(kept), "vmaps": ()}

@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import export, lax
 
+from bptt_jax._jaxprs.arrays import is_unknown
 from bptt_jax._jaxprs.types import Index, Leaf, Tree
 
 
@@ -181,6 +182,14 @@ class Layout:
           ValueError: for axes that do not fit xs.
         """
         return _of_leaves(self.xs, xs, "in_axes", "xs")
+
+    def has_unknown_length(self, xs: Tree, length: Any) -> bool:
+        """Whether the number of steps is a symbol, as in `jax.export` for any length."""
+        leaves = [leaf for leaf in jax.tree.leaves(xs) if any(map(is_unknown, np.shape(leaf)))]
+        if not leaves and (length is None or not export.is_symbolic_dim(length)):
+            return False
+        sizes = [leaf.shape[along.axis] for leaf, along in zip(jax.tree.leaves(xs), self.of_xs(xs), strict=True)]
+        return any(map(is_unknown, [*sizes, *([] if length is None else [length])]))
 
     def first(self, xs: Tree) -> Any:
         """xs with time first, for a scan without this library."""

@@ -37,6 +37,7 @@ def dot(a, b):
 
 PROGRAMS = {
     "reverse over reverse": lambda f: jax.grad(lambda w: dot(jax.grad(f)(w), w)),
+    "reverse over jit of reverse": lambda f: jax.grad(lambda w: dot(jax.jit(jax.grad(f))(w), w)),
     "reverse over value and gradient": lambda f: jax.grad(
         lambda w: (lambda v, g: v * dot(g, g))(*jax.value_and_grad(f)(w))
     ),
@@ -91,7 +92,10 @@ def bytes_of(scan, program):
 
 
 @pytest.mark.parametrize("lowering", ["sweep", "nested"])
-@pytest.mark.parametrize(("name", "most"), [("reverse over reverse", 0.5), ("forward over reverse", 0.25)])
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("reverse over reverse", 0.5), ("reverse over jit of reverse", 0.5), ("forward over reverse", 0.25)],
+)
 def test_their_bytes_within_a_budget(name, most, lowering):
     """Reverse over reverse took more than `jax.lax.scan` (162 MiB of 157), whatever the budget."""
     forward = lambda f: lambda w: jax.jvp(jax.grad(f), (w,), (w,))[1]  # noqa: E731

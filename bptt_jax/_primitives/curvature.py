@@ -36,10 +36,10 @@ from bptt_jax._primitives.gradient import (
     backward_p,
     batch,
     choice_of_backward,
-    chosen,
     forward_of_one,
     forward_p,
     of_argument,
+    only_used,
     returned,
 )
 from bptt_jax._primitives.scan import scan_p
@@ -56,7 +56,7 @@ def _jvp_of_forward(primals: Sequence[Any], tangents: Sequence[Any], **params: A
     _, of_results = jvp_of(mapped(vmaps, functools.partial(scan_p.bind, call=call)), primals, tangents)
     params |= {"vmaps": _with_tangents(vmaps, moving)}
     of_kept = motion_p.bind(*primals, *select(tangents, moving), moving=moving, **params)
-    return outs, chosen([*of_results, *of_kept], params["used"])
+    return outs, only_used([*of_results, *of_kept], params["used"])
 
 
 def _jvp_of_backward(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[list[Any], list[Any]]:
@@ -133,7 +133,7 @@ def _transpose_motion(cts: Sequence[Any], *args: Leaf, moving: Mask, **params: A
     def run(tangents: Arrays) -> list[Any]:
         return select(_motion(*args[:n], *tangents, moving=moving, **params), given)
 
-    transposed: Any = jax.linear_transpose(run, [t.aval for t in args[n:]])
+    transposed: Any = jax.linear_transpose(_without_waste(run), [t.aval for t in args[n:]])
     return [None] * n + list(transposed(select(cts, given))[0])
 
 

@@ -48,15 +48,15 @@ def forward_of_one(
         program = _choice(call, wrt, inputs, planned).program(waits=not vmaps)
         if not _is_late(call, planned, mapped_over):
             outs, saved = program.forward(inputs)
-            return chosen([*outs, *saved], used)
+            return only_used([*outs, *saved], used)
         # Results are of the plan for all examples. `backward` uses nothing that the other one keeps: XLA drops it.
         outs, _ = _choice(call, wrt, inputs, mapped_over, again=True).program(waits=False).forward(inputs)
-        return chosen([*outs, *program.kept(inputs)], used)
+        return only_used([*outs, *program.kept(inputs)], used)
 
     return of_one
 
 
-def chosen(results: list[Any], used: Mask | None) -> list[Any]:
+def only_used(results: list[Any], used: Mask | None) -> list[Any]:
     """The results of a `forward` that are used; None stands for all."""
     return results if used is None else select(results, used)
 

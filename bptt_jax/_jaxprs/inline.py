@@ -19,8 +19,8 @@ def is_jit(eqn: Eqn) -> bool:
 
 
 def is_checkpoint(eqn: Eqn) -> bool:
-    """Whether an equation is a `jax.checkpoint`; not those of JAX_REMAT3, whose primitive JAX does not export."""
-    return eqn.primitive is primitives.remat_p
+    """Whether an equation is a `jax.checkpoint`; under JAX_REMAT3 the name of a parameter's type tells."""
+    return eqn.primitive is primitives.remat_p or type(eqn.params.get("_prim")).__name__ == "RematTraced"
 
 
 def inline(closed: ClosedJaxpr, is_call: Callable[[Eqn], bool] = is_jit) -> Any:
@@ -59,7 +59,8 @@ def _run(closed: ClosedJaxpr, args: Sequence[Any], known: dict[Any, Any], is_cal
 
 def called(eqn: Eqn) -> Any:
     """The jaxpr of a call, closed."""
-    (inner,) = (p for p in eqn.params.values() if isinstance(p, core.Jaxpr | core.ClosedJaxpr))
+    found = [getattr(p, "jaxpr", None) if name == "_prim" else p for name, p in eqn.params.items()]
+    (inner,) = (p for p in found if isinstance(p, core.Jaxpr | core.ClosedJaxpr))
     return inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
 
 

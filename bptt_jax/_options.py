@@ -69,11 +69,21 @@ def show_recomputation() -> Iterator[None]:
         _shows_recomputation.reset(token)
 
 
+def is_budget(given: Any) -> bool:
+    """Whether a string in the place of another argument is meant as a budget."""
+    if not isinstance(given, str):
+        return False
+    try:
+        return given == "auto" or budget_to_bytes(given, store_all_bytes=1) is not None
+    except (TypeError, ValueError):
+        return False
+
+
 def check_flags(flags: Mapping[str, Any]) -> None:
     """Raises for flags that are no bools: a budget in the place of a flag would count as True without a word."""
     for name, given in flags.items():
         if not isinstance(given, bool | np.bool_):
-            meant = f" Did you mean budget={given!r}?" if isinstance(given, str) else ""
+            meant = f" Did you mean budget={given!r}?" if is_budget(given) else ""
             raise TypeError(f"{name} must be True or False, got {given!r}.{meant}")
 
 

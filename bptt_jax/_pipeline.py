@@ -180,6 +180,8 @@ def _planned(gradient: Gradient, asked: int, left: int) -> Choice:
         verdict = _estimated(plans, left, "verify=False")
     found, taken = verdict.best.candidate, verdict.best.measured_bytes
     if taken > left:
+        if warning is not None:
+            warn(warning)  # it explains an error
         warning = _refused(gradient, asked, left, verdict.best)
     seconds = time.perf_counter() - start - spent
     return Choice(gradient, found.plan, found.form, verdict.checks, verdict.unchecked, seconds, warning)
@@ -201,6 +203,11 @@ def _asked(gradient: Gradient, taken: float) -> int:
     spare = _spare(gradient)
     # With a spare, `_left` divides and rounds down: one byte more makes up for it.
     return math.ceil(taken * (1 + spare)) + (spare > 0) + _beside_bytes(gradient)
+
+
+def beside_bytes(gradient: Gradient, taken: int | None) -> int:
+    """The bytes counted beside a program that takes so many in its check."""
+    return 0 if taken is None or gradient.call.options.budget is None else _asked(gradient, taken) - taken
 
 
 def _spare(gradient: Gradient) -> float:

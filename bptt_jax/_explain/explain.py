@@ -15,7 +15,7 @@ from bptt_jax._explain.report import Compiled, Report
 from bptt_jax._jaxprs.types import Device, Tree
 from bptt_jax._measure.measure import measure
 from bptt_jax._options import Options, checked_options
-from bptt_jax._pipeline import Choice, choose, fastest, store_all_bytes, told
+from bptt_jax._pipeline import Choice, beside_bytes, choose, fastest, store_all_bytes, told
 from bptt_jax._step.sizes import summary
 from bptt_jax._trace.along import Layout, layout_of
 from bptt_jax._trace.call import Step
@@ -132,12 +132,14 @@ def report_on(gradient: Gradient) -> Report:
         )
         for found in choice.checks
     ]
+    measured_bytes = _measured_bytes(choice)
     return Report(
         plan=choice.plan,
         profile=choice.profile,
         budget_bytes=budget_to_bytes(call.options.budget, everything),
-        measured_bytes=_measured_bytes(choice),
+        measured_bytes=measured_bytes,
         store_all_bytes=everything,
+        beside_bytes=beside_bytes(gradient, measured_bytes),
         block=None if form is None else summary(form.vjp, form.style),
         checks=tuple(checks),
         unchecked=choice.unchecked,

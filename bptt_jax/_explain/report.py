@@ -60,6 +60,8 @@ class Report:
       measured_bytes: `temp_size_in_bytes` reported by XLA for the jitted vjp over (params, init, xs); None where it
         cannot be compiled by itself, for example inside some meshes, or is too large for the compiler.
       store_all_bytes: predicted bytes of `jax.lax.scan`'s own vjp, of the step as it is written.
+      beside_bytes: what a whole program holds beside the measured one, counted under a budget: the last carry and its
+        cotangent, and on accelerators a spare.
       forward_steps: evaluations of the step, first pass included.
       program_size: copies of the step's loop in the plan.
       block: for the sweep, the operations done by block and by step; None for the nest.
@@ -74,6 +76,7 @@ class Report:
     budget_bytes: int | None
     measured_bytes: int | None
     store_all_bytes: int
+    beside_bytes: int = 0
     block: BlockSummary | None = None
     checks: tuple[Compiled, ...] = ()
     unchecked: str = ""
@@ -134,7 +137,7 @@ class Report:
     def _measured(self) -> str:
         if self.measured_bytes is None:
             return "not known: it cannot be compiled by itself here"
-        is_over = self.budget_bytes is not None and self.measured_bytes > self.budget_bytes
+        is_over = self.budget_bytes is not None and self.measured_bytes + self.beside_bytes > self.budget_bytes
         return _bytes(self.measured_bytes) + "  OVER THE BUDGET" * is_over
 
     def __str__(self) -> str:
@@ -144,6 +147,7 @@ class Report:
             ("budget", budget),
             ("predicted from shapes", _bytes(self.predicted_bytes)),
             ("measured by XLA", self._measured),
+            *([] if self.budget_bytes is None else [("the last carry, beside", _bytes(self.beside_bytes))]),
             ("keeping everything", _bytes(self.store_all_bytes)),
             ("one carry", _bytes(self.profile.carry_bytes)),
             ("residuals of one step", _bytes((self.profile.sweep or self.profile).residual_bytes)),

@@ -9,8 +9,9 @@ equations it makes are compared.
 from __future__ import annotations
 
 import numbers
+import os
 import types
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -18,12 +19,14 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 from bptt_jax._jaxprs.arrays import is_float
-from bptt_jax._jaxprs.equations import apply, value_of
+from bptt_jax._jaxprs.equations import apply, inner_jaxprs, value_of
 from bptt_jax._jaxprs.types import Atom, ClosedJaxpr, Eqn, Jaxpr
 
-# A rule may call its own function, so rules within rules are compared down to this depth, which is derivatives of this
-# order. Below it the place of their source decides.
+# Rules within rules are compared down to this depth, which is derivatives of this order. Below it there is no key.
 _DEPTH = 3
+# Rules of functions in these folders of JAX are known by the function, which they may call themselves (`jax.nn.relu`).
+# Others of JAX's depend on functions of the user's (`lax.custom_root`).
+_PLAIN = tuple(os.path.join(os.path.dirname(jax.__file__), "_src", folder) + os.sep for folder in ("nn", "numpy"))
 # Parameters made anew for each derivative rule; JAX exports no names for them.
 _RULES = {"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees"}
 
@@ -65,7 +68,9 @@ def _of_jaxpr(jaxpr: Jaxpr, depth: int) -> Hashable:
     number: dict[Any, int] = {}
 
     def read(atom: Atom) -> Hashable:
-        return value_of(atom) if isinstance(atom, core.Literal) else number[atom]
+        return (
+            (value_of(atom), getattr(atom.aval, "weak_type", False)) if isinstance(atom, core.Literal) else number[atom]
+        )
 
     def made(variables: Iterable[Any]) -> Hashable:
         for v in variables:
@@ -73,10 +78,11 @@ def _of_jaxpr(jaxpr: Jaxpr, depth: int) -> Hashable:
         return tuple(v.aval for v in variables)
 
     def of_eqn(eqn: Eqn) -> Hashable:
-        known = (eqn.primitive, str(eqn.ctx), frozenset(eqn.effects), tuple(map(read, eqn.invars)))
-        return *known, _of_params(eqn, depth), made(eqn.outvars)
+        # The names of scopes tell where a scan is (`explain_calls`).
+        context = (str(eqn.ctx), str(eqn.source_info.name_stack), frozenset(eqn.effects))
+        return eqn.primitive, context, tuple(map(read, eqn.invars)), _of_params(eqn, depth), made(eqn.outvars)
 
-    return made(jaxpr.invars), tuple(map(of_eqn, jaxpr.eqns)), tuple(map(read, jaxpr.outvars))
+    return made([*jaxpr.constvars, *jaxpr.invars]), tuple(map(of_eqn, jaxpr.eqns)), tuple(map(read, jaxpr.outvars))
 
 
 def _of_params(eqn: Eqn, depth: int) -> Hashable:
@@ -89,11 +95,15 @@ def _of_rule(eqn: Eqn, depth: int) -> Hashable:
     """The key of the equations that a rule makes: tangents of results, or cotangents of inputs."""
     if eqn.params.get("symbolic_zeros"):  # these equations would depend on the zeros
         raise _NoKeyError
+    source = str(inner_jaxprs(eqn)[0].debug_info.func_src_info)
+    if any(folder in source for folder in _PLAIN):
+        return source
     if depth == _DEPTH:
-        return tuple(str(getattr(eqn.params.get(name), "debug_info", None)) for name in sorted(_RULES))
+        raise _NoKeyError
     places = [i for i, v in enumerate(eqn.invars) if is_float(v)]
 
-    def derivative(*values: Any) -> Any:
+    # Tangents and cotangents are arguments of their own: a rule may confuse them with values.
+    def derivative(values: Sequence[Any], tangents: Sequence[Any], cotangents: Sequence[Any]) -> Any:
         def run(*chosen: Any) -> Any:
             given = dict(zip(places, chosen, strict=True))
             outs = apply(eqn, [given.get(i, value) for i, value in enumerate(values)])
@@ -101,12 +111,15 @@ def _of_rule(eqn: Eqn, depth: int) -> Hashable:
 
         chosen = [values[i] for i in places]
         if eqn.primitive is primitives.custom_jvp_call_p:
-            return jax.jvp(run, chosen, chosen)
+            return jax.jvp(run, chosen, tangents)
         outs, pull = jax.vjp(run, *chosen)
-        return outs, pull(outs)
+        return outs, pull(cotangents)
 
+    values = [v.aval for v in eqn.invars]
+    tangents = [values[i].to_tangent_aval() for i in places]
+    cotangents = [v.aval.to_tangent_aval() for v in eqn.outvars if is_float(v) and not isinstance(v, core.DropVar)]
     try:
-        closed = jax.make_jaxpr(derivative)(*(v.aval for v in eqn.invars))
+        closed = jax.make_jaxpr(derivative)(values, tangents, cotangents)
     except Exception as error:  # a rule is code of the user's: what it raises, it raises again where it is used
         raise _NoKeyError from error
     return _of_closed(closed, depth + 1)

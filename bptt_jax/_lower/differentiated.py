@@ -5,7 +5,8 @@ and are not given cotangents of zeros: these would cost as much as others, and z
 So the backward pass differentiates the function once more, for the results with cotangents alone. The forward
 equations are the same as before and do not run again, because their results are kept.
 
-Callbacks for debugging run in the forward pass only. Those in equations evaluated again are left out, unless asked for.
+The callbacks for debugging of the forward pass run there only, unless asked for: in equations evaluated again they are
+left out. Those of a derivative rule run in the backward pass.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import jax
 from jax.extend import core
 
 from bptt_jax._jaxprs.equations import needed, value_of, variables
-from bptt_jax._jaxprs.quiet import quiet
+from bptt_jax._jaxprs.quiet import callbacks, quiet
 from bptt_jax._jaxprs.types import ClosedJaxpr, Leaf, Var
 from bptt_jax._trace.call import Arrays, Mask, replace, select
 
@@ -49,7 +50,7 @@ class Differentiated:
         self._types = types
         self._wrt = wrt
         self._results = results
-        self._evaluated_again = list if shows_recomputation else quiet
+        self._shows_recomputation = shows_recomputation
         self._pulls: dict[Mask, Any] = {}  # by the results with a cotangent
         self.forward, self._n_outs = self._trace_forward()
 
@@ -67,11 +68,19 @@ class Differentiated:
         return _part(closed, jaxpr.invars, [*jaxpr.outvars[:n], *kept], jaxpr.eqns), n
 
     @functools.cached_property
+    def _callbacks(self) -> set[Any]:
+        return callbacks(self.forward.jaxpr.eqns)
+
+    def _again(self, eqns: Sequence[Any]) -> list[Any]:
+        """Equations to evaluate again, with the callbacks that are meant to run."""
+        return list(eqns) if self._shows_recomputation else quiet(eqns, self._callbacks)
+
+    @functools.cached_property
     def kept(self) -> Any:
         """The jaxpr from arguments to the kept arrays, for evaluating them again."""
         jaxpr = self.forward.jaxpr
         kept = jaxpr.outvars[self._n_outs :]
-        return _part(self.forward, jaxpr.invars, kept, needed(self._evaluated_again(jaxpr.eqns), kept))
+        return _part(self.forward, jaxpr.invars, kept, needed(self._again(jaxpr.eqns), kept))
 
     def pull(self, given: Mask) -> Any:
         """The jaxpr from arguments, kept arrays and cotangents to gradients.
@@ -94,7 +103,7 @@ class Differentiated:
         same, n_same = _same_variables(self.forward, closed)
         # A kept variable without a counterpart would be an unused input here, and its value computed again.
         kept = [same.get(v, v) for v in self.forward.jaxpr.outvars[self._n_outs :]]
-        again = [*quiet(jaxpr.eqns[:n_same]), *self._evaluated_again(jaxpr.eqns[n_same:])]
+        again = [*quiet(jaxpr.eqns[:n_same]), *self._again(jaxpr.eqns[n_same:])]
         eqns = needed(again, jaxpr.outvars, [*kept, *jaxpr.invars])
         return _part(closed, [*jaxpr.invars[:n], *kept, *jaxpr.invars[n:]], jaxpr.outvars, eqns)
 

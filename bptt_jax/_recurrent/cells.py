@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from bptt_jax._jaxprs.types import Leaf, Tree
+from bptt_jax.errors import BudgetError
 
 
 def found_by_name(cls: type) -> Any:
@@ -82,16 +83,24 @@ def explaining_carry(carry: Tree, expected: Callable[[], Tree]) -> Iterator[None
     """
     try:
         yield
+    except BudgetError:
+        raise
     except Exception as error:
         if carry is None:
             raise
         try:
-            wanted = _types(jax.eval_shape(expected))
+            wanted = jax.eval_shape(expected)
         except Exception:  # a cell need not make carries; its own error is the better one then
             raise error from None
-        if (found := _types(carry)) == wanted:
+        if _shapes(carry) == _shapes(wanted):
             raise
-        raise TypeError(f"initial_carry is {found}, and the cell's own is {wanted}.") from error
+        found = f"initial_carry is {_types(carry)}, and the cell's own is {_types(wanted)}"
+        raise TypeError(f"{found}: give one of the same structure and shapes.") from error
+
+
+def _shapes(tree: Tree) -> tuple[Any, list[Any]]:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [getattr(leaf, "shape", None) for leaf in leaves]
 
 
 def _types(tree: Tree) -> str:

@@ -22,7 +22,7 @@ from bptt_jax._caches import remember, remember_while_alive
 from bptt_jax._jaxprs.equations import Env, apply, bind, evaluate, inner_jaxprs, is_in, read, read_by
 from bptt_jax._jaxprs.quiet import with_eqns
 from bptt_jax._jaxprs.types import Eqn, Jaxpr, Leaf, Tree, Var
-from bptt_jax._options import Options
+from bptt_jax._options import Options, is_budget
 from bptt_jax._trace.along import TIME_FIRST, Along, Layout
 from bptt_jax._trace.call import Arrays, FlatStep, ScanCall, Step
 from bptt_jax._trace.normal import NormalStep, normal
@@ -61,7 +61,8 @@ def trace(
     """
     for name, given in {"length": length, "reverse": reverse, "unroll": unroll}.items():
         if isinstance(given, str):
-            raise TypeError(f"{name} is not for strings, got {name}={given!r}. Did you mean budget={given!r}?")
+            meant = f" Did you mean budget={given!r}?" if is_budget(given) else ""
+            raise TypeError(f"{name} is not for strings, got {name}={given!r}.{meant}")
     if any(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(xs)):
         lax.scan(step, init, xs, length, reverse, unroll)  # raises, and shows values instead of tracers
     of_xs, results = layout.of_xs(xs), _Results(layout)

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -155,4 +156,12 @@ def test_a_first_carry_that_does_not_fit(place):
         with pytest.raises(TypeError) as raised:
             call(carry)
         assert str(raised.value).startswith("initial_carry is ")
-        assert str(raised.value).endswith(f"and the cell's own is {text}.")
+        assert str(raised.value).endswith(f"and the cell's own is {text}: give one of the same structure and shapes.")
+
+
+def test_other_errors_are_not_of_the_first_carry():
+    """A first carry of another dtype works, so a budget that is too small is what the error is about."""
+    layer, xs = bptt_jax.linen.RNN(nn.GRUCell(16), budget=1000), jnp.ones((2, 50, 8), jnp.float32)
+    variables = layer.init(jax.random.key(0), xs)
+    with jax.enable_x64(False), pytest.raises(bptt_jax.errors.BudgetError):
+        jax.grad(lambda variables: layer.apply(variables, xs, initial_carry=np.zeros((2, 16))).sum())(variables)

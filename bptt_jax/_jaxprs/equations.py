@@ -190,10 +190,11 @@ def has_own_gradient(jaxpr: Jaxpr) -> bool:
     A rule need not be the derivative of its function; then higher derivatives depend on when it was applied. JAX's own
     `custom_jvp` rules (for example, of `jax.nn.relu`) are derivatives; the folder of their source tells them apart.
     """
-    return any(_is_own_rule(eqn) or any(map(has_own_gradient, inner_jaxprs(eqn))) for eqn in jaxpr.eqns)
+    return any(is_own_rule(eqn) or any(map(has_own_gradient, inner_jaxprs(eqn))) for eqn in jaxpr.eqns)
 
 
-def _is_own_rule(eqn: Eqn) -> bool:
+def is_own_rule(eqn: Eqn) -> bool:
+    """Whether an equation is a function with a derivative rule of the user's own."""
     if eqn.primitive is not primitives.custom_jvp_call_p:
         return bool(eqn.primitive is primitives.custom_vjp_call_p)
     # Both the function and its rule are looked up, because a user may give a function of JAX another derivative.

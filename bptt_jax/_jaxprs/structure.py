@@ -19,13 +19,13 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 from bptt_jax._jaxprs.arrays import is_float
-from bptt_jax._jaxprs.equations import apply, inner_jaxprs, value_of
+from bptt_jax._jaxprs.equations import apply, inner_jaxprs, is_own_rule, value_of
 from bptt_jax._jaxprs.types import Atom, ClosedJaxpr, Eqn, Jaxpr
 
-# Rules within rules are compared down to this depth, which is derivatives of this order. Below it there is no key.
-_DEPTH = 3
-# Rules of functions in these folders of JAX are known by the function, which they may call themselves (`jax.nn.relu`).
-# Others of JAX's depend on functions of the user's (`lax.custom_root`).
+# Rules within rules are compared down to this depth, which is derivatives of this order.
+_DEPTH = 2
+# Below it, JAX's own rules of functions in these folders are known by the function, because they call it themselves
+# (`jax.nn.relu`). Others of JAX's depend on functions of the user's (`lax.custom_root`).
 _PLAIN = tuple(os.path.join(os.path.dirname(jax.__file__), "_src", folder) + os.sep for folder in ("nn", "numpy"))
 # Parameters made anew for each derivative rule; JAX exports no names for them.
 _RULES = {"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees"}
@@ -95,11 +95,11 @@ def _of_rule(eqn: Eqn, depth: int) -> Hashable:
     """The key of the equations that a rule makes: tangents of results, or cotangents of inputs."""
     if eqn.params.get("symbolic_zeros"):  # these equations would depend on the zeros
         raise _NoKeyError
-    source = str(inner_jaxprs(eqn)[0].debug_info.func_src_info)
-    if any(folder in source for folder in _PLAIN):
-        return source
     if depth == _DEPTH:
-        raise _NoKeyError
+        source = str(inner_jaxprs(eqn)[0].debug_info.func_src_info)
+        if is_own_rule(eqn) or not any(folder in source for folder in _PLAIN):
+            raise _NoKeyError
+        return source
     places = [i for i, v in enumerate(eqn.invars) if is_float(v)]
 
     # Tangents and cotangents are arguments of their own: a rule may confuse them with values.

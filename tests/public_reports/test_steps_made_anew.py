@@ -34,6 +34,16 @@ def of_order(factor, order):
     return forward_rule(lambda x, t: factor * t if order == 1 else of_order(factor, order - 1)(x) * t)
 
 
+def of_jax(factor, by_arguments=False):
+    """`jnp.sin` with a derivative of the user's own."""
+    function = jax.custom_jvp(jnp.sin)
+    if by_arguments:
+        function.defjvps(lambda t, _, x: factor * t * jnp.cos(x))
+    else:
+        function.defjvp(lambda primals, tangents: (jnp.sin(primals[0]), factor * tangents[0] * jnp.cos(primals[0])))
+    return function
+
+
 def backward_rule(rule):
     """The identity, with a cotangent of the user's own from x and the cotangent of the result."""
     function = jax.custom_vjp(lambda x: x)
@@ -99,9 +109,11 @@ DIFFERENT = [
     (lambda x: jax.jit(jnp.sin)(x), lambda x: jax.jit(jnp.cos)(x)),
     (lambda x: lax.cond(x[0] > 0, jnp.sin, jnp.cos, x), lambda x: lax.cond(x[0] > 0, jnp.cos, jnp.sin, x)),
     (lambda x: lax.stop_gradient(x), lambda x: x + 0),
-    *((of_order(2.0, order), of_order(3.0, order)) for order in (1, 2, 3)),
+    *((of_order(2.0, order), of_order(3.0, order)) for order in (1, 2)),
     (forward_rule(lambda x, t: x * jnp.sum(t)), forward_rule(lambda x, t: t * jnp.sum(x))),
     (forward_rule(lambda x, t: t), forward_rule(lambda x, t: t * x)),
+    (of_jax(2.0), of_jax(3.0)),
+    (of_jax(2.0, by_arguments=True), of_jax(3.0, by_arguments=True)),
     (backward_rule(lambda x, ct: 2 * ct), backward_rule(lambda x, ct: 3 * ct)),
     (backward_rule(lambda x, ct: ct), backward_rule(lambda x, ct: x)),
     (backward_rule(lambda x, ct: ct + 0.1 * ct), backward_rule(lambda x, ct: ct + 0.1 * x)),
@@ -129,7 +141,7 @@ def test_steps_that_differ_have_different_keys(one, other):
         lambda x: (jax.debug.callback(lambda x: None, x), x)[1],
         lambda x: jax.pure_callback(lambda x: x, x, x),
         lambda x: jax.pure_callback(np.sin, x, x),
-        of_order(2.0, 4),
+        of_order(2.0, 3),
     ],
 )
 def test_functions_without_a_key(function):

@@ -10,7 +10,7 @@ import jax
 from jax import lax
 
 from bptt_jax._budget import Budget
-from bptt_jax._jaxprs.equations import is_debug, is_named_axis
+from bptt_jax._jaxprs.equations import may_run_again
 from bptt_jax._jaxprs.types import Device, Tree
 from bptt_jax._options import Options, check_options, checked_options
 from bptt_jax._primitives.effects import run_now
@@ -142,7 +142,7 @@ def scan_along(
     call, plan = traced.call, options.plan
     if plan is not None and length_of(plan) != call.length:
         raise ValueError(f"the plan has {length_of(plan)} steps, but the scan has {call.length}.")
-    if all(is_debug(effect) or is_named_axis(effect) for effect in call.step.jaxpr.effects):
+    if may_run_again(call.step.jaxpr.jaxpr):
         pair = traced.finish(scan_p.bind(*traced.arguments, call=call))
     else:  # JAX allows other effects, on references or by callbacks with results, only in equations of its own
         pair = traced.finish(run_now(call, traced.arguments))

@@ -1,4 +1,4 @@
-"""Reading and evaluating jaxprs, with public API only: equations are evaluated one by one, never rebuilt.
+"""Reading and evaluating jaxprs, with public API only: equations are evaluated one by one, and not rebuilt here.
 
 A traced step is a list of equations, and a block (`_step/split.py`, `_lower/block.py`) runs each where it is cheapest.
 For this, lists of equations are evaluated in an environment here, and equations classified.
@@ -156,6 +156,11 @@ def is_named_axis(effect: Effect) -> bool:
     return type(effect).__name__ == "NamedAxisEffect"
 
 
+def may_run_again(jaxpr: Jaxpr) -> bool:
+    """Whether a step may be evaluated again: its effects are callbacks for debugging, and uses of named axes, only."""
+    return all(is_debug(effect) or is_named_axis(effect) for effect in jaxpr.effects)
+
+
 def has_effects(eqn: Eqn) -> bool:
     """Whether an equation does more than compute its results; naming an axis does not count."""
     return not all(map(is_named_axis, eqn.effects))
@@ -171,17 +176,14 @@ def is_random(eqn: Eqn) -> bool:
     return str(eqn.primitive.name).startswith(_RANDOM)
 
 
-def is_repeatable(eqn: Eqn) -> bool:
-    """Whether an equation is plain arithmetic of JAX: of two that are alike one is enough."""
-    return not (eqn.primitive.name not in _BATCHABLE or has_effects(eqn) or is_random(eqn) or has_inner_jaxpr(eqn))
+def is_arithmetic(eqn: Eqn) -> bool:
+    """Whether an equation is plain arithmetic of JAX: of two that are alike one is enough, and vmap may take it.
 
-
-def can_be_batched(eqn: Eqn) -> bool:
-    """Whether an equation has the same results, derivatives and effects under vmap as in a loop.
-
-    Branches do not qualify: under vmap both are evaluated, and a NaN in the one not taken reaches the gradient.
+    Branches do not qualify: under vmap both are evaluated, and a NaN in the one not taken reaches the gradient. Other
+    primitives than JAX's may print alike and differ.
     """
-    return is_repeatable(eqn)
+    is_plain = eqn.primitive.name in _BATCHABLE and not has_inner_jaxpr(eqn)
+    return is_plain and not has_effects(eqn) and not is_random(eqn)
 
 
 def has_own_gradient(jaxpr: Jaxpr) -> bool:
@@ -203,6 +205,37 @@ def is_own_rule(eqn: Eqn) -> bool:
         for value in eqn.params.values()
     ]
     return not all(_JAX_FOLDER in str(info.func_src_info) for info in infos if info is not None)
+
+
+def with_parts(
+    jaxpr: Jaxpr,
+    eqns: Sequence[Any],
+    invars: Sequence[Any] | None = None,
+    outvars: Sequence[Any] | None = None,
+) -> Any:
+    """A jaxpr with other equations, and perhaps other inputs and results."""
+    made = {effect for eqn in eqns for effect in eqn.effects}
+    return core.Jaxpr(
+        constvars=jaxpr.constvars,
+        invars=jaxpr.invars if invars is None else invars,
+        outvars=jaxpr.outvars if outvars is None else outvars,
+        eqns=eqns,
+        # Effects on references are named by inputs, in a jaxpr by its own.
+        effects={e for e in jaxpr.effects if e in made or not (is_debug(e) or is_named_axis(e))},
+        debug_info=core.DebugInfo("bptt_jax", jaxpr.debug_info.func_src_info, None, None),
+    )
+
+
+def loop_of(eqn: Eqn) -> tuple[Any, int, int]:
+    """(body, number of operands, number of leaves of the carry) of the equation of a `jax.lax.scan`.
+
+    Its parameters are private to JAX, so inputs and outputs over time are recognised by their axes: one more than in
+    the body.
+    """
+    (body,) = inner_jaxprs(eqn)
+    n_x = sum(outer.aval.ndim > inner.aval.ndim for outer, inner in zip(eqn.invars, body.invars, strict=True))
+    n_carry = sum(outer.aval.ndim == inner.aval.ndim for outer, inner in zip(eqn.outvars, body.outvars, strict=True))
+    return body, len(body.invars) - n_carry - n_x, n_carry
 
 
 def inner_jaxprs(eqn: Eqn) -> list[Any]:

@@ -9,7 +9,7 @@ import jax
 from jax.extend import core
 from jax.extend.core import primitives
 
-from bptt_jax._jaxprs.equations import apply, bind, evaluate, is_repeatable, read, value_of
+from bptt_jax._jaxprs.equations import apply, bind, evaluate, is_arithmetic, read, value_of
 from bptt_jax._jaxprs.types import ClosedJaxpr, Eqn, Leaf, Tree
 
 
@@ -36,8 +36,7 @@ def _run(closed: ClosedJaxpr, args: Sequence[Any], known: dict[Any, Any], is_cal
     def apply_eqn(eqn: Eqn, values: Sequence[Any]) -> Sequence[Any]:
         if is_call(eqn):
             return _run(called(eqn), values, known, is_call)
-        # Only JAX's arithmetic is shared: other primitives may print alike and differ.
-        if not is_repeatable(eqn):
+        if not is_arithmetic(eqn):
             return apply(eqn, values)
         literals = tuple(value_of(v) if isinstance(v, core.Literal) else None for v in eqn.invars)
         tracers = [value for v, value in zip(eqn.invars, values, strict=True) if not isinstance(v, core.Literal)]

@@ -7,8 +7,8 @@ from typing import Any
 
 from jax.extend import core
 
-from bptt_jax._jaxprs.equations import inner_jaxprs, is_debug
-from bptt_jax._jaxprs.types import ClosedJaxpr, Eqn, Jaxpr
+from bptt_jax._jaxprs.equations import inner_jaxprs, is_debug, with_parts
+from bptt_jax._jaxprs.types import ClosedJaxpr, Eqn
 
 
 def quiet(eqns: Iterable[Any], only: Container[Hashable] | None = None) -> list[Any]:
@@ -49,19 +49,14 @@ def without_callbacks(closed: ClosedJaxpr, only: Container[Hashable] | None = No
     """A jaxpr without callbacks for debugging, at any depth; see `quiet`."""
     if not any(map(is_debug, closed.jaxpr.effects)):
         return closed
-    return core.ClosedJaxpr(with_eqns(closed.jaxpr, quiet(closed.jaxpr.eqns, only)), closed.consts)
+    return core.ClosedJaxpr(with_parts(closed.jaxpr, quiet(closed.jaxpr.eqns, only)), closed.consts)
 
 
 def _quiet(eqn: Eqn, only: Container[Hashable] | None) -> Any:
     params = {name: _without_callbacks(value, only) for name, value in eqn.params.items()}
-    made = [getattr(jaxpr, "effects", ()) for value in params.values() for jaxpr in _jaxprs_of(value)]
-    still = any(is_debug(effect) for effects in made for effect in effects)
-    return eqn.replace(params=params, effects={effect for effect in eqn.effects if still or not is_debug(effect)})
-
-
-def _jaxprs_of(value: Any) -> list[Any]:
-    values = value if isinstance(value, tuple | list) else [value]
-    return [getattr(one, "jaxpr", one) for one in values if _has_eqns(getattr(one, "jaxpr", one))]
+    made = eqn.replace(params=params)
+    still = any(is_debug(effect) for jaxpr in inner_jaxprs(made) for effect in jaxpr.effects)
+    return made.replace(effects={effect for effect in eqn.effects if still or not is_debug(effect)})
 
 
 def _without_callbacks(value: Any, only: Container[Hashable] | None) -> Any:
@@ -69,7 +64,7 @@ def _without_callbacks(value: Any, only: Container[Hashable] | None) -> Any:
         case core.ClosedJaxpr():
             return without_callbacks(value, only)
         case core.Jaxpr():
-            return with_eqns(value, quiet(value.eqns, only))
+            return with_parts(value, quiet(value.eqns, only))
         case tuple() | list():
             return type(value)(_without_callbacks(one, only) for one in value) if any(map(_has_eqns, value)) else value
     return getattr(value, "quiet", value)  # a call of this library's
@@ -77,16 +72,3 @@ def _without_callbacks(value: Any, only: Container[Hashable] | None) -> Any:
 
 def _has_eqns(value: Any) -> bool:
     return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
-
-
-def with_eqns(jaxpr: Jaxpr, eqns: list[Any]) -> Any:
-    """The same jaxpr with other equations, with or without callbacks for debugging."""
-    calls_back = any(is_debug(effect) for eqn in eqns for effect in eqn.effects)
-    return core.Jaxpr(
-        constvars=jaxpr.constvars,
-        invars=jaxpr.invars,
-        outvars=jaxpr.outvars,
-        eqns=eqns,
-        effects={effect for effect in jaxpr.effects if calls_back or not is_debug(effect)},
-        debug_info=core.DebugInfo("bptt_jax", jaxpr.debug_info.func_src_info, None, None),
-    )

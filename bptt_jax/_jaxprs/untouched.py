@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jax.extend import core
 from jax.extend.core import primitives
 
-from bptt_jax._jaxprs.equations import inner_jaxprs
+from bptt_jax._jaxprs.equations import inner_jaxprs, is_in, loop_of
 from bptt_jax._jaxprs.inline import called, is_checkpoint, is_jit
 from bptt_jax._jaxprs.types import Eqn, Jaxpr
 
@@ -24,9 +23,9 @@ def sources(jaxpr: Jaxpr) -> Sources:
     for eqn in jaxpr.eqns:
         for v, i in zip(eqn.outvars, _of_equation(eqn), strict=True):
             atom = None if i is None else eqn.invars[i]
-            if atom in source if not isinstance(atom, core.Literal | None) else False:
+            if atom is not None and is_in(atom, source):
                 source[v] = source[atom]
-    return [None if isinstance(v, core.Literal) else source.get(v) for v in jaxpr.outvars]
+    return [source[v] if is_in(v, source) else None for v in jaxpr.outvars]
 
 
 def _of_equation(eqn: Eqn) -> Sequence[int | None]:
@@ -42,9 +41,5 @@ def _of_equation(eqn: Eqn) -> Sequence[int | None]:
 
 def _of_loop(eqn: Eqn) -> Sequence[int | None]:
     """A leaf of the carry that each iteration hands on is the first one; outputs over time are none."""
-    (body,) = inner_jaxprs(eqn)
-    n_x = sum(outer.aval.ndim > inner.aval.ndim for outer, inner in zip(eqn.invars, body.invars, strict=True))
-    is_carry = [outer.aval.ndim == inner.aval.ndim for outer, inner in zip(eqn.outvars, body.outvars, strict=True)]
-    first = len(eqn.invars) - n_x - sum(is_carry)
-    found = sources(body)
-    return [first + i if carried and found[i] == first + i else None for i, carried in enumerate(is_carry)]
+    body, first, n_carry = loop_of(eqn)
+    return [i if i == first + j and j < n_carry else None for j, i in enumerate(sources(body))]

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from bptt_jax._jaxprs.equations import needed, value_of, variables
+from bptt_jax._jaxprs.equations import needed, value_of, variables, with_parts
 from bptt_jax._jaxprs.quiet import callbacks, quiet
 from bptt_jax._jaxprs.types import ClosedJaxpr, Leaf, Var
 from bptt_jax._trace.call import Arrays, Mask, replace, select
@@ -113,15 +113,7 @@ class Differentiated:
 
 def _part(closed: ClosedJaxpr, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]) -> Any:
     """A jaxpr made of some equations of another."""
-    jaxpr = core.Jaxpr(
-        constvars=closed.jaxpr.constvars,
-        invars=invars,
-        outvars=outvars,
-        eqns=eqns,
-        effects=frozenset().union(*(eqn.effects for eqn in eqns)),
-        debug_info=core.DebugInfo("bptt_jax", closed.jaxpr.debug_info.func_src_info, None, None),
-    )
-    return core.ClosedJaxpr(jaxpr, closed.consts)
+    return core.ClosedJaxpr(with_parts(closed.jaxpr, eqns, invars, outvars), closed.consts)
 
 
 def _same_variables(a: Leaf, b: Leaf) -> tuple[dict[Any, Any], int]:

@@ -41,10 +41,11 @@ from bptt_jax._primitives.gradient import (
     of_argument,
     only_used,
     returned,
+    with_cotangents,
 )
 from bptt_jax._primitives.scan import scan_p
 from bptt_jax._trace.call import Arrays, Mask, ScanCall, replace, select
-from bptt_jax._trace.gradient import Vmap, mapped
+from bptt_jax._trace.gradient import mapped
 
 
 def _jvp_of_forward(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[list[Any], list[Any]]:
@@ -148,8 +149,7 @@ def _transpose(
     n, given = len(moving), tuple(type(ct) is not ad.Zero for ct in cts)
     wanted = tuple(moves and not len(wrt) <= i < len(wrt) + n_saved for i, moves in enumerate(moving))
     given_cts = select(cts, given)
-    # Cotangents are mapped over their first axis, as results are.
-    of_cts = tuple(Vmap(v.name, v.size, v.spmd_name, (*v.dims[:n], *[0] * len(given_cts))) for v in vmaps)
+    of_cts = with_cotangents(vmaps, n, len(given_cts))
     params |= {"wrt": wrt, "n_saved": n_saved}
     found = iter(pullback_p.bind(*args[:n], *given_cts, of_results=given, wanted=wanted, vmaps=of_cts, **params))
     results = [

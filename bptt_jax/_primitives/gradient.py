@@ -13,6 +13,7 @@ makes the plan for all examples, and runs forward once more.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -175,15 +176,18 @@ def _transpose(
     n = len(wrt) + n_saved
     given = tuple(type(ct) is not ad.Zero for ct in cts)
     cts = select(cts, given)
-    # Cotangents are mapped over their first axis, as `batch` makes the results.
-    of_cts = tuple(Vmap(v.name, v.size, v.spmd_name, (*v.dims[:n], *[0] * len(cts))) for v in vmaps)
-    params |= {"call": call, "wrt": wrt, "n_saved": n_saved, "vmaps": of_cts}
+    params |= {"call": call, "wrt": wrt, "n_saved": n_saved, "vmaps": with_cotangents(vmaps, n, len(cts))}
     found = iter(backward_p.bind(*args[:n], *cts, given=given, **params))
     gradients = [next(found) if is_returned else None for is_returned in select(returned(call, wrt, given), wrt)]
     results = [
         None if gradient is None else of_argument(gradient, i, vmaps) for i, gradient in enumerate(gradients, start=n)
     ]
     return [None] * n + [r if ad.is_undefined_primal(t) else None for r, t in zip(results, args[n:], strict=True)]
+
+
+def with_cotangents(vmaps: Vmaps, n: int, n_cts: int) -> Vmaps:
+    """The vmaps over the first n arguments and cotangents, these over their first axis, as `batch` makes results."""
+    return tuple(dataclasses.replace(v, dims=(*v.dims[:n], *[0] * n_cts)) for v in vmaps)
 
 
 def of_argument(gradient: Any, i: int, vmaps: Vmaps) -> Any:

@@ -19,7 +19,7 @@ from jax.interpreters import partial_eval as pe
 
 from bptt_jax._caches import remember
 from bptt_jax._device.free_bytes import free_bytes
-from bptt_jax._jaxprs.equations import is_in, is_named_axis, needed, reachable
+from bptt_jax._jaxprs.equations import is_in, is_named_axis, needed, reachable, with_parts
 from bptt_jax._jaxprs.types import Leaf, Tree
 from bptt_jax._lower import plain
 from bptt_jax._options import Options
@@ -216,14 +216,7 @@ def _known_step(step: FlatStep, inputs: Mask, outputs: Mask) -> FlatStep:
     closed = step.quiet.body  # the other part has the callbacks
     jaxpr = closed.jaxpr
     outvars, invars = select(jaxpr.outvars, outputs), select(jaxpr.invars, inputs)
-    part = core.Jaxpr(
-        constvars=jaxpr.constvars,
-        invars=invars,
-        outvars=outvars,
-        eqns=needed(jaxpr.eqns, outvars),
-        effects=jaxpr.effects,
-        debug_info=jaxpr.debug_info,
-    )
+    part = with_parts(jaxpr, needed(jaxpr.eqns, outvars), invars, outvars)
     n_operands, n_carry = (sum(mask) for mask in step.split(inputs)[:2])
     return FlatStep(core.ClosedJaxpr(part, closed.consts), n_operands, n_carry)
 

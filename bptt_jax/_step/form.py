@@ -10,7 +10,7 @@ import jax
 
 from bptt_jax._caches import remember
 from bptt_jax._device.machine import Machine
-from bptt_jax._jaxprs.equations import has_own_gradient, is_debug, is_named_axis
+from bptt_jax._jaxprs.equations import has_own_gradient, may_run_again
 from bptt_jax._jaxprs.quiet import quiet
 from bptt_jax._jaxprs.types import Leaf
 from bptt_jax._step.merge import merge
@@ -76,7 +76,7 @@ def sweep_forms(step: FlatStep, active: Active, machine: Machine) -> list[Swept]
 @remember(256)
 def _forms_of(step: FlatStep, active: Active, machine: Machine, merged: bool) -> tuple[Swept, ...]:
     jaxpr = step.jaxpr.jaxpr
-    if not all(is_debug(effect) or is_named_axis(effect) for effect in jaxpr.effects) or has_own_gradient(jaxpr):
+    if not may_run_again(jaxpr) or has_own_gradient(jaxpr):
         return ()
     closed = step.body
     # A step without products to merge has no merged form.

@@ -26,9 +26,9 @@ from bptt_jax._jaxprs.equations import (
     PRODUCTS,
     Env,
     bind,
-    can_be_batched,
     evaluate,
     has_effects,
+    is_arithmetic,
     needed,
     read,
     variables,
@@ -208,7 +208,7 @@ def _feature_eqns(jaxpr: Jaxpr, invariant: set[Any], x: set[Any], machine: Machi
     known = {*invariant, *x}
     for eqn in jaxpr.eqns:
         inputs = variables(eqn.invars)
-        if all(v in known for v in inputs) and not all(v in invariant for v in inputs) and can_be_batched(eqn):
+        if all(v in known for v in inputs) and not all(v in invariant for v in inputs) and is_arithmetic(eqn):
             batchable.append(eqn)
             known.update(eqn.outvars)
             producer.update((v, eqn) for v in eqn.outvars)

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-from bptt_jax._jaxprs.equations import needed
+from bptt_jax._jaxprs.equations import needed, with_parts
 from bptt_jax._jaxprs.inline import inline, is_checkpoint, is_jit
-from bptt_jax._jaxprs.quiet import with_eqns, without_callbacks
+from bptt_jax._jaxprs.quiet import without_callbacks
 from bptt_jax._jaxprs.types import ClosedJaxpr, Leaf
 from bptt_jax._options import Options
 from bptt_jax._trace.along import Along
@@ -96,7 +96,7 @@ class FlatStep:
 
 def _needed(closed: ClosedJaxpr) -> Any:
     # Arrays closed over by a step are no constants: JAX makes them inputs of the scan, or literals of equations.
-    return core.ClosedJaxpr(with_eqns(closed.jaxpr, needed(closed.jaxpr.eqns, closed.jaxpr.outvars)), closed.consts)
+    return core.ClosedJaxpr(with_parts(closed.jaxpr, needed(closed.jaxpr.eqns, closed.jaxpr.outvars)), closed.consts)
 
 
 def _is_jit_or_in(eqns: Sequence[Any], eqn: Any) -> bool:

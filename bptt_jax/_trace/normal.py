@@ -13,8 +13,7 @@ from jax.extend import core
 from jax.interpreters import partial_eval as pe
 
 from bptt_jax._caches import remember
-from bptt_jax._jaxprs.equations import is_debug, is_named_axis
-from bptt_jax._jaxprs.quiet import with_eqns
+from bptt_jax._jaxprs.equations import may_run_again, with_parts
 from bptt_jax._jaxprs.structure import configuration, structure
 from bptt_jax._jaxprs.untouched import sources
 from bptt_jax._trace.call import Arrays, FlatStep, Mask, replace, select
@@ -54,22 +53,15 @@ def normal(step: FlatStep) -> NormalStep:
     Steps with effects on references and the like stay as they are.
     """
     jaxpr, n = step.jaxpr.jaxpr, step.n_operands
-    if not all(is_debug(effect) or is_named_axis(effect) for effect in jaxpr.effects):
+    if not may_run_again(jaxpr):
         return NormalStep(step, (False,) * step.n_carry)
     untouched = tuple(source == n + i for i, source in enumerate(sources(jaxpr)[: step.n_carry]))
     found = NormalStep(FlatStep(step.jaxpr, n + sum(untouched), step.n_carry - sum(untouched)), untouched)
     moving = [not is_untouched for is_untouched in untouched]
     outvars = [*select(jaxpr.outvars[: step.n_carry], moving), *jaxpr.outvars[step.n_carry :]]
-    part = core.Jaxpr(
-        constvars=jaxpr.constvars,
-        invars=found.inputs(jaxpr.invars),
-        outvars=outvars,
-        eqns=jaxpr.eqns,
-        effects=jaxpr.effects,
-        debug_info=core.DebugInfo("bptt_jax", jaxpr.debug_info.func_src_info, None, None),
-    )
+    part = with_parts(jaxpr, jaxpr.eqns, found.inputs(jaxpr.invars), outvars)
     useful, _ = pe.dce_jaxpr(part, [True] * len(outvars), instantiate=True)
-    closed = core.ClosedJaxpr(with_eqns(useful, useful.eqns), step.jaxpr.consts)
+    closed = core.ClosedJaxpr(with_parts(useful, useful.eqns), step.jaxpr.consts)
     made = dataclasses.replace(found.step, jaxpr=closed)
     if (key := structure(closed)) is not None:
         made = _the_same(_Traced((key, made.n_operands, made.n_carry, configuration()), made)).step

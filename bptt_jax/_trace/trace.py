@@ -19,8 +19,7 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 from bptt_jax._caches import remember, remember_while_alive
-from bptt_jax._jaxprs.equations import Env, apply, bind, evaluate, inner_jaxprs, is_in, read, read_by
-from bptt_jax._jaxprs.quiet import with_eqns
+from bptt_jax._jaxprs.equations import Env, apply, bind, evaluate, is_in, loop_of, read, read_by, with_parts
 from bptt_jax._jaxprs.types import Eqn, Jaxpr, Leaf, Tree, Var
 from bptt_jax._options import Options, is_budget
 from bptt_jax._trace.along import TIME_FIRST, Along, Layout
@@ -81,15 +80,15 @@ def trace(
     evaluate(jaxpr.eqns[:at], env, placed.apply)
 
     def finish(outs: Arrays) -> Any:
-        outs = normal.outputs(inputs, outs)
+        outs = made.outputs(inputs, outs)
         known = env | {v: out for v, out in zip(eqn.outvars, outs, strict=True) if not isinstance(v, core.DropVar)}
         evaluate(jaxpr.eqns[at + 1 :], known, placed.apply)
         return jax.tree.unflatten(results.tree, placed.results(known))
 
-    normal = _normal_step(eqn)
-    flat, inputs = normal.step, normal.inputs([_as_array(read(env, v)) for v in eqn.invars])
+    made = _normal_step(eqn)
+    flat, inputs = made.step, made.inputs([_as_array(read(env, v)) for v in eqn.invars])
     of_x = tuple(placed[v] for v in flat.split(eqn.invars)[2])
-    of_y = tuple(placed[v] for v in eqn.outvars[len(normal.untouched) :])
+    of_y = tuple(placed[v] for v in eqn.outvars[len(made.untouched) :])
     over = flat.split(inputs)[2]
     n = int(over[0].shape[of_x[0].axis] if over else length)
     # As in `jax.lax.scan`, True and 0 unroll the whole loop.
@@ -180,17 +179,9 @@ _normal_steps: MutableMapping[Any, NormalStep] = remember_while_alive()
 
 
 def _normal_step(eqn: Eqn) -> NormalStep:
-    """The step of a scan's equation; the same object for the same body.
-
-    The equation's own parameters are private to JAX, so inputs and outputs over time are recognised by their axes: one
-    more than in the body.
-    """
-    (body,) = inner_jaxprs(eqn)
+    """The step of a scan's equation; the same object for the same body."""
+    body, n_operands, n_carry = loop_of(eqn)
     if body not in _normal_steps:
-        n_x = sum(outer.aval.ndim > inner.aval.ndim for outer, inner in zip(eqn.invars, body.invars, strict=True))
-        n_carry = sum(
-            outer.aval.ndim == inner.aval.ndim for outer, inner in zip(eqn.outvars, body.outvars, strict=True)
-        )
-        jaxpr = core.ClosedJaxpr(with_eqns(body, body.eqns), ())
-        _normal_steps[body] = normal(FlatStep(jaxpr, len(body.invars) - n_carry - n_x, n_carry))
+        jaxpr = core.ClosedJaxpr(with_parts(body, body.eqns), ())
+        _normal_steps[body] = normal(FlatStep(jaxpr, n_operands, n_carry))
     return _normal_steps[body]

@@ -43,7 +43,10 @@ def in_a_loop(call, carry, _x):
 
 
 def in_a_scan(call, carry, _x):
-    body = lambda carry, _: (call(carry), (jnp.sin(carry), None))[1]  # noqa: E731
+    def body(carry, _):
+        call(carry)
+        return jnp.sin(carry), None
+
     return bptt_jax.scan(body, carry, None, 1, plan="[1]")[0]
 
 

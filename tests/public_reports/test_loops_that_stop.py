@@ -16,9 +16,11 @@ def settle(scan, weight, x, most=1000):
     def is_moving(carry):
         return jnp.max(jnp.abs(carry[0] - carry[1])) > 1e-4
 
+    def move(carry):
+        return jnp.tanh(carry[0] @ weight + x), carry[0]
+
     def step(carry, _):
-        moved = lambda carry: (jnp.tanh(carry[0] @ weight + x), carry[0])  # noqa: E731
-        return lax.cond(is_moving(carry), moved, lambda carry: carry, carry), None
+        return lax.cond(is_moving(carry), move, lambda carry: carry, carry), None
 
     return scan(step, (jnp.zeros_like(x), jnp.ones_like(x)), None, most)[0][0]
 

@@ -123,39 +123,20 @@ def test_steps_that_fail_in_a_layer_or_with_another_carry():
         calls.append(1)
         return carry[:3], None
 
-    for call in (bptt_jax.scan, bptt_jax.explain, jax.jit(functools.partial(bptt_jax.scan, shrinks))):
+    for scan in (bptt_jax.scan, bptt_jax.explain, jax.jit(bptt_jax.scan, static_argnums=0), lax.scan):
         calls.clear()
         with pytest.raises(TypeError, match="carry"):
-            call(INIT, XS) if "jit" in str(type(call)).lower() else call(shrinks, INIT, XS)
-        assert len(calls) <= 2  # JAX itself calls such a step again, to word its error
-
-
-@pytest.mark.parametrize(
-    "transform",
-    [
-        lambda f: lambda init: jax.jvp(f, (init,), (init,)),
-        jax.hessian,
-        lambda f: lambda init: bptt_jax.explain_calls(f, init),
-        lambda f: lambda init: jax.linearize(f, init)[1](init),
-    ],
-)
-def test_scans_in_scans_are_traced_once_more_at_most(transform):
-    """Forward mode, second derivatives, reports: the innermost step of four scans is called at most twice."""
-    calls = []
-
-    def nested(depth):
-        if depth == 0:
-            return lambda carry, _: (calls.append(1), (jnp.tanh(carry), None))[1]
-        return lambda carry, _: bptt_jax.scan(nested(depth - 1), carry, None, 3)
-
-    transform(lambda init: bptt_jax.scan(nested(3), init, None, 3)[0].sum())(INIT)
-    assert 1 <= len(calls) <= 2
+            scan(shrinks, INIT, XS)
+        assert len(calls) <= 1  # JAX remembers traces, so a later scan may not call it again
 
 
 def test_nothing_leaks_from_decorators_second_derivatives_and_reports():
     """`jax.checking_leaks` around a decorator under vmap, a Hessian, reverse over reverse, and `explain_calls`."""
     run = bptt_jax.checkpointed(step, plan="(4*[10])")
-    loss = lambda init: run(init, XS)[0].sum()  # noqa: E731
+
+    def loss(init):
+        return run(init, XS)[0].sum()
+
     with jax.checking_leaks():
         jax.vmap(jax.grad(loss))(np.stack([INIT, INIT]))
         jax.hessian(loss)(INIT)
@@ -192,7 +173,9 @@ def test_an_export_for_any_length(differentiated):
     """`jax.export` with a symbolic number of steps, as `jax.lax.scan` has it; with a plan or a budget an error."""
 
     def program(scan):
-        run = lambda xs: scan(step, jnp.zeros(8), xs)[0].sum()  # noqa: E731
+        def run(xs):
+            return scan(step, jnp.zeros(8), xs)[0].sum()
+
         return jax.jit(jax.grad(run) if differentiated else run)
 
     any_length = jax.ShapeDtypeStruct((*export.symbolic_shape("steps"), 8), jnp.float64)

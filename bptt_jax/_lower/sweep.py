@@ -43,9 +43,10 @@ class Sweep:
     def __init__(self, call: ScanCall, wrt: Mask, plan: Plan, swept: Swept, waits: bool = True):
         self._call = call
         self._plan = in_blocks(plan, swept.sizes.most_steps)
+        # The first pass has the callbacks for debugging, and steps evaluated again have none.
+        again = swept if call.options.show_recomputation else swept.quiet
         self._first = Block(swept, call.reverse, call.unroll, waits)
-        shown = call.options.show_recomputation
-        self._block = self._first if shown else Block(swept.quiet, call.reverse, call.unroll, waits)
+        self._again = self._first if again is swept else Block(again, call.reverse, call.unroll, waits)
         self._active = swept.parts.active
         self._wanted = call.step.split(wrt)[1]
         self._n_saved = len(swept.vjp.saved)
@@ -58,7 +59,7 @@ class Sweep:
 
     def kept(self, inputs: Arrays) -> list[Any]:
         """The second result of `forward`, evaluated again: without room for ys, and without callbacks."""
-        walk, carry = self._walk(inputs, self._block)
+        walk, carry = self._walk(inputs, self._again)
         return jax.tree.leaves(walk.record(self._plan, 0, carry, None)[2])
 
     def _walk(self, inputs: Arrays, block: Block) -> tuple[Forward, list[Any]]:
@@ -75,7 +76,7 @@ class Sweep:
           cotangents: of the active leaves of the last carry and of ys; None where they are zero.
         """
         operands, carry, xs = self._call.step.split(inputs)
-        active, block = self._active, self._block
+        active, block = self._active, self._again
         ct_last, ct_ys = cotangents[: sum(active.carry)], cotangents[sum(active.carry) :]
         pull = block.pull(*(tuple(ct is not None for ct in cts) for cts in (ct_last, ct_ys)))
         zero = _late_zero(ct_last, ct_ys, [along.axis for along in select(self._call.y_along, active.y)])

@@ -118,7 +118,7 @@ def _motion(*args: Leaf, moving: Mask, vmaps: Vmaps, used: Mask | None, **params
         closed = jax.make_jaxpr(forward)(*map(jax.typeof, inputs))
         return list(core.jaxpr_as_fun(without_callbacks(closed))(*inputs))
 
-    of_one = _tangents_of(quiet, moving)
+    of_one = _tangents_of(quiet if any(map(is_debug, call.step.jaxpr.effects)) else forward, moving)
     return list(mapped(vmaps, lambda *args: of_one(*args)[n:])(*args))
 
 

@@ -11,7 +11,7 @@ import jax
 from bptt_jax._caches import remember
 from bptt_jax._device.machine import Machine
 from bptt_jax._jaxprs.equations import has_own_gradient, may_run_again
-from bptt_jax._jaxprs.quiet import quiet
+from bptt_jax._jaxprs.quiet import callbacks, quiet
 from bptt_jax._jaxprs.types import Leaf
 from bptt_jax._step.merge import merge
 from bptt_jax._step.sizes import BlockSizes, alternating, block_sizes
@@ -40,8 +40,10 @@ class Swept:
 
     @functools.cached_property
     def quiet(self) -> Swept:
-        """The same without callbacks for debugging."""
+        """The same without callbacks for debugging; itself if there are none."""
         parts, pull = self.parts, self.vjp.pull
+        if not callbacks([*parts.loop_eqns, *self.vjp.eqns, *pull.eqns]):
+            return self
         return Swept(
             dataclasses.replace(
                 self.vjp,

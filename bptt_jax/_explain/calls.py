@@ -55,9 +55,9 @@ def explain_calls(f: Callable[..., Any], *args: Any, target: Device = None, **kw
       target: as for `bptt_jax.explain`; scans are planned and compiled for it.
 
     Returns:
-      A mapping from paths to `Report`s, in the order of the calls, differentiated ones last. A path is made of the names
-      of Linen's modules and of `jax.named_scope`s around the call; for one that was met before it ends in a number,
-      "Model/RNN_0 [2]".
+      A mapping from paths to `Report`s, in the order of the calls, differentiated ones last. A path is made of the
+      names of Linen's modules and of `jax.named_scope`s around the call; for one that was met before it ends in a
+      number, "Model/RNN_0 [2]".
 
     Raises:
       BudgetError: if no plan fits one of the budgets.

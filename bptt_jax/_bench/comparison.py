@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
+import warnings
 from collections.abc import Callable, Sequence
 
 import jax
@@ -12,25 +12,15 @@ from jax import lax
 
 from bptt_jax._bench.cells import CELLS, Problem
 from bptt_jax._bench.floor import product_flops, product_rate
-from bptt_jax._bench.peers import (
-    Program,
-    Run,
-    Scan,
-    checkpointed_step,
-    compare,
-    compile_program,
-    equinox,
-    evaluations,
-    gradient,
-    nests,
-    ours,
-)
+from bptt_jax._bench.launches import launches
+from bptt_jax._bench.methods import Method, Ours, methods
+from bptt_jax._bench.peers import Program, Run, compare, compile_program, evaluations, gradient
 from bptt_jax._budget import Budget
-from bptt_jax._explain.explain import explain_params
-from bptt_jax.errors import BudgetError, format_bytes
+from bptt_jax._explain.calls import explain_calls
+from bptt_jax._jaxprs.types import Device
+from bptt_jax.errors import BudgetError, BudgetWarning, format_bytes
 from bptt_jax.plans._notation import notation
 
-EQUINOX_SLOTS = (10, 16, 44)
 Progress = Callable[[str, float], None]  # (current task, share of the work done)
 
 
@@ -46,6 +36,8 @@ class Row:
       compile_seconds: time to trace, plan and compile, without the checks.
       check_seconds: time to compile programs by themselves to read their bytes.
       forward_steps: evaluations of the step, counted on a scan of numbers run the same way.
+      launches: kernels and copies that its program sends to a GPU; None where they are not counted, for example in a
+        loop of unknown length.
       floor_ratio: its time over the time of the products alone; None for a step without products.
       plan: the plan in short notation, for this library.
       error: reason for missing figures, for example a budget no plan fits, or too little memory; "" otherwise.
@@ -58,6 +50,7 @@ class Row:
     compile_seconds: float = 0.0
     check_seconds: float = 0.0
     forward_steps: int = 0
+    launches: int | None = None
     floor_ratio: float | None = None
     plan: str = ""
     error: str = ""
@@ -73,6 +66,7 @@ class Comparison:
       product_flops: floating-point operations of the products in the gradient by `lax.scan`.
       product_rate: rate of products on this device, in FLOPs per second.
       rows: `lax.scan` first.
+      launches_device: the device whose launches are counted; "" where none are.
     """
 
     cell: str
@@ -84,6 +78,7 @@ class Comparison:
     product_flops: int
     product_rate: float
     rows: tuple[Row, ...]
+    launches_device: str = ""
 
     @property
     def has_baseline(self) -> bool:
@@ -92,7 +87,16 @@ class Comparison:
 
 
 def measure(
-    cell: str, batch: int, width: int, length: int, budgets: Sequence[Budget], seconds: float, progress: Progress
+    cell: str,
+    batch: int,
+    width: int,
+    length: int,
+    budgets: Sequence[Budget],
+    seconds: float,
+    progress: Progress,
+    *,
+    vmap: bool = False,
+    launches_device: Device = None,
 ) -> Comparison:
     """Compiles and runs every method.
 
@@ -102,55 +106,88 @@ def measure(
       budgets: budgets to measure this library with.
       seconds: approximate time to run each method for; at least 5 rounds.
       progress: called with the current task and the share of the work done; compiling is the first half.
+      vmap: whether to measure a scan of one example mapped over the batch as well.
+      launches_device: the GPU to count launches for, `targets.launches_device`; None to count none.
     """
     problem = CELLS[cell](batch, width)
     xs = problem.xs(length)
     compile_program("", lax.scan, problem, problem.xs(1))  # first, because no method is charged for a process's start
-    baseline = compile_program("lax.scan", lax.scan, problem, xs)
-    peers = _peers(length)
-    programs, rows = [], [_row(baseline, length)]
-    for done, (name, scan) in enumerate(peers.items()):
-        progress(f"compiling {name}", 0.5 * done / (len(peers) + len(budgets)))
-        programs.append(compile_program(name, scan, problem, xs))
-        rows.append(_row(programs[-1], evaluations(scan, length)))
-    for done, budget in enumerate(budgets, start=len(peers)):
-        progress(f"planning and compiling for {budget or 'no budget'}", 0.5 * done / (len(peers) + len(budgets)))
-        program, row = _with_budget(budget, problem, xs)
+    asked = methods(length, budgets, vmap)
+    programs, rows = [], []
+    for done, method in enumerate(asked):
+        progress(f"compiling {method.name}", 0.5 * done / len(asked))
+        program, row = compiled(method, problem, xs)
         programs.append(program)
-        rows.append(row)
-    timing = compare(programs, baseline, seconds * len(programs), lambda share: progress("running", 0.5 + share / 2))
+        rows.append(dataclasses.replace(row, launches=count_launches(method, program, problem, launches_device)))
+    baseline, *others = programs
+    timing = compare(others, baseline, seconds * len(others), lambda share: progress("running", 0.5 + share / 2))
     flops = product_flops(jax.make_jaxpr(gradient(problem, lax.scan))(*baseline.arguments).jaxpr)
     rate = product_rate(str(problem.x.dtype))
     timed = [
         _timed(row, run, flops / rate) for row, run in zip(rows, [timing.baseline, *timing.candidates], strict=True)
     ]
-    device = jax.devices()[0].device_kind
-    return Comparison(cell, batch, width, length, device, jax.__version__, flops, rate, tuple(_best_nests(timed)))
+    device, counted = jax.devices()[0].device_kind, launches_device.device_kind if launches_device else ""
+    found = tuple(_best_nests(timed))
+    return Comparison(cell, batch, width, length, device, jax.__version__, flops, rate, found, counted)
 
 
-def _peers(length: int) -> dict[str, Scan]:
-    """The scans to compare with, by name."""
-    peers = {"scan(checkpoint(step))": checkpointed_step, **nests(length)}
-    if importlib.util.find_spec("equinox") is not None:
-        peers |= {f"Equinox, {slots} slots": equinox(slots) for slots in EQUINOX_SLOTS if slots < length}
-    return peers
+def compiled(method: Method, problem: Problem, xs: jax.Array) -> tuple[Program, Row]:
+    """The gradient by a method, and its row before it has run."""
+    if isinstance(method, Ours):
+        return _with_budget(method, problem, xs)
+    program = compile_program(method.name, method.scan, problem, xs)
+    return program, _row(program, evaluations(method.scan, xs.shape[0]))
 
 
-def _with_budget(budget: Budget, problem: Problem, xs: jax.Array) -> tuple[Program, Row]:
-    """This library. `explain` runs first and does the checks, because compiling is timed without them."""
-    asked = "no budget" if budget is None else budget if isinstance(budget, str) else f"{budget:,} bytes"
-    method = f"bptt_jax, {asked}"
+def _with_budget(method: Ours, problem: Problem, xs: jax.Array) -> tuple[Program, Row]:
+    """This library. `explain_calls` runs first and does the checks, because compiling is timed without them."""
+    scan = method.scan_for(None)
     try:
-        report = explain_params(problem.step, problem.params, problem.init, xs, budget=budget)
+        (report,) = explain_calls(gradient(problem, scan), problem.params, problem.init, xs).values()
     except BudgetError as error:
         short = f"the smallest budget is {format_bytes(error.smallest_bytes)}"
-        return Program(method, None, (), 0, 0.0, short), Row(method, error=short)
-    program = compile_program(method, ours(budget=budget), problem, xs)
-    seconds = program.compile_seconds + report.plan_seconds  # added, because `explain` has planned already
-    steps = evaluations(ours(plan=report.plan), xs.shape[0])
+        return Program(method.name, None, (), 0, 0.0, short), Row(method.name, error=short)
+    program = compile_program(method.name, scan, problem, xs)
+    seconds = program.compile_seconds + report.plan_seconds  # added, because `explain_calls` has planned already
+    steps = evaluations(method.scan_with(plan=report.plan), xs.shape[0])
     row = dataclasses.replace(_row(program, steps), compile_seconds=seconds)
     check_seconds = sum(check.seconds for check in report.checks)
     return program, dataclasses.replace(row, check_seconds=check_seconds, plan=notation(report.plan))
+
+
+def count_launches(method: Method, program: Program, problem: Problem, device: Device) -> int | None:
+    """The launches of a method's gradient on a device: of its program, or of one compiled for a device not here.
+
+    Args:
+      method: the method.
+      program: its program for this machine, which has the arguments.
+      problem: the problem.
+      device: the device; None to count none.
+
+    Returns:
+      None as well where the gradient does not compile, or has a loop of unknown length.
+    """
+    if device is None or program.error:
+        return None
+    try:
+        if device not in jax.devices():
+            program = _compiled_for(device, method, program, problem)
+        return None if program.error else launches(program.compiled.as_text())
+    except ValueError:  # by `launches`, and for "auto", because a device not here has no free bytes
+        return None
+
+
+def _compiled_for(device: Device, method: Method, program: Program, problem: Problem) -> Program:
+    """The gradient compiled for another device, with a plan for it, and not to be run."""
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    params, init, xs = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), program.arguments
+    )
+    there = dataclasses.replace(problem, params=params, init=init)
+    with warnings.catch_warnings():
+        # The row has said so, or it is about another device's bytes.
+        warnings.simplefilter("ignore", BudgetWarning)
+        return compile_program(method.name, method.scan_for(device), there, xs)
 
 
 def _row(program: Program, forward_steps: int) -> Row:

@@ -48,6 +48,10 @@ class Program:
         return time.perf_counter() - start
 
 
+def unrolled(steps: int) -> Scan:
+    return functools.partial(lax.scan, unroll=steps)
+
+
 def checkpointed_step(step: Any, init: Tree, xs: Tree) -> tuple[Any, Any]:
     return lax.scan(jax.checkpoint(step, prevent_cse=False), init, xs)
 
@@ -80,6 +84,24 @@ def ours(**options: Any) -> Scan:
     return functools.partial(scan, **options)
 
 
+def mapped(scan: Scan) -> Scan:
+    """`jax.vmap` of a scan over a batch: one example is scanned, as a batch of 1, because steps have an axis for it.
+
+    The batch is the first axis of each leaf of the first carry and the second of xs, without which all examples have
+    the same xs. Step, arguments and gradient stay those of a scan of the whole batch.
+    """
+
+    def over_batch(step: Any, init: Tree, xs: jax.Array) -> tuple[Any, Any]:
+        has_batch = xs.ndim > 1
+
+        def of_one(init: Tree, xs: jax.Array) -> tuple[Any, Any]:
+            return scan(step, jax.tree.map(lambda leaf: leaf[None], init), xs[:, None] if has_batch else xs)
+
+        return jax.vmap(of_one, in_axes=(0, 1 if has_batch else None))(init, xs)
+
+    return over_batch
+
+
 def gradient(problem: Problem, scan: Scan) -> Callable[..., Any]:
     """Function (params, init, xs) -> gradient of the sum of the last carry."""
 
@@ -105,7 +127,7 @@ def compile_program(method: str, scan: Scan, problem: Problem, xs: Tree) -> Prog
 
 
 def evaluations(scan: Scan, length: int) -> int:
-    """Number of evaluations of the step in a gradient by `scan`, counted while it runs."""
+    """Number of evaluations of the step in a gradient by `scan`, counted while it runs on a batch of one number."""
     count = 0
 
     def tick(_: Any) -> None:
@@ -117,7 +139,8 @@ def evaluations(scan: Scan, length: int) -> int:
         return jnp.sin(carry) + x, None
 
     with show_recomputation():
-        jax.block_until_ready(jax.jit(jax.grad(lambda init, xs: scan(step, init, xs)[0]))(0.5, jnp.zeros(length)))
+        last = jax.grad(lambda init, xs: jnp.sum(scan(step, init, xs)[0]))
+        jax.block_until_ready(jax.jit(last)(jnp.full(1, 0.5), jnp.zeros((length, 1))))
     jax.effects_barrier()
     return count
 

@@ -6,19 +6,44 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich import box
 from rich.table import Table
 
 from bptt_jax._bench.comparison import Comparison, Row
+from bptt_jax._bench.targets import missing_plugins
 from bptt_jax._jaxprs.types import Leaf
 from bptt_jax.errors import format_bytes
 
-_HEAD = ("method", "temporaries", "of lax.scan", "time", "of lax.scan", "of products", "steps", "compile", "plan")
-_COLOURS = {"bptt_jax": "#d95f02", "Equinox": "#7570b3", "nest": "#1b9e77", "scan(": "#666666", "lax.": "#000000"}
+_SHARE = "of lax.scan"
+_HEAD = ("method", "temporaries", _SHARE, "time", _SHARE, "of products", "steps", "launches", "compile", "plan")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Series:
+    """Methods drawn in one colour: those whose names match a pattern; `marker` is Matplotlib's format, "-o" a line."""
+
+    pattern: str
+    label: str
+    colour: str
+    marker: str = "o"
+
+
+_SERIES = (
+    _Series(r"bptt_jax, (?!.*vmap)", "bptt_jax over budgets", "#d95f02", "-o"),
+    _Series(r"bptt_jax, .*vmap", "bptt_jax over budgets, vmap", "#d95f02", "--s"),
+    _Series(r"Equinox", "Equinox over slots", "#7570b3"),
+    _Series(r"nest", "nests by hand", "#1b9e77"),
+    _Series(r"scan\(", "scan(checkpoint(step))", "#666666"),
+    _Series(r"lax\.scan$", "lax.scan", "#000000"),
+    _Series(r"lax\.scan, unroll", "lax.scan, unrolled", "#000000", "^"),
+    _Series(r"lax\.scan, vmap", "lax.scan, vmap", "#000000", "s"),
+)
 
 
 def table(comparison: Comparison, *, markdown: bool = False) -> Table:
@@ -55,9 +80,20 @@ def caption(comparison: Comparison) -> str:
         )
     return (
         "time: medians of runs interleaved with lax.scan's;"
-        f"{products} steps: evaluations of the step; compile: + checks of the plan"
+        f"{products} steps: evaluations of the step; {_launches(comparison)}; compile: + checks of the plan"
         f"{'' if importlib.util.find_spec('equinox') else '; Equinox is not installed'}"
     )
+
+
+def _launches(comparison: Comparison) -> str:
+    """Legend of the launches: the device they are counted for, or the reason why they are not."""
+    device = comparison.launches_device
+    if device:
+        elsewhere = "" if device == comparison.device else f", of programs planned and compiled for an {device}"
+        return f"launches: kernels and copies that the GPU is sent{elsewhere}"
+    if jax.default_backend() != "gpu" and missing_plugins():
+        return "launches: not counted, JAX's CUDA plugins are not installed"
+    return "launches: not counted without --launches"
 
 
 def _cells(row: Row, comparison: Comparison) -> tuple[str, ...]:
@@ -79,6 +115,7 @@ def _cells(row: Row, comparison: Comparison) -> tuple[str, ...]:
         ratio,
         floor,
         steps,
+        "–" if row.launches is None else f"{row.launches:,}",
         compiling,
         row.plan,
     )
@@ -112,12 +149,12 @@ def plot(comparison: Comparison, path: Path | None = None, axes: Any = None) -> 
         raise ValueError(f"lax.scan does not run here, so there is nothing to compare with: {comparison.rows[0].error}")
     rows = [row for row in comparison.rows if not row.error]
     whole = max(comparison.rows[0].temp_bytes, 1)
-    for prefix, colour in _COLOURS.items():
-        points = sorted((row.temp_bytes / whole, row.time_ratio) for row in rows if row.method.startswith(prefix))
+    for series in _SERIES:
+        points = sorted(
+            (row.temp_bytes / whole, row.time_ratio) for row in rows if re.match(series.pattern, row.method)
+        )
         if points:
-            shares, ratios = zip(*points, strict=True)
-            line = "-o" if prefix == "bptt_jax" else "o"
-            axes.plot(shares, ratios, line, color=colour, label=_label(prefix, rows))
+            axes.plot(*zip(*points, strict=True), series.marker, color=series.colour, label=series.label)
     axes.axhline(1, color="#bbbbbb", linewidth=0.8, zorder=0)
     axes.set(xscale="log", xlabel="temporaries, of lax.scan's", ylabel="time, of lax.scan's", title=title(comparison))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3%}".rstrip("0%").rstrip(".") + "%")
@@ -126,8 +163,3 @@ def plot(comparison: Comparison, path: Path | None = None, axes: Any = None) -> 
     if path is not None:
         axes.figure.savefig(path, dpi=150)
     return axes
-
-
-def _label(prefix: str, rows: Sequence[Row]) -> str:
-    names = {"bptt_jax": "bptt_jax over budgets", "nest": "nests by hand", "Equinox": "Equinox over slots"}
-    return names.get(prefix) or next(row.method for row in rows if row.method.startswith(prefix))

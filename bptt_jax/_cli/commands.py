@@ -40,6 +40,7 @@ Examples:
   python -m bptt_jax bench
   python -m bptt_jax bench --cell flax-gru --size 64x128 --budget 2% --budget 5% --plot gru.png
   python -m bptt_jax bench --cell wave --length 4000 --json wave.json
+  JAX_PLATFORMS=cpu python -m bptt_jax bench --launches
 """
 
 
@@ -152,6 +153,17 @@ def _plan_table(found: Plan, profile: StepProfile, length: int, budget: Budget) 
     help="To time each method for, about; at least 5 rounds.",
 )
 @click.option(
+    "--vmap",
+    is_flag=True,
+    help="Measure jax.lax.scan and this library on one example mapped over the batch, too, with the same budgets.",
+)
+@click.option(
+    "--launches/--no-launches",
+    default=None,
+    help="Count the kernels and copies that a GPU is sent. Without a GPU each program is compiled once more, for an "
+    "H100, by JAX's CUDA plugins.  [default: on a GPU only]",
+)
+@click.option(
     "--json",
     "json_path",
     type=Output(),
@@ -170,26 +182,30 @@ def bench(
     length: int,
     budgets: tuple[Budget, ...],
     seconds: float,
+    vmap: bool,
+    launches: bool | None,
     json_path: Path | None,
     plot_path: Path | None,
     markdown: bool,
 ) -> None:
     """This library beside others, on this device.
 
-    Compiles and runs the gradient of a scan by jax.lax.scan, with a checkpoint at each step, and as the best nests by
-    hand; by Equinox's checkpointed scan, if it is installed; and by this library. Nothing else should be running.
+    Compiles and runs the gradient of a scan by jax.lax.scan, also unrolled; with a checkpoint at each step, and as the
+    best nests by hand; by Equinox's checkpointed scan, if it is installed; and by this library. Nothing else should be
+    running. On a GPU the kernel launches of each program are counted, because small steps are bound by them.
     """
     # Here, because `plan` does without them.
     from bptt_jax._bench import report
     from bptt_jax._bench.comparison import measure
 
+    options = {"vmap": vmap, "launches_device": _launches_device(launches)}
     places = [(cell, *size) for cell in cells for size in sizes or [default_size(cell)]]
     _check_picture(plot_path)
     comparisons = []
     # Wide enough not to wrap Markdown, nor output for another program.
     console = Console(width=400 if markdown else None if sys.stdout.isatty() else 180)
     for place in places:
-        comparisons.append(_with_progress(measure, place, length, budgets, seconds))
+        comparisons.append(_with_progress(measure, place, length, budgets, seconds, **options))
         try:
             if json_path is not None:
                 report.write_json(comparisons, json_path)
@@ -219,7 +235,17 @@ def _check_picture(path: Path | None) -> None:
             raise click.BadParameter(text, param_hint="'--plot'")
 
 
-def _with_progress(measure: Any, place: tuple[str, int, int], *arguments: Any) -> Any:
+def _launches_device(asked: bool | None) -> Any:
+    """The device to count launches for; None to count none."""
+    from bptt_jax._bench.targets import TargetMissingError, launches_device
+
+    try:
+        return launches_device(asked)
+    except TargetMissingError as error:
+        raise click.ClickException(f"--launches: {error}") from error
+
+
+def _with_progress(measure: Any, place: tuple[str, int, int], *arguments: Any, **options: Any) -> Any:
     """One comparison, with a progress bar naming the current task."""
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -229,6 +255,6 @@ def _with_progress(measure: Any, place: tuple[str, int, int], *arguments: Any) -
             bar.update(task, description=f"{place[0]} {place[1]}x{place[2]}: {what}", completed=share)
 
         try:
-            return measure(*place, *arguments, progress)
+            return measure(*place, *arguments, progress, **options)
         except ModuleNotFoundError as error:
             raise click.ClickException(f"{place[0]} needs {error.name}; install bptt_jax[cli].") from error

@@ -10,8 +10,8 @@ import pytest
 from jax import lax
 
 from bptt_jax._bench.cells import CELLS
+from bptt_jax._bench.launches import launches
 from bptt_jax._bench.peers import Scan, gradient, ours
-from tests.support.launches import launches
 from tests.support.targets import h100, or_skip
 
 LENGTH = 1000

@@ -82,13 +82,14 @@ def test_help_has_examples_that_run(tmp_path, monkeypatch):
 
 
 def test_bench_measures_every_method(tmp_path):
-    found = run(*BENCH, "--budget", "70%", "--budget", "1kB", "--budget", "none", "--json", tmp_path / "found.json",
-                "--plot", tmp_path / "found.png")  # fmt: skip
+    found = run(*BENCH, "--budget", "70%", "--budget", "1kB", "--budget", "none", "--vmap", "--json",
+                tmp_path / "found.json", "--plot", tmp_path / "found.png")  # fmt: skip
     assert found.exit_code == 0, found.output
     (comparison,) = json.loads((tmp_path / "found.json").read_text())
     rows = {row["method"]: row for row in comparison["rows"]}
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
     assert {"lax.scan", "scan(checkpoint(step))", "Equinox, 10 slots", "bptt_jax, no budget"} <= rows.keys()
+    assert next(iter(rows)) == "lax.scan"
     assert any(method.startswith("nest ") for method in rows)
     assert rows["lax.scan"]["time_ratio"] == 1
     assert rows["lax.scan"]["forward_steps"] == 36
@@ -103,6 +104,14 @@ def test_bench_measures_every_method(tmp_path):
         bptt_jax.cost(parse(rows["bptt_jax, 70%"]["plan"]), StepProfile(1, 1)).forward_steps
         == (rows["bptt_jax, 70%"]["forward_steps"])
     )
+    for unbounded in ("lax.scan, unroll=4", "lax.scan, vmap", "bptt_jax, no budget, vmap"):
+        assert rows[unbounded]["forward_steps"] == 36
+        assert rows[unbounded]["time_ratio"] > 0
+    assert 36 < rows["bptt_jax, 70%, vmap"]["forward_steps"] <= 108
+    assert rows["bptt_jax, 70%, vmap"]["temp_bytes"] < rows["lax.scan, vmap"]["temp_bytes"]
+    assert rows["bptt_jax, 1kB, vmap"]["error"].startswith("the smallest budget is ")
+    assert {row["launches"] for row in rows.values()} == {None}  # as a GPU is not here, nor asked for
+    assert comparison["launches_device"] == ""
     # Three products of x and three of the carry in each step: one forwards, two backwards; but no gradient of xs.
     assert comparison["product_flops"] == 36 * 2 * (2 * 8 * 32) * 5
 
@@ -123,6 +132,38 @@ def test_bench_says_what_is_wrong(change, message):
     found = run(*BENCH, *change)
     assert found.exit_code == 2
     assert message in " ".join(found.output.split())
+
+
+def test_bench_counts_launches_where_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("bptt_jax._bench.targets.h100", lambda: jax.devices()[0])
+    found = run(*BENCH, "--budget", "none", "--launches", "--json", tmp_path / "found.json")
+    assert found.exit_code == 0, found.output
+    (comparison,) = json.loads((tmp_path / "found.json").read_text())
+    rows = {row["method"]: row for row in comparison["rows"]}
+    assert comparison["launches_device"] == jax.devices()[0].device_kind
+    assert rows["lax.scan"]["launches"] > 36
+    assert f"{rows['bptt_jax, no budget']['launches']:,}" in found.output
+    assert rows["Equinox, 10 slots"]["launches"] is None
+
+
+def test_bench_says_what_to_install_to_count_launches(monkeypatch):
+    monkeypatch.setattr("bptt_jax._bench.targets.is_installed", lambda module: module != "nvidia.cu13")
+    found = run(*BENCH, "--launches")
+    assert found.exit_code == 1
+    message = "--launches: compiling for an H100 needs JAX's CUDA plugins, and nvidia.cu13 cannot be imported; install"
+    assert f"{message} them with: python -m pip install 'jax[cuda13]==" in " ".join(found.output.split())
+
+
+def test_bench_says_what_to_set_where_plugins_are_not_loaded(monkeypatch):
+    def no_topology(**options):
+        raise NotImplementedError(f"topology not implemented for {options['platform']}")
+
+    monkeypatch.setattr("bptt_jax._bench.targets.missing_plugins", list)
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", no_topology)
+    found = run(*BENCH, "--launches")
+    assert found.exit_code == 1
+    assert "--launches: JAX has not loaded its CUDA plugins" in found.output
+    assert "set JAX_PLATFORMS=cpu" in " ".join(found.output.split())
 
 
 def test_evaluations_are_counted():

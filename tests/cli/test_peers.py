@@ -6,7 +6,8 @@ import pytest
 
 import bptt_jax
 from bptt_jax._bench.cells import CELLS
-from bptt_jax._bench.comparison import _with_budget
+from bptt_jax._bench.comparison import compiled
+from bptt_jax._bench.methods import Ours
 from bptt_jax._bench.peers import checkpointed_step, equinox, evaluations, nest
 
 SHORT, LONG = 400, 1600
@@ -100,6 +101,6 @@ def test_all_agree():
 
 def test_auto_is_a_budget_of_the_comparison():
     problem = CELLS["lstm"](2, 8)
-    _, row = _with_budget("auto", problem, problem.xs(20))
+    _, row = compiled(Ours("auto"), problem, problem.xs(20))
     assert (row.method, row.error) == ("bptt_jax, auto", "")
     assert row.temp_bytes > 0

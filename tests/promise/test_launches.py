@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from tests.support.launches import launches
+from bptt_jax._bench.launches import launches
 
 # By hand: 3 × (4 × (fusion, dot) + copy) = 27 in the loops; of the branches the one with 2; the called computation has
 # 1; and in the entry itself the custom call, the asynchronous copy and the dynamic-update-slice: 27 + 2 + 1 + 3 = 33.

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 
-from tests.support.launches import Instruction, parse, trips
+from bptt_jax._bench.launches import Instruction, parse, trips
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all", "collective-broadcast")
 _CALLS = ("to_apply", "calls", "called_computations", "branch_computations", "true_computation", "false_computation")

@@ -10,7 +10,6 @@ python -m pip install --no-deps jax-cuda13-plugin==0.10.2 jax-cuda13-pjrt==0.10.
 
 import contextlib
 import functools
-import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,39 +19,9 @@ import pytest
 from jax.experimental import topologies
 
 from bptt_jax import _options
+from bptt_jax._bench import targets
+from bptt_jax._bench.targets import TargetMissingError, is_installed
 from bptt_jax._device.machine import Machine
-
-# The public figures of an H100 SXM, as XLA's GpuTargetConfigProto in text form.
-_H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: 233472
-  shared_memory_per_block_optin: 232448
-  threads_per_core_limit: 2048
-  core_count: 132
-  fpus_per_core: 128
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000
-  l2_cache_size: 52428800
-  clock_rate_ghz: 1.98
-  device_memory_size: 84929347584
-  cuda_compute_capability { major: 9 }
-}
-platform_name: "CUDA"
-runtime_version { major: 13 }
-dnn_version_info { major: 9 minor: 7 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
-
-
-class TargetMissingError(RuntimeError):
-    """The plugins that compile for a device are not installed."""
 
 
 def or_skip(target: Callable[[], Any]) -> Any:
@@ -78,17 +47,9 @@ def h100() -> Any:
     Raises:
       TargetMissingError: without JAX's CUDA plugins.
     """
-    missing = [name for name in ("jax_cuda13_plugin", "nvidia.cu13") if not _installed(name)]
-    if missing:
-        raise TargetMissingError(
-            f"compiling for an H100 needs JAX's CUDA plugins, and {', '.join(missing)} cannot be imported; "
-            f"tests/support/targets.py says what to install."
-        )
-    jax.config.update("jax_platforms", "cpu")
-    topology = topologies.get_topology_desc(
-        platform="cuda", topology_name="h100", topology="1x1x1", target_config=_H100
-    )
-    return topology.devices[0]
+    if not targets.missing_plugins():
+        jax.config.update("jax_platforms", "cpu")
+    return targets.h100()
 
 
 @functools.cache
@@ -108,15 +69,8 @@ def v5e_pod() -> list[Any]:
 
 
 def _v5e_devices(shape: str) -> list[Any]:
-    if not _installed("libtpu"):
+    if not is_installed("libtpu"):
         raise TargetMissingError("compiling for a TPU needs libtpu; tests/support/targets.py says what to install.")
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no server that knows this machine
     jax.config.update("jax_platforms", "cpu")
     return list(topologies.get_topology_desc(platform="tpu", topology_name=f"v5e:{shape}").devices)
-
-
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that it is in
-        return False

@@ -1,9 +1,12 @@
 """How many kernels and copies a GPU is sent by a compiled program, counted in its optimised HLO text.
 
-Small recurrent steps are bound by launches there, so this is a figure of merit that needs no GPU, and has no noise. An
-instruction left standing in the entry computation, or in the computation of a loop, a call or a branch, is one launch,
-times the trip counts of the loops around it; what is inside a fusion is part of that fusion's kernel.
+Small recurrent steps are bound by launches there, so this is a figure of merit without noise, and without a GPU where
+the program is compiled for one. An instruction left standing in the entry computation, or in the computation of a loop,
+a call or a branch, is one launch, times the trip counts of the loops around it; a fusion is one kernel with all that is
+inside of it.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import functools
@@ -41,6 +44,19 @@ def launches(hlo_text: str) -> int:
 
     Raises:
       ValueError: for a loop whose trip count XLA does not know, or a text without an entry computation.
+
+    >>> text = '''
+    ... body (c: f32[8]) -> f32[8] {
+    ...   c = f32[8] parameter(0)
+    ...   ROOT d = f32[8] fusion(c), kind=kLoop, calls=step
+    ... }
+    ... ENTRY main (x: f32[8]) -> f32[8] {
+    ...   x = f32[8] parameter(0)
+    ...   y = f32[8] while(x), body=body, backend_config={"known_trip_count":{"n":"5"}}
+    ...   ROOT z = f32[8] copy(y)
+    ... }'''
+    >>> launches(text)  # the copy, and five times the fusion
+    6
     """
     computations, entry = parse(hlo_text)
 

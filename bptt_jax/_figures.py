@@ -37,6 +37,11 @@ SWEEP_TIMES = {"forward": 1.0, "recording": 1.2, "backward": 1.6, "block": 2.0}
 # LSTM.
 MERGED_TIMES = SWEEP_TIMES | {"backward": 1.3}
 IN_TURN_TIMES = SWEEP_TIMES | {"backward": 2.1}
+# The same on accelerators, in launches: an advanced step launches 2.25 kernels, a recorded one 2.75 and its backward
+# 3.75, with four steps in an iteration; a block launches 6 to 15 beside its steps. Products taken one at a time are
+# loops of their own. Binds: LSTM (16, 256) for an H100 (`python -m pytest tests/bench/test_launches_h100.py`).
+ACCELERATOR_TIMES = {"forward": 1.0, "recording": 1.2, "backward": 1.7, "block": 5.0}
+ACCELERATOR_IN_TURN_TIMES = ACCELERATOR_TIMES | {"block": 9.0}
 # Shares of the gradient's time: the gain demanded of the second block of a plan for the sweep, and of each further one.
 # Each is one more body to compile, with its backward; with two, compiling takes up to three times lax.scan's. Judged.
 SECOND_BODY, FURTHER_BODY = 0.002, 0.02
@@ -51,24 +56,52 @@ class DeviceFigures:
       stacking: cost of a byte written at one step and read for the whole block, relative to a byte of a weight.
       hoisting: the same for a byte written for the whole block and read at one step.
       merged_flops: operations of a product; up to this size several products are better run as one.
+      merged_rows: rows of their common operand from which products are better run as one, whatever their size.
       cache_bytes: the bytes in which the arrays of a block should fit.
+      longest_block: steps of a block, at most.
     """
 
     launch_bytes: int
     stacking: float
     hoisting: float
     merged_flops: int
+    merged_rows: int
     cache_bytes: int
+    longest_block: int
 
 
 # Binds: LSTM and GRU of batches 1 to 64 and widths 32 to 512 (`python -m bptt_jax bench`).
-CPU = DeviceFigures(launch_bytes=1 << 14, stacking=5.0, hoisting=40.0, merged_flops=1 << 19, cache_bytes=6 << 20)
+CPU = DeviceFigures(
+    launch_bytes=1 << 14,
+    stacking=5.0,
+    hoisting=4.4,
+    merged_flops=1 << 19,
+    merged_rows=16,
+    cache_bytes=6 << 20,
+    longest_block=48,
+)
 # Not timed on an accelerator: launches dominate, so fewer are better in any case.
 ACCELERATOR = DeviceFigures(
-    launch_bytes=1 << 22, stacking=1.0, hoisting=1.0, merged_flops=1 << 28, cache_bytes=32 << 20
+    launch_bytes=1 << 22,
+    stacking=1.0,
+    hoisting=1.0,
+    merged_flops=1 << 28,
+    merged_rows=1 << 30,
+    cache_bytes=32 << 20,
+    longest_block=128,
 )
 # Bytes of a weight from which the product for its gradient is taken in a loop over the halves of a block, where
 # products run one after another; for less the loop is not worth its launches. Judged.
 LARGE_BYTES = 1 << 15
-# Steps of a block, at least and at most; longer blocks gained nothing at any size.
-SHORTEST_BLOCK, LONGEST_BLOCK = 8, 48
+# Steps of a block, at least; shorter ones gain little from products over them. Judged.
+SHORTEST_BLOCK = 8
+# Bytes of a block's arrays, at least, for each byte of the gradients that are added once a block. Binds: LSTM (32, 512)
+# on CPU, where blocks of 8 steps take a tenth longer than blocks of 32.
+BYTES_TO_ADD = 4
+# Steps of an iteration of the innermost loops, where each kernel is a launch. Twice as many launch a tenth fewer
+# kernels, and compiling takes twice as long. Binds: LSTM (16, 256) for an H100.
+MOST_TOGETHER = 4
+# Launches' worth of bytes moved by a step from which its kernels outlast their launches. Judged.
+LARGE_STEP = 8
+# Equations of a loop's body up to which several steps go into it, because each is compiled. Judged.
+MOST_EQUATIONS = 1024

@@ -17,7 +17,7 @@ from bptt_jax._primitives.effects import run_now
 from bptt_jax._primitives.scan import scan_p
 from bptt_jax._trace.along import TIME_FIRST, Layout, layout_of
 from bptt_jax._trace.call import Step
-from bptt_jax._trace.trace import trace
+from bptt_jax._trace.trace import given_unroll, trace
 from bptt_jax.plans._nodes import Plan
 from bptt_jax.plans._nodes import length as length_of
 from bptt_jax.plans._profile import Lowering
@@ -29,7 +29,7 @@ def scan(
     xs: Tree = None,
     length: int | None = None,
     reverse: bool = False,
-    unroll: int | bool = 1,
+    unroll: int | bool | None = None,
     *,
     budget: Budget = None,
     plan: Plan | str | None = None,
@@ -64,7 +64,8 @@ def scan(
       xs: a pytree of arrays to scan over, along the leading axes or `in_axes`; or None with `length`.
       length: the number of steps; must agree with `xs`.
       reverse: whether to go through `xs` from the end; `ys` are in the order of `xs`.
-      unroll: steps per iteration of the innermost loops, as in `jax.lax.scan`.
+      unroll: steps per iteration of the innermost loops, as in `jax.lax.scan`. With None, one on CPU; on accelerators
+        up to five for small steps, because each iteration launches kernels. `explain` shows the number.
       budget: a limit on the temporary bytes, per device, of this scan's compiled gradient, as XLA reports them. The
         gradient is with respect to all differentiated inputs (params, init, xs, or some leaves of them). The limit is
         None (no limit), an int, or a string: "64MiB", "1.5GB", "5%" or "auto".
@@ -126,7 +127,7 @@ def scan_along(
     xs: Tree,
     length: int | None,
     reverse: bool,
-    unroll: int | bool,
+    unroll: int | bool | None,
     options: Options,
     layout: Layout,
 ) -> tuple[Any, Any]:
@@ -150,14 +151,14 @@ def scan_along(
 
 
 def _by_jax(
-    f: Step, init: Tree, xs: Tree, length: int | None, reverse: bool, unroll: int | bool, layout: Layout
+    f: Step, init: Tree, xs: Tree, length: int | None, reverse: bool, unroll: int | bool | None, layout: Layout
 ) -> tuple[Any, Any]:
     """The results of `jax.lax.scan` itself."""
     pair: tuple[Any, Any]
     if layout is TIME_FIRST:
-        pair = lax.scan(f, init, xs, length, reverse, unroll)
+        pair = lax.scan(f, init, xs, length, reverse, given_unroll(unroll))
         return pair
-    carry, ys = lax.scan(f, init, layout.first(xs), length, reverse, unroll)
+    carry, ys = lax.scan(f, init, layout.first(xs), length, reverse, given_unroll(unroll))
     return carry, layout.back(ys)
 
 
@@ -165,7 +166,7 @@ def checkpointed(
     step: Callable[..., tuple[Any, Any]] | None = None,
     *,
     params: bool = False,
-    unroll: int | bool = 1,
+    unroll: int | bool | None = None,
     budget: Budget = None,
     plan: Plan | str | None = None,
     lowering: Lowering | None = None,

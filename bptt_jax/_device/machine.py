@@ -17,7 +17,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bptt_jax._figures import ACCELERATOR, CPU, LONGEST_BLOCK, SHORTEST_BLOCK, DeviceFigures
+from bptt_jax._figures import (
+    ACCELERATOR,
+    BYTES_TO_ADD,
+    CPU,
+    LARGE_STEP,
+    MOST_EQUATIONS,
+    MOST_TOGETHER,
+    SHORTEST_BLOCK,
+    DeviceFigures,
+)
 from bptt_jax._jaxprs.arrays import counted, explicit_sharding, is_float
 from bptt_jax._jaxprs.types import Device, Leaf
 
@@ -41,6 +50,14 @@ class Machine:
     @property
     def _figures(self) -> DeviceFigures:
         return CPU if self.is_cpu else ACCELERATOR
+
+    @property
+    def packs(self) -> bool:
+        """Whether the values that a step saves are written as one array: where each write is a kernel.
+
+        A TPU runs a loop's body as one program, and on CPU packing takes 10 to 20 % longer.
+        """
+        return self.platform not in ("cpu", "tpu")
 
     def widens(self, leaf: Leaf) -> bool:
         """Whether XLA keeps an array as float32 in a program's loops: on CPU, those of bfloat16 or float8."""
@@ -89,13 +106,31 @@ class Machine:
         here = self._figures
         return 2 * weight_bytes + here.launch_bytes >= 2 * here.hoisting * stacked_bytes
 
-    def merging_pays(self, flops: int) -> bool:
-        """Whether products of `flops` operations each, with one operand in common, are better run as one."""
-        return flops <= self._figures.merged_flops
+    def merging_pays(self, flops: int, rows: int) -> bool:
+        """Whether products of `flops` operations each, with an operand of `rows` rows in common, better run as one."""
+        return flops <= self._figures.merged_flops or rows >= self._figures.merged_rows
 
-    def block_steps(self, step_bytes: int) -> int:
-        """The length of a block, in steps of `step_bytes` bytes each: it should fit in the cache."""
-        return max(SHORTEST_BLOCK, min(LONGEST_BLOCK, self._figures.cache_bytes // max(step_bytes, 1)))
+    def steps_together(self, step_bytes: int, equations: int) -> int:
+        """The most steps in an iteration of a loop: several on accelerators, where launches outlast small steps.
+
+        On CPU a loop takes as long as its instructions, so there is one.
+
+        Args:
+          step_bytes: bytes moved by a step.
+          equations: of a step.
+        """
+        if self.is_cpu or step_bytes > LARGE_STEP * self._figures.launch_bytes:
+            return 1
+        return max(1, min(MOST_TOGETHER, MOST_EQUATIONS // max(equations, 1)))
+
+    def block_steps(self, step_bytes: int, gradient_bytes: int) -> int:
+        """The length of a block, in steps of `step_bytes` bytes each.
+
+        A block should fit in the cache, unless it is little work beside adding its gradients of `gradient_bytes`.
+        """
+        here = self._figures
+        fitting = max(here.cache_bytes, BYTES_TO_ADD * gradient_bytes) // max(step_bytes, 1)
+        return max(SHORTEST_BLOCK, min(here.longest_block, fitting))
 
 
 def _in_tiles(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from bptt_jax._budget import Budget, budget_to_bytes
 from bptt_jax._device.free_bytes import free_bytes
 from bptt_jax._explain.report import Compiled, Report
 from bptt_jax._jaxprs.types import Device, Tree
+from bptt_jax._lower.loop import most_together
 from bptt_jax._measure.measure import measure
 from bptt_jax._options import Options, checked_options
 from bptt_jax._pipeline import Choice, beside_bytes, choose, fastest, store_all_bytes, told
@@ -32,7 +32,7 @@ def explain(
     xs: Tree = None,
     length: int | None = None,
     reverse: bool = False,
-    unroll: int | bool = 1,
+    unroll: int | bool | None = None,
     *,
     budget: Budget = None,
     plan: Plan | str | None = None,
@@ -70,7 +70,7 @@ def explain_along(
     xs: Tree,
     length: int | None,
     reverse: bool,
-    unroll: int | bool,
+    unroll: int | bool | None,
     options: Options,
     layout: Layout,
 ) -> Report:
@@ -83,28 +83,6 @@ def explain_along(
 
     with jax.disable_jit(False):  # reports are about compiled programs
         jax.eval_shape(inspect, init, xs)
-    return reports[0]
-
-
-def explain_params(step: Any, params: Tree, init: Tree, xs: Tree, **options: Any) -> Report:
-    """Report on the gradient with respect to the parameters alone, or to the first carry if there are none.
-
-    Args:
-      step: (params, carry, x) -> (carry, y).
-      params, init, xs: pytrees of arrays or shapes.
-      **options: as for `checked_options`.
-    """
-    reports, checked = list[Report](), checked_options(**options)
-
-    def inspect(params: Tree, init: Tree, xs: Tree) -> None:
-        traced = trace(lambda carry, x: step(params, carry, x), init, xs, None, False, 1, checked)
-        # Found by identity, because the step closes over the parameters and the trace lists all its inputs flat.
-        leaves = set(map(id, jax.tree.leaves(params) or jax.tree.leaves(init)))
-        wrt = tuple(id(leaf) in leaves for leaf in traced.arguments)
-        reports.append(report_on(gradient_of(traced.call, traced.arguments, wrt)))
-
-    with jax.disable_jit(False):
-        jax.eval_shape(inspect, params, init, xs)
     return reports[0]
 
 
@@ -144,6 +122,7 @@ def report_on(gradient: Gradient) -> Report:
         checks=tuple(checks),
         unchecked=choice.unchecked,
         plan_seconds=choice.plan_seconds,
+        together=most_together(call),
     )
 
 
@@ -183,7 +162,7 @@ def profile(f: Step, init: Tree, x: Tree, *, lowering: Lowering | None = None, t
 
     def measured_here(init: Tree, x: Tree) -> None:
         xs = jax.tree.map(lambda leaf: jnp.stack([leaf] * length), x)
-        traced = trace(f, init, xs, length, False, 1, options)
+        traced = trace(f, init, xs, length, False, None, options)
         gradient = gradient_of(traced.call, traced.arguments)
         found.append(measure(gradient, fastest(gradient)))
 

@@ -68,6 +68,7 @@ class Report:
       checks: the programs compiled by themselves to find the plan, in their order.
       unchecked: the reason for having no checks under a budget; empty if there are some.
       plan_seconds: seconds of planning, without the checks.
+      together: steps in an iteration of the innermost loops, of blocks that can be divided so.
       overhead: predicted time over the time of keeping everything, with backward = 2 forwards.
     """
 
@@ -81,6 +82,7 @@ class Report:
     checks: tuple[Compiled, ...] = ()
     unchecked: str = ""
     plan_seconds: float = 0.0
+    together: int = 1
 
     @property
     def _cost(self) -> PlanCost:
@@ -122,6 +124,7 @@ class Report:
             ("gradients summed by step", self.block.in_loop),
             ("products merged", ("yes",) if self.block.merged else ()),
             ("products in turn", ("yes",) if self.block.in_turn else ()),
+            ("values saved by a step", (f"{self.block.saved} in {self.block.arrays} arrays",)),
         ]
         assert self.profile.sweep is not None
         lowering = ("lowering", f"sweep, blocks of at most {self.profile.sweep.block_steps} steps")
@@ -155,6 +158,7 @@ class Report:
             ("forward steps", f"{self.forward_steps:,} for {steps:,}"),
             ("predicted time", f"{self.overhead:.2f} of keeping everything"),
             ("step loops in the program", f"{self.program_size}"),
+            *([("steps in an iteration", f"{self.together}")] if self.together > 1 else []),
             *self._block_rows(),
             ("planning", f"{self.plan_seconds:.2f} s"),
             *self._check_rows(),

@@ -67,3 +67,16 @@ def explicit_sharding(leaf: Leaf) -> jax.sharding.NamedSharding | None:
     if not isinstance(sharding, jax.sharding.NamedSharding):
         return None
     return sharding if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def may_be_divided(atom: Atom, axis: int) -> bool:
+    """Whether an axis of a variable's values may be divided among devices.
+
+    Types show explicit sharding, but no automatic sharding.
+    """
+    sharding = explicit_sharding(atom.aval)
+    if sharding is not None:
+        return sharding.spec.partitions[axis : axis + 1] not in ((), (None,))
+    kinds = jax.sharding.get_abstract_mesh().axis_types
+    is_part = bool(kinds) and all(kind == jax.sharding.AxisType.Manual for kind in kinds)  # in a shard_map
+    return not is_part and jax.device_count() > 1

@@ -39,6 +39,11 @@ CHEAP = frozenset({
     "le", "lt", "max", "min", "mul", "ne", "neg", "not", "or", "reshape", "select_n", "sign", "slice", "split",
     "square", "squeeze", "stop_gradient", "sub", "xor",
 })  # fmt: skip
+# Elementwise, with many instructions. On CPU, XLA makes vector code of them unless they are fused with some reads.
+TRANSCENDENTAL = frozenset({
+    "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "cos", "cosh", "digamma", "erf", "erf_inv",
+    "erfc", "exp", "exp2", "expm1", "lgamma", "log", "log1p", "logistic", "pow", "sin", "sinh", "tan", "tanh",
+})  # fmt: skip
 # Their derivatives are zero in JAX.
 NO_GRADIENT = frozenset(["stop_gradient", "floor", "ceil", "round", "sign", "nextafter"])
 # With keys of the "rbg" kind, these draw other bits under vmap than in a loop.

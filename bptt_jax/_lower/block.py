@@ -20,13 +20,15 @@ from bptt_jax._jaxprs.arrays import zeros_like
 from bptt_jax._jaxprs.equations import Env, bind, evaluate, needed, read, with_gradient
 from bptt_jax._jaxprs.types import Index, Leaf, Tree, Var
 from bptt_jax._lower.block_values import Gradients, Into, Weights
+from bptt_jax._lower.loop import run_loop, run_reading_ahead, run_stacking_late
 from bptt_jax._lower.partial_sums import Axes, as_reduced, partial_axes
 from bptt_jax._step.form import Swept
+from bptt_jax._step.packing import Packing
 from bptt_jax._step.pull import Pull, part_of, pull_of
 from bptt_jax._step.split import SplitStep
 from bptt_jax._step.taps import Tap, by_halves, is_large
 from bptt_jax._step.vjp import StepVjp, rebuilding
-from bptt_jax._trace.call import Arrays, Mask, replace, select
+from bptt_jax._trace.call import Arrays, Mask, ScanCall, replace, select
 
 
 class Block:
@@ -34,23 +36,18 @@ class Block:
 
     Args:
       swept: the step and its backward.
-      reverse: whether the steps go through xs from the end.
-      unroll: steps per iteration of the loops.
+      call: the scan, for the order of its steps and how many an iteration has.
       waits: whether gradients may wait to be summed over devices (see `partial_sums`).
     """
 
-    def __init__(self, swept: Swept, reverse: bool, unroll: int, waits: bool):
+    def __init__(self, swept: Swept, call: ScanCall, waits: bool):
         self._vjp: StepVjp = swept.vjp
         self.parts: SplitStep = swept.parts
         self._rebuilding = rebuilding(self._vjp)
+        self.packing = Packing(self._vjp)
         self._in_turn = swept.style.in_turn
         self.partial_axes: Axes = partial_axes(self.parts, self._vjp) if waits else {}
-        self._reverse, self._unroll = reverse, unroll
-
-    def _scan(self, body: Any, init: Tree, xs: Tree, n: int, backwards: bool = False) -> Any:
-        unroll = max(min(self._unroll, n), 1)
-        # Two reversals cancel: the backward of a reversed scan goes through xs from the start.
-        return lax.scan(body, init, xs, length=n, reverse=self._reverse != backwards, unroll=unroll)
+        self._call = call
 
     @property
     def differentiable_positions(self) -> list[int]:
@@ -93,40 +90,44 @@ class Block:
         def step(carry: Arrays, x: Arrays, features: Arrays) -> Any:
             return *self.parts.loop(constants, carry, x, features), []
 
-        return self._run(step, carry, (list(xs), self._features(constants, xs)), n, into)[:2]
+        return self._run(step, carry, xs, self._features(constants, xs), n, into, self.parts.reads_ahead)[:2]
 
     def record(
         self, constants: Arrays, carry: Arrays, xs: Arrays, n: int, into: Into | None = None
     ) -> tuple[Arrays, Arrays, Arrays]:
-        """Runs n steps and keeps their residuals: (carry, ys as in `advance`, values of `StepVjp.saved`)."""
+        """Runs n steps and keeps their residuals: (carry, ys as in `advance`, arrays of `Packing.kept`)."""
         vjp, n_carry = self._vjp, self.parts.n_carry
         features = self._features(constants, xs)
         feature_of = bind(vjp.invars[3], features)
-        # Saved features are stacked already, so the loop does not stack them again.
-        from_loop = [v for v in vjp.saved if v not in feature_of]
+        from_loop = self.packing.from_loop
         eqns = needed(vjp.eqns, [*vjp.outs, *from_loop])
 
         def step(carry: Arrays, x: Arrays, features: Arrays) -> Any:
             env = self._environment(constants, carry, x, features)
             evaluate(eqns, env)
             outs = [read(env, v) for v in vjp.outs]
-            return outs[:n_carry], outs[n_carry:], [env[v] for v in from_loop]
+            return outs[:n_carry], outs[n_carry:], self.packing.pack([env[v] for v in from_loop])
 
-        carry, ys, stacks = self._run(step, carry, (list(xs), features), n, into)
-        env = feature_of | bind(from_loop, stacks)
-        return carry, ys, [env[v] for v in vjp.saved]
+        carry, ys, stacks = self._run(step, carry, xs, features, n, into)
+        return carry, ys, self.packing.kept(feature_of, stacks)
 
-    def _run(self, step: Any, carry: Arrays, over: Any, n: int, into: Into | None) -> tuple[Arrays, Arrays, Arrays]:
-        def body(state: Tree, at: Index) -> Any:
-            (carry, arrays), (given, i) = state, at
-            carry, y, kept = step(carry, *given)
+    def _run(
+        self, step: Any, carry: Arrays, xs: Arrays, features: Arrays, n: int, into: Into | None, ahead: bool = False
+    ) -> tuple[Arrays, Arrays, Arrays]:
+        def body(state: Tree, at: Tree) -> Any:
+            (carry, arrays), ((x, i), features) = state, at
+            carry, y, kept = step(carry, x, features)
             if into is None:
                 return (carry, arrays), (y, kept)
             return (carry, into.write(arrays, y, i)), ([], kept)
 
         init = list(carry), [] if into is None else list(into.arrays)
         places = None if into is None else jnp.arange(n, dtype=jnp.int32)
-        (carry, arrays), (ys, kept) = self._scan(body, init, (over, places), n)
+        over = list(xs), places
+        if ahead:
+            (carry, arrays), (ys, kept) = run_reading_ahead(self._call, body, init, over, features, n)
+        else:
+            (carry, arrays), (ys, kept) = run_loop(self._call, body, init, (over, features), n)
         return carry, ys if into is None else arrays, kept
 
     def pull(self, last: Mask, y: Mask) -> Pull:
@@ -174,7 +175,11 @@ class Block:
             return (ct_carry, {i: sums[i] + read(env, v) for i, v in summed.items()}), [env[v] for v in pull.stacked]
 
         over = (list(xs), list(saved), list(ct_ys))
-        (ct_carry, sums), stacks = self._scan(body, (list(ct_carry), sums), over, n, backwards=True)
+        init = (list(ct_carry), sums)
+        if self.parts.features and self.parts.machine.is_cpu:
+            (ct_carry, sums), stacks = run_stacking_late(self._call, body, init, over, n, saved)
+        else:
+            (ct_carry, sums), stacks = run_loop(self._call, body, init, over, n, backwards=True)
         stacked = bind(pull.stacked, stacks)
         ct_xs, new = self._of_features(pull, stacked, weights.typed, xs)
         gradients = gradients | {i: total for i, total in sums.items() if i < len(hoisted)}
@@ -195,7 +200,8 @@ class Block:
     def _pull(self, pull: Pull, constants: Arrays, ct_new: Arrays, x: Arrays, saved: Arrays, ct_y: Arrays) -> Env:
         """Evaluates a step's backward: the values of its variables."""
         vjp = self._vjp
-        env = vjp.base | bind(vjp.invars[0], constants) | bind(vjp.invars[2], x) | bind(vjp.saved, saved)
+        env = vjp.base | bind(vjp.invars[0], constants) | bind(vjp.invars[2], x)
+        env |= bind(vjp.saved, self.packing.unpack(saved))
         evaluate(self._rebuilding, env)
         back = pull.base | bind(pull.residuals, [read(env, v) for v in vjp.residuals])
         back |= bind(_present(pull.ct_new), ct_new) | bind(_present(pull.ct_y), ct_y)
@@ -228,11 +234,11 @@ class Block:
     def _features(self, constants: Arrays, xs: Arrays) -> Arrays:
         if not self.parts.features:
             return []
-        return jax.vmap(lambda x: self.parts.features_of(constants, x))(list(xs))
+        return self.parts.features_of_block(constants, xs)
 
     def _of_taps(self, pull: Pull, stacked: Env, xs: Arrays, saved: Arrays) -> Iterator[tuple[Tap, Any, Any]]:
         """Taps with cotangents: (tap, stacked factors of its weight or None for a sum, stacked cotangents)."""
-        lefts = bind(self._vjp.invars[2], xs) | bind(self._vjp.saved, saved)
+        lefts = bind(self._vjp.invars[2], xs) | bind(self._vjp.saved, self.packing.unpack(saved, of_block=True))
         for tap, left, ct in zip(self._vjp.taps, self._vjp.lefts, pull.ct_taps, strict=True):
             if ct is not None:
                 yield tap, None if left is None else lefts[left], _cotangents(ct, stacked, pull)

@@ -21,12 +21,14 @@ from jax.extend import core
 
 from bptt_jax._lower.by_index import ByIndex, steps_of
 from bptt_jax._lower.differentiated import Differentiated
+from bptt_jax._lower.loop import unroll_of
 from bptt_jax._trace.active import Active
 from bptt_jax._trace.call import Arrays, FlatStep, Mask, ScanCall, select
 from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, length, runs_single_steps
 
 Run = Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
 Axes = tuple[int, ...]
+Unroll = Callable[[int], int]
 
 
 class Nested:
@@ -55,7 +57,9 @@ class Nested:
         call = self._call
         operands, carry, _ = call.step.split(inputs)
         step, xs = steps_of(call, inputs, self._by_index)
-        last, ys = lower(self._plan, step, reverse=call.reverse, unroll=call.unroll)(operands, carry, xs)
+        last, ys = lower(self._plan, step, reverse=call.reverse, unroll=functools.partial(unroll_of, call))(
+            operands, carry, xs
+        )
         lengths = call.lengths_of(inputs)
         return [*last, *(along.back(leaf, lengths) for leaf, along in zip(ys, call.y_along, strict=True))]
 
@@ -91,14 +95,14 @@ def read_by_index(call: ScanCall, wrt: Mask, is_mapped: bool) -> Mask:
     return tuple(not w and (is_mapped or not a.is_leading) for w, a in zip(of_xs, call.x_along, strict=True))
 
 
-def lower(plan: Plan, step: FlatStep | ByIndex, *, reverse: bool = False, unroll: int | bool = 1) -> Run:
+def lower(plan: Plan, step: FlatStep | ByIndex, *, reverse: bool = False, unroll: Unroll = lambda n: 1) -> Run:
     """A function (operands, carry, xs) -> (carry, ys), running `plan`.
 
     Args:
       plan: of as many steps as xs has.
       step: the body.
       reverse: whether the steps go through xs and ys from the end, as in `jax.lax.scan`.
-      unroll: steps per iteration of the loops over `Steps`, as in `jax.lax.scan`.
+      unroll: n -> steps per iteration of the loop of a `Steps(n)`.
     """
     if runs_single_steps(plan):  # its arrays have no axis of several steps: XLA takes xs and ys as they are
         return _lower(plan, step, reverse, unroll)
@@ -145,7 +149,7 @@ def _squeezed(step: Run, xs_units: Sequence[Axes], ys_units: Sequence[Axes]) -> 
     return run
 
 
-def _lower(plan: Plan, step: Run, reverse: bool, unroll: int | bool) -> Run:
+def _lower(plan: Plan, step: Run, reverse: bool, unroll: Unroll) -> Run:
     lower_child = functools.partial(_lower, step=step, reverse=reverse, unroll=unroll)
     match plan:
         case Steps(n):
@@ -168,7 +172,7 @@ def _lower(plan: Plan, step: Run, reverse: bool, unroll: int | bool) -> Run:
     raise TypeError(f"not a plan node: {plan!r}")
 
 
-def _steps(n: int, step: Run, reverse: bool, unroll: int | bool) -> Run:
+def _steps(n: int, step: Run, reverse: bool, unroll: Unroll) -> Run:
     def run(operands: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
         def body(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
             return step(operands, carry, x)
@@ -177,7 +181,7 @@ def _steps(n: int, step: Run, reverse: bool, unroll: int | bool) -> Run:
             carry, y = step(operands, carry, [leaf[0] for leaf in xs])
             return carry, [leaf[None] for leaf in y]
         start: Arrays = list(carry)
-        return lax.scan(body, start, list(xs), length=n, reverse=reverse, unroll=unroll)
+        return lax.scan(body, start, list(xs), length=n, reverse=reverse, unroll=unroll(n))
 
     return run
 

@@ -9,6 +9,7 @@ from jax import lax
 
 from bptt_jax._jaxprs.types import Tree
 from bptt_jax._lower.by_index import steps_of
+from bptt_jax._lower.loop import unroll_of
 from bptt_jax._trace.call import Arrays, ScanCall
 
 
@@ -34,5 +35,5 @@ def _run(call: ScanCall, inputs: Arrays, by_index: Sequence[bool]) -> list[Any]:
         return step(operands, carry, x)
 
     lengths = call.lengths_of(inputs)
-    carry, ys = lax.scan(body, list(init), over, call.length, call.reverse, call.unroll)
+    carry, ys = lax.scan(body, list(init), over, call.length, call.reverse, unroll_of(call, call.length))
     return [*carry, *(along.back(leaf, lengths) for leaf, along in zip(ys, call.y_along, strict=True))]

@@ -12,16 +12,14 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
-from bptt_jax._jaxprs.arrays import is_float, varying_axes, zeros_like
-from bptt_jax._jaxprs.types import Leaf
+from bptt_jax._jaxprs.arrays import zeros_like
 from bptt_jax._lower.block import Block
+from bptt_jax._lower.late import late_zero, late_zeros
 from bptt_jax._lower.partial_sums import summed, unreduced
 from bptt_jax._lower.walk import Backward, Forward
 from bptt_jax._step.form import Swept
@@ -45,11 +43,11 @@ class Sweep:
         self._plan = in_blocks(plan, swept.sizes.most_steps)
         # The first pass has the callbacks for debugging, and steps evaluated again have none.
         again = swept if call.options.show_recomputation else swept.quiet
-        self._first = Block(swept, call.reverse, call.unroll, waits)
-        self._again = self._first if again is swept else Block(again, call.reverse, call.unroll, waits)
+        self._first = Block(swept, call, waits)
+        self._again = self._first if again is swept else Block(again, call, waits)
         self._active = swept.parts.active
         self._wanted = call.step.split(wrt)[1]
-        self._n_saved = len(swept.vjp.saved)
+        self._n_saved = self._again.packing.n_arrays
 
     def forward(self, inputs: Arrays) -> tuple[list[Any], list[Any]]:
         """(last carry and ys, the arrays kept for `backward`)."""
@@ -79,17 +77,19 @@ class Sweep:
         active, block = self._active, self._again
         ct_last, ct_ys = cotangents[: sum(active.carry)], cotangents[sum(active.carry) :]
         pull = block.pull(*(tuple(ct is not None for ct in cts) for cts in (ct_last, ct_ys)))
-        zero = _late_zero(ct_last, ct_ys, [along.axis for along in select(self._call.y_along, active.y)])
+        y_axes = [along.axis for along in select(self._call.y_along, active.y)]
+        ys = [(ct, axis) for ct, axis in zip(ct_ys, y_axes, strict=True) if ct is not None and ct.size]
+        zero = late_zero(ct_last, [lax.index_in_dim(ct, 0, axis) for ct, axis in ys])
         # A leaf of the carry may get cotangents from earlier steps only: it starts with zeros then.
         carried = [v is not None for v in pull.ct_new]
         like = select(select(carry, active.carry), carried)
         ct_carry = [zeros_like(a) if ct is None else ct for a, ct in zip(like, select(ct_last, carried), strict=True)]
         given = [ct for ct in ct_ys if ct is not None]
         hoisted, waiting = block.hoist(operands), block.partial_axes
-        zeros = {i: _late_zeros(hoisted[i], zero) for i in block.differentiable_positions}
+        zeros = {i: late_zeros(hoisted[i], zero) for i in block.differentiable_positions}
         gradients = unreduced(zeros, waiting, [*hoisted, *carry, *xs, *ct_carry, *given])
         with_cotangents = select(select(xs, active.x), block.x_with_cotangents(pull))
-        ct_xs = [_late_zeros(leaf, zero) for leaf in with_cotangents]
+        ct_xs = [late_zeros(leaf, zero) for leaf in with_cotangents]
         lengths = self._call.lengths_of(inputs)
         walk = Backward(block, self._call, pull, block.weights(hoisted), xs, given, lengths)
         kept, _ = _unflatten(self._plan, list(saved), len(carry), self._n_saved)
@@ -119,28 +119,3 @@ def _unflatten(plan: Plan, saved: list[Any], n_carry: int, n_saved: int) -> tupl
                 kept.append(of_child)
             return kept, saved
     raise TypeError(f"not a plan node: {plan!r}")
-
-
-def _late_zero(ct_last: Sequence[Any], ct_ys: Sequence[Any], y_axes: Sequence[int]) -> Any:
-    """A scalar zero that XLA cannot know before it has the cotangents; None if all of them are empty."""
-    last = [ct for ct in ct_last if ct is not None and is_float(ct) and ct.size]
-    ys = [
-        lax.index_in_dim(ct, 0, axis)
-        for ct, axis in zip(ct_ys, y_axes, strict=True)
-        if ct is not None and is_float(ct) and ct.size
-    ]
-    largest = [jnp.max(jnp.real(lax.stop_gradient(ct))) for ct in [*last[:1], *ys[:1]]]
-    # Nothing is greater than infinity, NaN included.
-    return sum((value > jnp.inf).astype(jnp.float32) for value in largest) if largest else None
-
-
-def _late_zeros(leaf: Leaf, zero: Any) -> Any:
-    """Zeros of the type of `leaf`, made only when the cotangents exist.
-
-    XLA makes one array of plain zeros for all scans of a program, and a copy for each scan before it runs the first.
-    """
-    zeros = zeros_like(leaf)
-    # A zero varying over more axes of a mesh would change the type of the zeros.
-    if zero is None or varying_axes(zero) - varying_axes(zeros):
-        return zeros
-    return zeros + zero.astype(zeros.dtype)

@@ -18,6 +18,7 @@ from bptt_jax._jaxprs.equations import read
 from bptt_jax._jaxprs.types import Index, Leaf, Tree
 from bptt_jax._lower.block import Block
 from bptt_jax._lower.block_values import Gradients, Into, Weights
+from bptt_jax._lower.late import late_zero
 from bptt_jax._step.pull import Pull
 from bptt_jax._trace.along import Along
 from bptt_jax._trace.call import Arrays, ScanCall, select
@@ -88,7 +89,7 @@ class Forward(Walk):
         Outside of loops each step writes its own y. XLA would repeat the write of a whole block there for each reader
         of ys, each time with a copy of all ys (CPU: a third of a program with ys in the loss).
         """
-        over, alongs = self._read_xs(at, n), self._call.y_along
+        over, alongs = self._read_xs(self._after(carry, at), n), self._call.y_along
         # In a loop `at` is traced. A block of all steps needs no write into ys.
         if ys is None or not isinstance(at, int) or n == self._call.length:
             carry, new, *kept = run(self._constants, carry, over, n)
@@ -101,6 +102,16 @@ class Forward(Walk):
             return self._put(arrays, alongs, steps, first + i)
 
         return tuple(run(self._constants, carry, over, n, Into(ys, write)))
+
+    def _after(self, carry: Arrays, at: Index) -> Any:
+        """`at`, but not known to XLA before the carry is.
+
+        XLA would make the features of a block outside of loops while the loop before it runs, because they need xs only
+        (CPU: a fifth of a plan with a rest).
+        """
+        is_early = isinstance(at, int) and at > 0 and bool(self._block.parts.features) and self._is_cpu
+        zero = late_zero(carry) if is_early else None
+        return at if zero is None else at + zero.astype(jnp.int32)
 
     def advance(self, node: Plan, at: Index, carry: Arrays, ys: Arrays | None) -> tuple[Arrays, Arrays | None]:
         """Runs a node and keeps nothing: (carry, ys)."""

@@ -17,11 +17,20 @@ from jax import lax
 
 from bptt_jax._caches import remember
 from bptt_jax._device.machine import Machine
-from bptt_jax._figures import COUNTER_BYTES, IN_TURN_TIMES, MERGED_TIMES, SWEEP_TIMES
+from bptt_jax._figures import (
+    ACCELERATOR_IN_TURN_TIMES,
+    ACCELERATOR_TIMES,
+    COUNTER_BYTES,
+    IN_TURN_TIMES,
+    MERGED_TIMES,
+    SWEEP_TIMES,
+)
 from bptt_jax._jaxprs.equations import inner_jaxprs
 from bptt_jax._jaxprs.types import Jaxpr
+from bptt_jax._lower.loop import most_together
 from bptt_jax._lower.nested import lower, read_by_index, with_unit_axes
 from bptt_jax._step.form import Swept
+from bptt_jax._step.style import Style
 from bptt_jax._trace.call import Arrays, FlatStep, Mask, element, replace, select
 from bptt_jax._trace.gradient import Gradient
 from bptt_jax.plans._nodes import Steps
@@ -115,8 +124,15 @@ def _swept(gradient: Gradient, form: Swept) -> SweepProfile:
         copied_bytes=_widened_bytes(call.step, machine) + _copied_bytes(gradient),
         # The backward of one step works on the cotangents of both its carries, the entering and the leaving one.
         fixed_bytes=sizes.fixed_bytes + 2 * carry_bytes + COUNTER_BYTES,
-        times=StepTimes(**(MERGED_TIMES if style.merged else IN_TURN_TIMES if style.in_turn else SWEEP_TIMES)),
+        together=most_together(call),
+        times=_times(style, machine),
     )
+
+
+def _times(style: Style, machine: Machine) -> StepTimes:
+    if not machine.is_cpu:
+        return StepTimes(**(ACCELERATOR_IN_TURN_TIMES if style.in_turn else ACCELERATOR_TIMES))
+    return StepTimes(**(MERGED_TIMES if style.merged else IN_TURN_TIMES if style.in_turn else SWEEP_TIMES))
 
 
 @remember(1024)

@@ -37,7 +37,7 @@ class LayerOptions:
     plan: Plan | str | None = None
     lowering: Lowering | None = None
     verify: bool = True
-    unroll: int | bool = 1
+    unroll: int | bool | None = None
     time_major: bool = False
     return_carry: bool = False
     reverse: bool = False
@@ -131,16 +131,16 @@ class Recurrence:
     layout: Layout
     has_last: bool
 
-    def run(self, unroll: int | bool, **options: Any) -> tuple[Any, Any, Any, Any]:
+    def run(self, unroll: int | bool | None, **options: Any) -> tuple[Any, Any, Any, Any]:
         """Runs the scan and returns (carry, last `carried`, outputs, stacked `made`)."""
         (carry, carried, last), (outputs, made) = scan_along(*self._arguments(unroll, options))
         return last if self.has_last else carry, carried, outputs, made
 
-    def report(self, unroll: int | bool, **options: Any) -> Report:
+    def report(self, unroll: int | bool | None, **options: Any) -> Report:
         """The report of `bptt_jax.explain` on `run`."""
         return explain_along(*self._arguments(unroll, options))
 
-    def _arguments(self, unroll: int | bool, options: dict[str, Any]) -> tuple[Any, ...]:
+    def _arguments(self, unroll: int | bool | None, options: dict[str, Any]) -> tuple[Any, ...]:
         return self.step, self.init, self.xs, None, self.reverse, unroll, checked_options(**options), self.layout
 
 

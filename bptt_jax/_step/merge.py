@@ -24,12 +24,11 @@ import jax
 from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
-from jax.sharding import AxisType
 
 from bptt_jax._device.machine import Machine
-from bptt_jax._jaxprs.arrays import counted, explicit_sharding, is_float
+from bptt_jax._jaxprs.arrays import counted, is_float, may_be_divided
 from bptt_jax._jaxprs.equations import NO_GRADIENT, apply, bind, evaluate, has_effects, read, variables
-from bptt_jax._jaxprs.types import ClosedJaxpr, Eqn, Jaxpr, Leaf, Var
+from bptt_jax._jaxprs.types import ClosedJaxpr, Eqn, Jaxpr, Leaf
 
 
 def merge(closed: ClosedJaxpr, n_operands: int, n_carry: int, machine: Machine) -> Any:
@@ -111,7 +110,7 @@ def _groups(
             side = _weight_side(eqn, invariant)
             is_placed = eqn.params.get("out_sharding") is not None  # a sharding of its own result only
             read = readers.get(eqn.outvars[0])
-            if side is not None and not is_placed and read and machine.merging_pays(_flops(eqn)):
+            if side is not None and not is_placed and read and machine.merging_pays(*_flops_and_rows(eqn, side)):
                 weight, other = eqn.invars[side], eqn.invars[1 - side]
                 shape = list(weight.aval.shape)
                 shape[_free_axis(eqn, side)] = -1  # weights are joined along it, so its size may differ
@@ -135,9 +134,11 @@ def _free_axis(eqn: Eqn, side: int) -> int:
     return int(next(i for i in range(eqn.invars[side].aval.ndim) if i not in contracted))
 
 
-def _flops(eqn: Eqn) -> int:
-    contracted, left = eqn.params["dimension_numbers"][0][0], counted(eqn.invars[0].aval.shape)
-    return int(2 * math.prod(counted(eqn.outvars[0].aval.shape)) * math.prod(left[i] for i in contracted))
+def _flops_and_rows(eqn: Eqn, side: int) -> tuple[int, int]:
+    """Operations of a product, and the rows of the operand that is not its weight."""
+    shape = counted(eqn.invars[side].aval.shape)
+    rows = math.prod(counted(eqn.outvars[0].aval.shape)) // max(shape[_free_axis(eqn, side)], 1)
+    return 2 * rows * math.prod(shape), rows
 
 
 def _product(group: Sequence[Any], side: int, env: dict[Any, Any]) -> Sequence[Any]:
@@ -146,7 +147,7 @@ def _product(group: Sequence[Any], side: int, env: dict[Any, Any]) -> Sequence[A
     axis = _free_axis(eqn, side)
     # A weight multiplied twice with the same operand is joined twice, as it is in the gradient.
     weights, params, sizes = [env[e.invars[side]] for e in group], dict(eqn.params), [1] * len(group)
-    is_stacked = len({weight.shape for weight in weights}) == 1 and _may_be_divided(eqn.invars[side], axis)
+    is_stacked = len({weight.shape for weight in weights}) == 1 and may_be_divided(eqn.invars[side], axis)
     if is_stacked:
         weights = [lax.expand_dims(weight, [axis]) for weight in weights]
         contracted, batch = params["dimension_numbers"]
@@ -162,13 +163,3 @@ def _product(group: Sequence[Any], side: int, env: dict[Any, Any]) -> Sequence[A
     along = 0 if side == 0 else result.ndim - 1 - is_stacked
     parts = lax.split(result, sizes, axis=along)
     return [lax.squeeze(part, [along]) for part in parts] if is_stacked else parts
-
-
-def _may_be_divided(weight: Var, axis: int) -> bool:
-    """Whether an axis may be divided among devices: types show explicit sharding, but no automatic sharding."""
-    sharding = explicit_sharding(weight.aval)
-    if sharding is not None:
-        return sharding.spec.partitions[axis : axis + 1] not in ((), (None,))
-    kinds = jax.sharding.get_abstract_mesh().axis_types
-    is_part = bool(kinds) and all(kind == AxisType.Manual for kind in kinds)  # in a shard_map
-    return not is_part and jax.device_count() > 1

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bptt_jax._jaxprs.equations import variables
+from bptt_jax._step.packing import Packing
 from bptt_jax._step.style import Style
 from bptt_jax._step.taps import is_large
 from bptt_jax._step.vjp import StepVjp
@@ -63,7 +64,7 @@ def block_sizes(vjp: StepVjp, style: Style) -> BlockSizes:
         operand_bytes=operands,
         product_bytes=products,
         fixed_bytes=bytes_of(derived) + sums,
-        most_steps=machine.block_steps(saved_bytes + working_bytes),
+        most_steps=machine.block_steps(saved_bytes + working_bytes, products),
     )
 
 
@@ -87,6 +88,7 @@ class BlockSummary:
       in_loop: other constants, with gradients summed step by step.
       merged: whether products with a common operand run as one.
       in_turn: whether the products at the end of a block run one after another.
+      saved, arrays: the values that a step saves, and the arrays in which they are written.
     """
 
     hoisted: tuple[str, ...]
@@ -94,6 +96,8 @@ class BlockSummary:
     in_loop: tuple[str, ...]
     merged: bool
     in_turn: bool
+    saved: int
+    arrays: int
 
 
 def summary(vjp: StepVjp, style: Style) -> BlockSummary:
@@ -110,4 +114,6 @@ def summary(vjp: StepVjp, style: Style) -> BlockSummary:
         in_loop=names([parts.constants[i] for i in vjp.in_loop]),
         in_turn=style.in_turn,
         merged=style.merged,
+        saved=len(vjp.saved),
+        arrays=Packing(vjp).n_arrays,
     )

@@ -24,12 +24,14 @@ from bptt_jax._jaxprs.arrays import is_float
 from bptt_jax._jaxprs.equations import (
     MOVES,
     PRODUCTS,
+    TRANSCENDENTAL,
     Env,
     bind,
     evaluate,
     has_effects,
     is_arithmetic,
     needed,
+    reachable,
     read,
     variables,
     with_gradient,
@@ -37,6 +39,7 @@ from bptt_jax._jaxprs.equations import (
 from bptt_jax._jaxprs.quiet import quiet
 from bptt_jax._jaxprs.types import ClosedJaxpr, Eqn, Jaxpr
 from bptt_jax._step.merge import invariant_variables
+from bptt_jax._step.rows import evaluate_for_block
 from bptt_jax._step.taps import SUMS, Tap, Taps
 from bptt_jax._trace.active import Active
 from bptt_jax._trace.call import Arrays, FlatStep, Mask, select
@@ -84,6 +87,13 @@ class SplitStep:
         return self.constants[: self.n_operands] if self.moves_only else self.constants
 
     @property
+    def reads_ahead(self) -> bool:
+        """Whether features are best read a step ahead: on CPU, where the loop evaluates exp, tanh, ... of them."""
+        made = reachable(self.loop_eqns, self.features)
+        slow = (e for e in self.loop_eqns if e.primitive.name in TRANSCENDENTAL)
+        return self.machine.is_cpu and any(v in made for e in slow for v in variables(e.invars))
+
+    @property
     def feature_constants(self) -> list[Any]:
         """The differentiable constants read by the features' equations."""
         used = self.differentiable.intersection(variables(v for eqn in self.feature_eqns for v in eqn.invars))
@@ -114,6 +124,12 @@ class SplitStep:
         """One step's features."""
         env = self.base | bind(self.constants, constants) | bind(self.x, x)
         evaluate(self.feature_eqns, env)
+        return [env[v] for v in self.features]
+
+    def features_of_block(self, constants: Arrays, xs: Arrays) -> Arrays:
+        """The features of all steps of a block; xs has time first."""
+        env = self.base | bind(self.constants, constants) | bind(self.x, xs)
+        evaluate_for_block(self.feature_eqns, env, self.x)
         return [env[v] for v in self.features]
 
     def environment(self, constants: Arrays, carry: Arrays, x: Arrays, features: Arrays) -> Env:
@@ -193,12 +209,17 @@ def _crossing(derived_eqns: Sequence[Any], used: Sequence[Any], given: set[Any])
         if v in given or v in crossing or producer[v] in repeated:
             continue
         eqn = producer[v]
-        if eqn.primitive.name in ("broadcast_in_dim", "iota"):
+        if eqn.primitive.name in ("broadcast_in_dim", "iota") and not _only_adds_axes(eqn):
             repeated.add(eqn)
             todo.extend(variables(eqn.invars))
         else:
             crossing.append(v)
     return crossing, [e for e in derived_eqns if e in repeated]
+
+
+def _only_adds_axes(eqn: Eqn) -> bool:
+    """Whether a result has as many elements as the operand, as `b[None]` has: such a constant takes no more memory."""
+    return bool(eqn.invars) and eqn.outvars[0].aval.size == eqn.invars[0].aval.size
 
 
 def _feature_eqns(jaxpr: Jaxpr, invariant: set[Any], x: set[Any], machine: Machine) -> list[Any]:

@@ -23,6 +23,7 @@ from bptt_jax._figures import LARGE_BYTES
 from bptt_jax._jaxprs.arrays import zeros_like
 from bptt_jax._jaxprs.equations import apply
 from bptt_jax._jaxprs.types import Eqn, Index, Leaf, Tree
+from bptt_jax._step.rows import product
 from bptt_jax._trace.call import Arrays
 
 SUMS = {primitives.add_p, primitives.sub_p}
@@ -58,10 +59,7 @@ class Tap:
         if left is None:
             return self._sum(weight, -cotangents if self._is_negative else cotangents)
 
-        def product(left: Leaf, weight: Leaf) -> Any:
-            return apply(self.eqn, [weight, left] if self.side == 0 else [left, weight])[0]
-
-        products = functools.partial(jax.vmap(product, (0, None)), left)
+        products = functools.partial(product, self.eqn, self.side, left)
         (gradient,) = jax.linear_transpose(products, weight)(cotangents)
         return gradient
 

@@ -132,7 +132,7 @@ class ScanCall:
       step: the step.
       length: the number of steps.
       reverse: whether its steps go through xs from the end.
-      unroll: steps per iteration of the innermost loops.
+      unroll: steps per iteration of the innermost loops; None for a number chosen by sizes.
       x_along, y_along: the place of time in each leaf of xs and of ys. Under vmap the batch is the first axis of ys.
       options: the options of the call.
       lengths: the index among the inputs of the sequences' lengths, not read by the step. None without any.
@@ -141,7 +141,7 @@ class ScanCall:
     step: FlatStep
     length: int
     reverse: bool
-    unroll: int
+    unroll: int | None
     x_along: tuple[Along, ...]
     y_along: tuple[Along, ...]
     options: Options

@@ -42,14 +42,14 @@ def trace(
     xs: Tree,
     length: Any,
     reverse: bool,
-    unroll: int | bool,
+    unroll: int | bool | None,
     options: Options,
     layout: Layout = TIME_FIRST,
 ) -> TracedScan:
     """Traces a call, as `jax.lax.scan` does.
 
     Args:
-      step, init, xs, length, reverse, unroll: as in `jax.lax.scan`; the arrays may be tracers.
+      step, init, xs, length, reverse, unroll: as in `jax.lax.scan`; the arrays may be tracers, and `unroll` None.
       options: the options of the call.
       layout: the place of time in xs, and its wanted place in ys.
 
@@ -63,12 +63,14 @@ def trace(
             meant = f" Did you mean budget={given!r}?" if is_budget(given) else ""
             raise TypeError(f"{name} is not for strings, got {name}={given!r}.{meant}")
     if any(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(xs)):
-        lax.scan(step, init, xs, length, reverse, unroll)  # raises, and shows values instead of tracers
+        lax.scan(step, init, xs, length, reverse, given_unroll(unroll))  # raises, and shows values instead of tracers
     of_xs, results = layout.of_xs(xs), _Results(layout)
     leaves, tree = jax.tree.flatten(xs)
 
     def run(init: Tree, leaves: Arrays) -> Any:
-        return results.flatten(lax.scan(step, init, jax.tree.unflatten(tree, leaves), length, reverse, unroll))
+        return results.flatten(
+            lax.scan(step, init, jax.tree.unflatten(tree, leaves), length, reverse, given_unroll(unroll))
+        )
 
     closed = jax.make_jaxpr(run)(init, list(map(_time_first, leaves, of_xs)))
     jaxpr, arguments = closed.jaxpr, jax.tree.leaves((init, xs))
@@ -93,9 +95,14 @@ def trace(
     n = int(over[0].shape[of_x[0].axis] if over else length)
     # As in `jax.lax.scan`, True and 0 unroll the whole loop.
     whole = unroll if isinstance(unroll, bool) else unroll == 0
-    together = max(n if whole else int(unroll), 1)
+    together = None if unroll is None else max(n if whole else int(unroll), 1)
     call = ScanCall(flat, n, bool(reverse), together, of_x, of_y, options)
     return TracedScan(*_with_lengths(call, inputs, layout.lengths), finish)
+
+
+def given_unroll(unroll: int | bool | None) -> int | bool:
+    """`unroll` as `jax.lax.scan` takes it."""
+    return 1 if unroll is None else unroll
 
 
 class _Results:

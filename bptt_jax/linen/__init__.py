@@ -68,7 +68,7 @@ class RNN(Recurrent):
     return_carry: bool = False
     reverse: bool = False
     keep_order: bool = False
-    unroll: int = 1
+    unroll: int | None = None
     variable_axes: Mapping[Any, Any] = FrozenDict()
     variable_broadcast: Any = "params"
     variable_carry: Any = False
@@ -99,7 +99,7 @@ def rnn(
     budget: Budget = None,
     plan: Plan | str | None = None,
     lowering: Lowering | None = None,
-    unroll: int | bool = 1,
+    unroll: int | bool | None = None,
     time_major: bool = False,
     return_carry: bool = False,
     reverse: bool = False,

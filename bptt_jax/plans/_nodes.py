@@ -257,3 +257,17 @@ def _in_blocks(node: Plan, children: Sequence[Plan], most_steps: int) -> Plan:
         case Remat():
             return Remat(children[0])
     return node
+
+
+def steps_together(n: int, most: int) -> int:
+    """The steps in each iteration of a loop over n steps, all iterations alike: about `most`.
+
+    A loop with a remainder would copy its arrays. So of the divisors of n, `most` is taken, else one more, else the
+    largest below.
+
+    >>> steps_together(40, 4), steps_together(25, 4), steps_together(27, 4), steps_together(29, 4)
+    (4, 5, 3, 1)
+    """
+    if most <= 1:
+        return 1
+    return next((k for k in (most, most + 1, *range(most - 1, 1, -1)) if n % k == 0 and n), 1)

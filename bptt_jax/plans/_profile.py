@@ -56,6 +56,8 @@ class SweepProfile:
       operand_bytes: the part of residual_bytes held until the block's end, for the products over all of its steps.
       product_bytes: the results of these products, before they are added to the gradients.
       block_steps: the length of the longest block; longer `Steps` are run as several blocks.
+      together: steps that are wanted in each iteration of a block's loop. More than one is for devices where each
+        iteration launches kernels, so plans have blocks that can be divided so.
       copied_bytes: copies of xs and ys, for each step of the scan, held throughout under any plan.
       fixed_bytes: bytes of a backward pass of any length under any plan.
       times: relative times.
@@ -67,12 +69,13 @@ class SweepProfile:
     operand_bytes: int = 0
     product_bytes: int = 0
     block_steps: int = 1
+    together: int = 1
     copied_bytes: int = 0
     fixed_bytes: int = 0
     times: StepTimes = StepTimes()
 
     def __post_init__(self) -> None:
-        _check_counts(self, at_least_1=("block_steps",))
+        _check_counts(self, at_least_1=("block_steps", "together"))
 
 
 @dataclasses.dataclass(frozen=True)

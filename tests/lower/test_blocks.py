@@ -44,7 +44,7 @@ def lstm(width=4):
 def test_each_decision_gives_the_same_gradients(monkeypatch, style, outside, derivative):
     monkeypatch.setattr(Machine, "hoisting_pays", lambda machine, weight, stacked: outside)
     monkeypatch.setattr(Machine, "deferring_pays", lambda machine, weight, stacked: outside)
-    monkeypatch.setattr(Machine, "merging_pays", lambda machine, flops: True)
+    monkeypatch.setattr(Machine, "merging_pays", lambda machine, flops, rows: True)
     monkeypatch.setattr(block, "is_large", lambda weight: True)
     ran, swept = forms.force(monkeypatch, style), functools.partial(bptt_jax.scan, plan=PLAN)
     cell, variables, carry, xs = lstm()
@@ -166,7 +166,7 @@ CONTEXTS = {
 @pytest.mark.parametrize("first", [0, 1, 2])
 def test_equal_products_in_other_contexts_are_merged_with_the_right_weights(monkeypatch, context, first):
     """Weights on the left; two equal products that are not one equation, because one has metadata of its own."""
-    monkeypatch.setattr(Machine, "merging_pays", lambda machine, flops: True)
+    monkeypatch.setattr(Machine, "merging_pays", lambda machine, flops, rows: True)
     w1, w2, init = normal(0, 4, 4) / 2, normal(1, 4, 4) / 2, normal(2, 4, 3)
 
     def step(weights, h, x):
@@ -186,7 +186,7 @@ def test_equal_products_in_other_contexts_are_merged_with_the_right_weights(monk
 
 
 def test_products_are_merged_in_the_contexts_of_their_own(monkeypatch):
-    monkeypatch.setattr(Machine, "merging_pays", lambda machine, flops: True)
+    monkeypatch.setattr(Machine, "merging_pays", lambda machine, flops, rows: True)
 
     def step(carry, x):
         with set_xla_metadata(part="gates"):

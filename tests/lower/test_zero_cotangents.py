@@ -216,7 +216,7 @@ def test_second_derivatives(picked, lowering, limit):
 @pytest.mark.parametrize("reads", ["carry", "ys"])
 def test_a_product_for_an_output_alone_is_not_merged_with_one_for_the_carry(monkeypatch, reads):
     """Both read the carry. Merged, the one without a cotangent would give zero times a weight that is infinite."""
-    monkeypatch.setattr(Machine, "merging_pays", lambda machine, flops: True)
+    monkeypatch.setattr(Machine, "merging_pays", lambda machine, flops, rows: True)
     weights = normal(0, 4, 4) / 2, (normal(1, 4, 4) / 2).at[0, 0].set(jnp.inf)
 
     def step(weights, h, x):

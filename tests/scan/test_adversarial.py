@@ -87,7 +87,7 @@ def test_gradients_with_all_products_by_block(monkeypatch, name):
     """As sizes would have it on other devices: hoisted, merged and deferred wherever that is possible."""
     monkeypatch.setattr(Machine, "hoisting_pays", lambda machine, weight, stacked: True)
     monkeypatch.setattr(Machine, "deferring_pays", lambda machine, weight, stacked: True)
-    monkeypatch.setattr(Machine, "merging_pays", lambda machine, flops: True)
+    monkeypatch.setattr(Machine, "merging_pays", lambda machine, flops, rows: True)
     entry = TABLE[name]
     scans = (lax.scan, functools.partial(bptt_jax.scan, plan=REST))
     theirs, ours = run_each(*(derivative_call(gradient, entry.case(), 11, scan) for scan in scans))

@@ -27,7 +27,7 @@ from bptt_jax._cost.sweep import sweep_bytes
 from bptt_jax._cost.time import sweep_time
 from bptt_jax._figures import SECOND_BODY
 from bptt_jax.planners._sweep.shapes import Bools, Floats, Ints, blocks_of, inner_counts
-from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, in_blocks
+from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, in_blocks, steps_together
 from bptt_jax.plans._profile import SweepProfile
 
 _SHORT = 64  # all leaves up to this long are tried, longer ones on a geometric grid or dividing the length
@@ -141,7 +141,7 @@ class _WithSecondNest(_Family):
 
 def _families(profile: SweepProfile, length: int, budget_bytes: int) -> Iterator[_Family]:
     carry = max(profile.carry_bytes, 1)
-    for n in _leaf_lengths(length):
+    for n in _leaf_lengths(length, profile.together):
         free = budget_bytes - sweep_bytes(Steps(n), profile)
         # A leaf below a Remat is cut into equal blocks, because two loops in a row would hold their arrays at once.
         if free < 0 or isinstance(in_blocks(Steps(n), profile.block_steps), Chain):
@@ -231,8 +231,10 @@ def _kept_peaks(profile: SweepProfile, most: int) -> Ints:
 
 
 @remember(64)
-def _leaf_lengths(length: int) -> list[int]:
+def _leaf_lengths(length: int, together: int) -> list[int]:
     most = max(length // 2, 1)
     grid = {int(n) for n in np.geomspace(1, most, 48)}
     dividing = {length // k for k in range(2, min(length, 256) + 1) if length % k == 0}
-    return sorted({*range(1, min(_SHORT, most) + 1), *grid, *dividing})
+    found = sorted({*range(1, min(_SHORT, most) + 1), *grid, *dividing})
+    # Of long leaves those that take as many steps together as wanted; short ones serve small budgets.
+    return [n for n in found if n < 2 * together or steps_together(n, together) >= together]

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 
-from bptt_jax._figures import FURTHER_BODY, SECOND_BODY
+from bptt_jax._figures import OTHER_BODY, SECOND_BODY
 from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, fold, in_blocks, length, require_plan
 from bptt_jax.plans._profile import Lowering, StepProfile, StepTimes, SweepProfile
 
@@ -47,18 +48,20 @@ def time_of(plan: Plan, profile: StepProfile) -> float:
 def sweep_time(plan: Plan, profile: SweepProfile) -> float:
     """The predicted time of a plan in blocks, with a charge for each block to compile after the first."""
     blocks = in_blocks(plan, profile.block_steps)
-    further = _bodies(blocks) - 2  # beyond the second body; the first is free, because every plan has one
-    charge = 0.0 if further < 0 else SECOND_BODY + FURTHER_BODY * further
+    bodies = _bodies(blocks)
+    others = len(set(bodies)) - 1
+    # The first body is free, because every plan has one.
+    charge = SECOND_BODY * max(len(bodies) - 1 - others, 0) + OTHER_BODY * max(others, 0)
     return predicted_time(blocks, profile.times, "sweep") * (1 + charge)
 
 
-def _bodies(plan: Plan) -> int:
-    """The number of bodies to compile: `Steps` nodes of a plan, without empty ones."""
+def _bodies(plan: Plan) -> tuple[int, ...]:
+    """The bodies to compile, by the lengths of their loops: `Steps` nodes of a plan, without empty ones."""
 
-    def count(node: Plan, children: Sequence[int]) -> int:
-        return int(node.n > 0) if isinstance(node, Steps) else sum(children)
+    def lengths(node: Plan, children: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        return ((node.n,) if node.n else ()) if isinstance(node, Steps) else tuple(itertools.chain(*children))
 
-    return fold(plan, count)
+    return fold(plan, lengths)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,13 +24,13 @@ from bptt_jax._figures import (
     IN_TURN_TIMES,
     MERGED_TIMES,
     SWEEP_TIMES,
+    WITHOUT_FEATURES,
 )
 from bptt_jax._jaxprs.equations import inner_jaxprs
 from bptt_jax._jaxprs.types import Jaxpr
 from bptt_jax._lower.loop import most_together
 from bptt_jax._lower.nested import lower, read_by_index, with_unit_axes
 from bptt_jax._step.form import Swept
-from bptt_jax._step.style import Style
 from bptt_jax._trace.call import Arrays, FlatStep, Mask, element, replace, select
 from bptt_jax._trace.gradient import Gradient
 from bptt_jax.plans._nodes import Steps
@@ -111,7 +111,7 @@ def _of_examples(profile: Profile, examples: int) -> Profile:
 
 
 def _swept(gradient: Gradient, form: Swept) -> SweepProfile:
-    call, sizes, style, machine = gradient.call, form.sizes, form.style, form.parts.machine
+    call, sizes, machine = gradient.call, form.sizes, form.parts.machine
     carry = call.step.split(call.step.jaxpr.in_avals)[1]
     carry_bytes = machine.nbytes(carry) + machine.narrowing_bytes(carry)
     return SweepProfile(
@@ -125,14 +125,17 @@ def _swept(gradient: Gradient, form: Swept) -> SweepProfile:
         # The backward of one step works on the cotangents of both its carries, the entering and the leaving one.
         fixed_bytes=sizes.fixed_bytes + 2 * carry_bytes + COUNTER_BYTES,
         together=most_together(call),
-        times=_times(style, machine),
+        times=_times(form),
     )
 
 
-def _times(style: Style, machine: Machine) -> StepTimes:
+def _times(form: Swept) -> StepTimes:
+    style, machine = form.style, form.parts.machine
     if not machine.is_cpu:
         return StepTimes(**(ACCELERATOR_IN_TURN_TIMES if style.in_turn else ACCELERATOR_TIMES))
-    return StepTimes(**(MERGED_TIMES if style.merged else IN_TURN_TIMES if style.in_turn else SWEEP_TIMES))
+    times = MERGED_TIMES if style.merged else IN_TURN_TIMES if style.in_turn else SWEEP_TIMES
+    more = 1.0 if style.features else WITHOUT_FEATURES
+    return StepTimes(**times | {name: more * times[name] for name in ("forward", "recording")})
 
 
 @remember(1024)

@@ -60,10 +60,17 @@ class Swept:
         return block_sizes(self.vjp, self.style)
 
 
+@remember(1024)
+def _swept(vjp: StepVjp, style: Style) -> Swept:
+    return Swept(vjp, style)  # one object for each, because candidates are compared
+
+
 def fastest_form(step: FlatStep, active: Active, machine: Machine) -> Swept | None:
     """The fastest form of a step; None where only the nest takes the step."""
-    found = _forms_of(step, active, machine, True) or _forms_of(step, active, machine, False)
-    return found[0] if found else None
+    for style in (Style(), Style(merged=False)):
+        if (vjp := _vjp_of(step, active, machine, style.merged, True)) is not None:
+            return _swept(vjp, style)
+    return None
 
 
 def sweep_forms(step: FlatStep, active: Active, machine: Machine) -> list[Swept]:
@@ -72,26 +79,39 @@ def sweep_forms(step: FlatStep, active: Active, machine: Machine) -> list[Swept]
     The nest takes steps with effects, and steps with gradient rules of the user's own. A rule need not be the
     derivative of its function, so higher derivatives depend on when it is applied.
     """
-    return [form for merged in (True, False) for form in _forms_of(step, active, machine, merged)]
+    fastest = fastest_form(step, active, machine)
+    if fastest is None:
+        return []
+    found = [fastest]
+    if fastest.style.merged:
+        found += _forms(step, active, machine, features=True)
+    if found[-1].parts.features:
+        found += _forms(step, active, machine, features=False)
+    last = found[-1]
+    if len(alternating(last.vjp)) > 1:  # one product has nothing to take turns with
+        found.append(_swept(last.vjp, dataclasses.replace(last.style, in_turn=True)))
+    return found
+
+
+def _forms(step: FlatStep, active: Active, machine: Machine, *, features: bool) -> list[Swept]:
+    """The form without merged products; none if there is none."""
+    vjp = _vjp_of(step, active, machine, False, features)
+    return [] if vjp is None else [_swept(vjp, Style(merged=False, features=features))]
 
 
 @remember(256)
-def _forms_of(step: FlatStep, active: Active, machine: Machine, merged: bool) -> tuple[Swept, ...]:
+def _vjp_of(step: FlatStep, active: Active, machine: Machine, merged: bool, features: bool) -> StepVjp | None:
+    """A step with its backward; None if only the nest takes it, or if it has no products to merge."""
     jaxpr = step.jaxpr.jaxpr
     if not may_run_again(jaxpr) or has_own_gradient(jaxpr):
-        return ()
+        return None
     closed = step.body
-    # A step without products to merge has no merged form.
     if merged and (closed := merge(closed, step.n_operands, step.n_carry, machine)) is step.body:
-        return ()
+        return None
     try:
-        vjp = step_vjp(split(closed, step, active, machine))
+        return step_vjp(split(closed, step, active, machine, with_features=features))
     except (TypeError, ValueError, NotImplementedError):  # there is no reverse-mode derivative
-        return ()
-    styles = [Style(merged=merged)]
-    if not merged and len(alternating(vjp)) > 1:  # one product has nothing to take turns with
-        styles.append(Style(merged=False, in_turn=True))
-    return tuple(Swept(vjp, style) for style in styles)
+        return None
 
 
 def has_vjp(call: ScanCall, active: Active) -> bool:

@@ -153,7 +153,9 @@ class SplitStep:
         return outs[: self.n_carry], outs[self.n_carry :]
 
 
-def split(closed: ClosedJaxpr, step: FlatStep, active: Active, machine: Machine) -> SplitStep:
+def split(
+    closed: ClosedJaxpr, step: FlatStep, active: Active, machine: Machine, *, with_features: bool = True
+) -> SplitStep:
     """Takes a step apart.
 
     Args:
@@ -161,13 +163,14 @@ def split(closed: ClosedJaxpr, step: FlatStep, active: Active, machine: Machine)
       step: the step, for the numbers of its inputs.
       active: the leaves that a derivative goes through.
       machine: the device for which parts are chosen.
+      with_features: whether there are features; without, their equations are of the loop.
     """
     n_operands, n_carry = step.n_operands, step.n_carry
     jaxpr = closed.jaxpr
     base = bind(jaxpr.constvars, closed.consts)
     operands, x = jaxpr.invars[:n_operands], jaxpr.invars[n_operands + n_carry :]
     invariant = invariant_variables(jaxpr, n_operands)
-    feature_eqns = _feature_eqns(jaxpr, invariant, set(x), machine)
+    feature_eqns = _feature_eqns(jaxpr, invariant, set(x), machine) if with_features else []
     made = {v for e in feature_eqns for v in e.outvars}
     varying = [e for e in jaxpr.eqns if has_effects(e) or any(v not in invariant for v in variables(e.invars))]
     rest = needed([e for e in varying if e not in feature_eqns], jaxpr.outvars)

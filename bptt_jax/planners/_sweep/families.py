@@ -44,7 +44,7 @@ def fastest(profile: SweepProfile, length: int, budget_bytes: int) -> Plan | Non
     >>> profile = SweepProfile(2, 7, block_bytes=6, block_steps=48, times=StepTimes(block=2))
     >>> from bptt_jax.plans import notation
     >>> notation(fastest(profile, 1000, 450))
-    '(36*[27] + 28)'
+    '(39*[25] + 25)'
     >>> notation(fastest(profile, 1000, 150))
     '(17*[8*[7]] + 6*[7] + 6)'
     """

@@ -74,7 +74,12 @@ class DeviceFigures:
     longest_block: int
 
 
-# Binds: LSTM and GRU of batches 1 to 64 and widths 32 to 512 (`python -m bptt_jax bench`).
+# Each decision forced both ways over batches of 1 to 128 and widths of 64 to 1024 (`python -m tests.fit --grid`), as
+# ratios of times of an LSTM's gradient, of a GRU's for merging:
+#   features            0.6 to 1.0 for a batch up to 16; 1.05 to 1.15 for (64, 64) to (64, 256), 0.98 for (64, 512)
+#   deferred gradients  0.4 to 1.0 for a batch up to 16; 1.1 to 1.25 for (64, 64) and (64, 128), 1.05 for (64, 512)
+#   merged products     0.75 to 1.0 for a batch of 16 or more, 1.07 for (16, 1024); 0.7 to 1.3 for fewer rows
+# `hoisting` lies between (16, 64) and (64, 256), `stacking` takes what gains, but for a tenth at (16, 64).
 CPU = DeviceFigures(
     launch_bytes=1 << 14,
     stacking=5.0,

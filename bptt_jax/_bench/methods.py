@@ -37,9 +37,8 @@ class Ours:
 
     @property
     def name(self) -> str:
-        asked = (
-            self.budget if isinstance(self.budget, str) else f"{self.budget:,} bytes" if self.budget else "no budget"
-        )
+        in_bytes = "no budget" if self.budget is None else f"{self.budget:,} bytes"
+        asked = self.budget if isinstance(self.budget, str) else in_bytes
         return f"bptt_jax, {asked}{', vmap' * self.vmap}"
 
     def scan_for(self, device: Device) -> Scan:

@@ -94,8 +94,12 @@ def mapped(scan: Scan) -> Scan:
     def over_batch(step: Any, init: Tree, xs: jax.Array) -> tuple[Any, Any]:
         has_batch = xs.ndim > 1
 
+        def step_of_one(carry: Tree, x: jax.Array) -> tuple[Any, Any]:
+            # The axis is added to one x, because XLA would copy all xs for it.
+            return step(carry, x[None] if has_batch else x)
+
         def of_one(init: Tree, xs: jax.Array) -> tuple[Any, Any]:
-            return scan(step, jax.tree.map(lambda leaf: leaf[None], init), xs[:, None] if has_batch else xs)
+            return scan(step_of_one, jax.tree.map(lambda leaf: leaf[None], init), xs)
 
         return jax.vmap(of_one, in_axes=(0, 1 if has_batch else None))(init, xs)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Sequence
 
 from bptt_jax._figures import OTHER_BODY, SECOND_BODY
@@ -48,20 +47,21 @@ def time_of(plan: Plan, profile: StepProfile) -> float:
 def sweep_time(plan: Plan, profile: SweepProfile) -> float:
     """The predicted time of a plan in blocks, with a charge for each block to compile after the first."""
     blocks = in_blocks(plan, profile.block_steps)
-    bodies = _bodies(blocks)
-    others = len(set(bodies)) - 1
+    bodies, lengths = _bodies(blocks)
     # The first body is free, because every plan has one.
-    charge = SECOND_BODY * max(len(bodies) - 1 - others, 0) + OTHER_BODY * max(others, 0)
+    charge = SECOND_BODY * (bodies - len(lengths)) + OTHER_BODY * max(len(lengths) - 1, 0)
     return predicted_time(blocks, profile.times, "sweep") * (1 + charge)
 
 
-def _bodies(plan: Plan) -> tuple[int, ...]:
-    """The bodies to compile, by the lengths of their loops: `Steps` nodes of a plan, without empty ones."""
+def _bodies(plan: Plan) -> tuple[int, frozenset[int]]:
+    """The number of bodies to compile, and the lengths of their loops: `Steps` nodes of a plan, without empty ones."""
 
-    def lengths(node: Plan, children: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-        return ((node.n,) if node.n else ()) if isinstance(node, Steps) else tuple(itertools.chain(*children))
+    def count(node: Plan, children: Sequence[tuple[int, frozenset[int]]]) -> tuple[int, frozenset[int]]:
+        if isinstance(node, Steps):
+            return int(node.n > 0), frozenset([node.n] if node.n else [])
+        return sum(number for number, _ in children), frozenset().union(*(lengths for _, lengths in children))
 
-    return fold(plan, lengths)
+    return fold(plan, count)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,22 +9,24 @@ A `Block` has no length of its own: each method takes the number of steps. Its a
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from bptt_jax._jaxprs.arrays import zeros_like
 from bptt_jax._jaxprs.equations import Env, bind, evaluate, needed, read, with_gradient
-from bptt_jax._jaxprs.types import Index, Leaf, Tree, Var
+from bptt_jax._jaxprs.quiet import quiet
+from bptt_jax._jaxprs.types import Leaf, Tree
 from bptt_jax._lower.block_values import Gradients, Into, Weights
 from bptt_jax._lower.loop import run_loop, run_reading_ahead, run_stacking_late
 from bptt_jax._lower.partial_sums import Axes, as_reduced, partial_axes
 from bptt_jax._step.form import Swept
 from bptt_jax._step.packing import Packing
-from bptt_jax._step.pull import Pull, part_of, pull_of
+from bptt_jax._step.pull import Pull, cotangents_of, pull_of
 from bptt_jax._step.split import SplitStep
 from bptt_jax._step.taps import Tap, by_halves, is_large
 from bptt_jax._step.vjp import StepVjp, rebuilding
@@ -164,7 +166,7 @@ class Block:
         sums = {i: gradients[i] if i < len(hoisted) else zeros_like(constants[i]) for i in summed}
         carried = [v is not None for v in pull.ct_new]
 
-        def body(state: Tree, at: Index) -> Any:
+        def body(state: Tree, at: Tree, pull: Pull = pull) -> Any:
             ct_new, sums = state
             env = self._pull(pull, constants, ct_new, *at)
             # A loop's carry keeps its type, so a cotangent found to be zero (None) becomes an array.
@@ -177,7 +179,8 @@ class Block:
         over = (list(xs), list(saved), list(ct_ys))
         init = (list(ct_carry), sums)
         if self.parts.features and self.parts.machine.is_cpu:
-            (ct_carry, sums), stacks = run_stacking_late(self._call, body, init, over, n, saved)
+            silent = functools.partial(body, pull=dataclasses.replace(pull, eqns=quiet(pull.eqns)))
+            (ct_carry, sums), stacks = run_stacking_late(self._call, body, silent, init, over, n, saved)
         else:
             (ct_carry, sums), stacks = run_loop(self._call, body, init, over, n, backwards=True)
         stacked = bind(pull.stacked, stacks)
@@ -241,7 +244,7 @@ class Block:
         lefts = bind(self._vjp.invars[2], xs) | bind(self._vjp.saved, self.packing.unpack(saved, of_block=True))
         for tap, left, ct in zip(self._vjp.taps, self._vjp.lefts, pull.ct_taps, strict=True):
             if ct is not None:
-                yield tap, None if left is None else lefts[left], _cotangents(ct, stacked, pull)
+                yield tap, None if left is None else lefts[left], cotangents_of(ct, stacked, pull)
 
     def _of_features(
         self, pull: Pull, stacked: Env, constants: Arrays, xs: Arrays
@@ -290,14 +293,3 @@ class Block:
 
 def _present(variables: Sequence[Any]) -> list[Any]:
     return [v for v in variables if v is not None]
-
-
-def _cotangents(ct: Var, stacked: Env, pull: Pull) -> Any:
-    if ct in stacked:
-        return stacked[ct]
-    part = part_of(ct, stacked, pull)
-    assert part is not None, "a tap whose cotangent is not stacked"
-    whole, axis, start = part
-    is_stacked = whole.aval.ndim > ct.aval.ndim
-    found = lax.slice_in_dim(stacked[whole], start, start + (1 if is_stacked else ct.aval.shape[axis]), axis=axis + 1)
-    return lax.squeeze(found, [axis + 1]) if is_stacked else found

@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import primitives
 
 from bptt_jax._caches import remember
 from bptt_jax._device.machine import Machine
+from bptt_jax._jaxprs.arrays import counted
 from bptt_jax._jaxprs.equations import inner_jaxprs, variables
 from bptt_jax._jaxprs.types import Index, Jaxpr, Tree
 from bptt_jax._lower.late import late_zero, late_zeros
@@ -27,14 +29,20 @@ def run_loop(call: ScanCall, body: Body, init: Tree, xs: Tree, n: int, backwards
     return lax.scan(body, init, xs, n, reverse=call.reverse != backwards, unroll=unroll_of(call, n))
 
 
-def run_stacking_late(call: ScanCall, body: Body, init: Tree, xs: Tree, n: int, after: Arrays) -> Any:
+def run_stacking_late(call: ScanCall, body: Body, quiet: Body, init: Tree, xs: Tree, n: int, after: Arrays) -> Any:
     """`run_loop` against the order of the call, where room for the stacked results is made after some values exist.
 
     The room of `jax.lax.scan` is made of plain zeros, so XLA makes it as early as it likes: on CPU before the loop that
     makes xs, with arrays of that loop in memory.
+
+    Args:
+      call: the scan.
+      body, init, xs, n: as for `run_loop`.
+      quiet: the body without callbacks, evaluated once for the types of its results.
+      after: the values.
     """
     zero = late_zero([leaf[:1] for leaf in after])
-    _, outs = body(init, jax.tree.map(lambda leaf: leaf[0], xs))  # for its types only
+    _, outs = quiet(init, jax.tree.map(lambda leaf: leaf[0], xs))
     room = [late_zeros(lax.broadcast(out, (n,)), zero) for out in outs]
 
     def writing(state: Tree, at: Tree) -> tuple[Any, None]:
@@ -84,15 +92,16 @@ def most_together(call: ScanCall) -> int:
 @remember(1024)
 def _most_together(step: FlatStep, machine: Machine) -> int:
     jaxpr = step.body.jaxpr
-    return machine.steps_together(_moved_bytes(jaxpr, machine), _count(jaxpr))
+    return 1 if machine.is_cpu else machine.steps_together(_moved_bytes(jaxpr, machine), _count(jaxpr))
 
 
 def _moved_bytes(jaxpr: Jaxpr, machine: Machine) -> int:
-    """Bytes read from the inputs of a step and written by its equations; those of an inner loop for each iteration."""
-    inner = [
-        int(eqn.params.get("length", 1)) * _moved_bytes(one, machine) for eqn in jaxpr.eqns for one in inner_jaxprs(eqn)
-    ]
+    """Bytes read from the inputs of a step and written by its equations; those of an inner scan for each iteration."""
+    scans = [eqn for eqn in jaxpr.eqns if eqn.primitive is primitives.scan_p]
     made = sum(machine.bytes_of(eqn.outvars) for eqn in jaxpr.eqns)
+    inner = [
+        counted((eqn.params["length"],))[0] * _moved_bytes(one, machine) for eqn in scans for one in inner_jaxprs(eqn)
+    ]
     return machine.bytes_of(variables(jaxpr.invars)) + made + sum(inner)
 
 

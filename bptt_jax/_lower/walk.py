@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bptt_jax._jaxprs.arrays import zeros_like
+from bptt_jax._jaxprs.arrays import varying_axes, zeros_like
 from bptt_jax._jaxprs.equations import read
 from bptt_jax._jaxprs.types import Index, Leaf, Tree
 from bptt_jax._lower.block import Block
@@ -111,7 +111,10 @@ class Forward(Walk):
         """
         is_early = isinstance(at, int) and at > 0 and bool(self._block.parts.features) and self._is_cpu
         zero = late_zero(carry) if is_early else None
-        return at if zero is None else at + zero.astype(jnp.int32)
+        # In a `shard_map` an index that varies over more axes of the mesh would change the types of carry and xs.
+        if zero is None or any(varying_axes(zero) - varying_axes(leaf) for leaf in (*carry, *self._xs)):
+            return at
+        return at + zero.astype(jnp.int32)
 
     def advance(self, node: Plan, at: Index, carry: Arrays, ys: Arrays | None) -> tuple[Arrays, Arrays | None]:
         """Runs a node and keeps nothing: (carry, ys)."""

@@ -7,6 +7,7 @@ from collections.abc import Container, Sequence
 from typing import Any
 
 import jax
+from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
 from jax.interpreters import ad
@@ -136,6 +137,18 @@ def _is_whole(ct: Var, part: Var, axis: int) -> bool:
     """Whether `part` is `ct`, or `ct` with an axis of length 1 before its axis number `axis`."""
     shape = tuple(ct.aval.shape)
     return part is ct or tuple(part.aval.shape) == (*shape[:axis], 1, *shape[axis:])
+
+
+def cotangents_of(ct: Var, stacked: Env, pull: Pull) -> Any:
+    """The cotangents of a variable at all steps of a block, from the stacked ones."""
+    if ct in stacked:
+        return stacked[ct]
+    part = part_of(ct, stacked, pull)
+    assert part is not None, "a tap whose cotangent is not stacked"
+    whole, axis, start = part
+    is_stacked = whole.aval.ndim > ct.aval.ndim
+    found = lax.slice_in_dim(stacked[whole], start, start + (1 if is_stacked else ct.aval.shape[axis]), axis=axis + 1)
+    return lax.squeeze(found, [axis + 1]) if is_stacked else found
 
 
 def avals(atoms: Sequence[Any]) -> list[Any]:

@@ -20,7 +20,7 @@ from jax.extend.core import primitives
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bptt_jax._figures import LARGE_BYTES
-from bptt_jax._jaxprs.arrays import zeros_like
+from bptt_jax._jaxprs.arrays import explicit_sharding, zeros_like
 from bptt_jax._jaxprs.equations import apply
 from bptt_jax._jaxprs.types import Eqn, Index, Leaf, Tree
 from bptt_jax._step.rows import product
@@ -74,7 +74,10 @@ class Tap:
         broadcast = [i for i, size in enumerate(weight.shape) if size == 1]
         waiting = jax.typeof(weight).sharding.spec.reduced
         if not waiting:
-            return jnp.sum(jnp.sum(cotangents, 0), broadcast, keepdims=True)
+            total = jnp.sum(jnp.sum(cotangents, 0), broadcast, keepdims=True)
+            wanted = explicit_sharding(weight)
+            # A weight held whole by all devices may be added to an array whose axis they divide.
+            return total if wanted is None else jax.reshard(total, wanted)
         # The sum is a product with ones, because only a product can leave its result unreduced.
         sharding, over = jax.typeof(cotangents).sharding, [0, *(i + 1 for i in broadcast)]
         ones = jnp.ones([cotangents.shape[i] for i in over], cotangents.dtype)

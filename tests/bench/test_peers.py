@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 from bptt_jax._bench.cells import CELLS
-from bptt_jax._bench.peers import Program, compare, compile_program, equinox, ours
+from bptt_jax._bench.peers import Program, checkpointed_step, compare, compile_program, equinox, ours
 from bptt_jax._caches import forget_everything
 from bptt_jax._verify import check as _check
 from tests.bench.budgets import RNN_CELLS, RNN_SIZES, budget_bytes, lax_scan_bytes, sizes
@@ -69,21 +69,35 @@ def over_the_grid(percent: float | None) -> tuple[float, float]:
 
 def test_at_five_per_cent_over_the_grid():
     mean, worst = over_the_grid(5)
-    assert mean <= 1.12
-    assert worst <= 1.35
+    assert mean <= 1.00
+    assert worst <= 1.25
 
 
 def test_without_a_budget_over_the_grid():
     mean, worst = over_the_grid(None)
-    assert mean <= 0.90
-    assert worst <= 1.05
+    assert mean <= 0.80
+    assert worst <= 1.00
 
 
 def test_a_plain_lstm_at_five_and_at_two_per_cent():
     print()
     at_five, at_two = against_lax_scan("lstm", 16, 256, [5, 2])
     assert at_five <= 1.00
-    assert at_two <= 1.30
+    assert at_two <= 1.20
+
+
+@pytest.mark.parametrize(("batch", "width"), [(32, 512), (64, 512)])
+def test_large_products_at_five_per_cent_beside_a_checkpoint_at_each_step(batch, width):
+    """The checkpoint at each step takes three to four times the bytes."""
+    problem = CELLS["lstm"](batch, width)
+    xs = problem.xs(400)
+    theirs = compile_program("scan(checkpoint(step))", checkpointed_step, problem, xs)
+    budget = budget_bytes("lstm", batch, width, 400, 5)
+    program = compile_program("bptt_jax", ours(budget=budget), problem, xs)
+    (ratio,) = compare([program], theirs, SECONDS).ratios
+    print(f"\nlstm ({batch},{width}) {describe(program, ratio, budget, theirs)}")
+    assert ratio <= 1.05
+    assert 2 * program.temp_bytes <= theirs.temp_bytes
 
 
 def test_faster_than_equinox_in_no_more_bytes():
@@ -97,7 +111,7 @@ def test_faster_than_equinox_in_no_more_bytes():
             program = compile_program("bptt_jax", ours(budget=theirs.temp_bytes), problem, xs)
             (ratio,) = compare([program], theirs, SECONDS).ratios
             print(f"{cell} (16,256) {describe(program, ratio, theirs.temp_bytes, theirs)}", flush=True)
-            if not (ratio < 1 and program.temp_bytes <= theirs.temp_bytes):
+            if not (ratio <= 0.95 and program.temp_bytes <= theirs.temp_bytes):
                 slower.append((cell, slots))
     assert not slower
 
@@ -136,7 +150,7 @@ def test_compile_time_against_lax_scan():
         ratios[percent] = statistics.median(bounded / plain for plain, bounded in pairs)
         name = "no budget" if percent is None else f"{percent} %"
         print(f"{name}: {pairs[-1][1]:.2f} s, {ratios[percent]:.2f} of lax.scan's", flush=True)
-    assert max(ratios.values()) <= 3
+    assert max(ratios.values()) <= 2.6
 
 
 def test_the_time_of_a_step_does_not_grow_with_the_length():

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -22,22 +23,22 @@ BATCHES = (1, 4, 16, 64, 128)
 WIDTHS = (64, 128, 256, 512, 1024)
 LARGEST = 1 << 16  # features of all examples
 PLANS = {"no budget": Steps(96), "recomputed": Repeat(4, Remat(Steps(24)))}
-# A decision: a figure of `DeviceFigures`, its values that force it to be taken and not to be taken, and the cell.
-DECISIONS = {
-    "features": ("hoisting", 0.0, math.inf, "lstm"),
-    "deferred gradients": ("stacking", 0.0, math.inf, "lstm"),
-    "merged products": ("merged_flops", 1 << 62, -1, "flax-gru"),
+# A decision: the figures of `DeviceFigures` that force it to be taken, those that force it not to be, and the cell.
+DECISIONS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "features": ({"hoisting": 0.0}, {"hoisting": math.inf}, "lstm"),
+    "deferred gradients": ({"stacking": 0.0}, {"stacking": math.inf}, "lstm"),
+    "merged products": ({"merged_rows": 0}, {"merged_rows": 1 << 62, "merged_flops": -1}, "flax-gru"),
 }
 
 
 def ratio(decision: str, batch: int, width: int, plan: Plan, seconds: float) -> float:
     """The time of a gradient with a decision taken, of that without it."""
-    name, taken, not_taken, cell = DECISIONS[decision]
+    taken, not_taken, cell = DECISIONS[decision]
     cpu, programs = machine.CPU, []
     problem = CELLS[cell](batch, width)
     try:
-        for figure in (taken, not_taken):
-            machine.CPU = dataclasses.replace(cpu, **{name: figure})
+        for figures in (taken, not_taken):
+            machine.CPU = dataclasses.replace(cpu, **figures)
             jax.clear_caches()
             forget_everything()
             programs.append(compile_program("", ours(plan=plan), problem, problem.xs(96)))

@@ -119,14 +119,15 @@ class _Family:
         inner = inner_counts(self.length // self.n)
         for row in _ascending(self.bounds):
             k = int(self.counts[row])
-            after = self._after(k, self.length - k * self.n * int(inner.products[row]))
-            if after is not None:
+            for after in self._after(k, self.length - k * self.n * int(inner.products[row])):
                 parts = (_nest(self.n, k, inner.counts[row]), *(part for part in after if part != Steps(0)))
                 yield float(self.bounds[row]), Chain(parts) if len(parts) > 1 else parts[0]
 
-    def _after(self, k: int, rest: int) -> tuple[Plan, ...] | None:
-        """The plan of the rest, after a nest of k children: in blocks of the same length where it can be."""
-        return (Repeat(rest // self.n, Steps(self.n)) if rest > self.n and rest % self.n == 0 else Steps(rest),)
+    def _after(self, k: int, rest: int) -> Iterator[tuple[Plan, ...]]:
+        """The plans of the rest, after a nest of k children: also in blocks of their length, where it can be."""
+        yield (Steps(rest),)
+        if rest > self.n and rest % self.n == 0:
+            yield (Repeat(rest // self.n, Steps(self.n)),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +136,10 @@ class _WithSecondNest(_Family):
 
     carries: int
 
-    def _after(self, k: int, rest: int) -> tuple[Plan, ...] | None:
-        return _second_nest(rest, self.n, self.carries - k)
+    def _after(self, k: int, rest: int) -> Iterator[tuple[Plan, ...]]:
+        found = _second_nest(rest, self.n, self.carries - k)
+        if found is not None:
+            yield found
 
 
 def _families(profile: SweepProfile, length: int, budget_bytes: int) -> Iterator[_Family]:

@@ -37,8 +37,7 @@ class Ours:
 
     @property
     def name(self) -> str:
-        in_bytes = "no budget" if self.budget is None else f"{self.budget:,} bytes"
-        asked = self.budget if isinstance(self.budget, str) else in_bytes
+        asked = f"{self.budget:,} bytes" if isinstance(self.budget, int) else self.budget or "no budget"
         return f"bptt_jax, {asked}{', vmap' * self.vmap}"
 
     def scan_for(self, device: Device) -> Scan:

@@ -96,7 +96,8 @@ def mapped(scan: Scan) -> Scan:
 
         def step_of_one(carry: Tree, x: jax.Array) -> tuple[Any, Any]:
             # The axis is added to one x, because XLA would copy all xs for it.
-            return step(carry, x[None] if has_batch else x)
+            found: tuple[Any, Any] = step(carry, x[None] if has_batch else x)
+            return found
 
         def of_one(init: Tree, xs: jax.Array) -> tuple[Any, Any]:
             return scan(step_of_one, jax.tree.map(lambda leaf: leaf[None], init), xs)

@@ -47,9 +47,9 @@ class RNN(Recurrent):
 
     Attributes:
       cell: an instance of a recurrent cell, for example `nn.LSTMCell(8)`, or a `Stack` of several.
-      time_major, return_carry, reverse, keep_order, unroll, variable_axes, variable_broadcast, variable_carry,
+      time_major, return_carry, reverse, keep_order, variable_axes, variable_broadcast, variable_carry,
         split_rngs: as in `flax.linen.RNN`.
-      budget, plan, lowering, verify: as in `bptt_jax.scan`.
+      budget, plan, lowering, verify, unroll: as in `bptt_jax.scan`.
 
     Raises:
       TypeError, ValueError: if `cell` is no recurrent cell or an option is malformed; when called, if the plan is for
@@ -118,8 +118,8 @@ def rnn(
 
     Args:
       cell_class: the cell class, if the decorator is written without options.
-      budget, plan, lowering, verify: as in `bptt_jax.scan`.
-      unroll, time_major, return_carry, reverse, keep_order, variable_axes, variable_broadcast, variable_carry,
+      budget, plan, lowering, verify, unroll: as in `bptt_jax.scan`.
+      time_major, return_carry, reverse, keep_order, variable_axes, variable_broadcast, variable_carry,
         split_rngs: as in `flax.linen.RNN`, whose documentation lists the options a call can override.
 
     Raises:

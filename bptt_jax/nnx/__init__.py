@@ -45,8 +45,8 @@ class RNN(Recurrent):
 
     Args:
       cell: an instance of a recurrent cell, for example `nnx.LSTMCell(3, 8, rngs=...)`, or a `Stack` of several.
-      time_major, return_carry, reverse, keep_order, unroll, state_axes, broadcast_rngs, rngs: as in `flax.nnx.RNN`.
-      budget, plan, lowering, verify: as in `bptt_jax.scan`.
+      time_major, return_carry, reverse, keep_order, state_axes, broadcast_rngs, rngs: as in `flax.nnx.RNN`.
+      budget, plan, lowering, verify, unroll: as in `bptt_jax.scan`.
 
     Raises:
       TypeError, ValueError: if `cell` is no recurrent cell or an option is malformed; when called, if the plan is for
@@ -113,8 +113,8 @@ def rnn(
 
     Args:
       cell_class: the cell class, if the decorator is written without options.
-      budget, plan, lowering, verify: as in `bptt_jax.scan`.
-      unroll, time_major, return_carry, reverse, keep_order, state_axes, broadcast_rngs: as in `flax.nnx.RNN`, whose
+      budget, plan, lowering, verify, unroll: as in `bptt_jax.scan`.
+      time_major, return_carry, reverse, keep_order, state_axes, broadcast_rngs: as in `flax.nnx.RNN`, whose
         documentation lists the options a call can override.
       rngs: whether layers have keys of their own for the first carries, as `flax.nnx.RNN` has by default.
 

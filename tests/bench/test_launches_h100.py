@@ -25,7 +25,7 @@ def strict_jax():
 
 @functools.cache
 def measured(cell: str, scan: Scan) -> tuple[int, int]:
-    """The launches and temporary bytes on an H100 of the gradient of a cell of its default size: (16, 256), or a grid."""
+    """The launches and temporary bytes on an H100 of the gradient of a cell of its default size."""
     sharding = jax.sharding.SingleDeviceSharding(or_skip(h100))
     problem = CELLS[cell](*default_size(cell))
     arguments = jax.tree.map(

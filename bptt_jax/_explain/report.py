@@ -124,11 +124,16 @@ class Report:
             ("gradients summed by step", self.block.in_loop),
             ("products merged", ("yes",) if self.block.merged else ()),
             ("products in turn", ("yes",) if self.block.in_turn else ()),
-            ("values saved by a step", (f"{self.block.saved} in {self.block.arrays} arrays",)),
+            ("products of x, read ahead", ("yes",) if self.block.ahead else ()),
+            ("values saved by a step", (self._packed,) if self.block.arrays < self.block.saved else ()),
         ]
         assert self.profile.sweep is not None
         lowering = ("lowering", f"sweep, blocks of at most {self.profile.sweep.block_steps} steps")
         return [lowering, *((name, ", ".join(values)) for name, values in rows if values)]
+
+    @property
+    def _packed(self) -> str:
+        return "" if self.block is None else f"{self.block.saved} in {self.block.arrays} arrays"
 
     def _check_rows(self) -> list[tuple[str, str]]:
         """Rows on the programs compiled, one each."""

@@ -88,6 +88,7 @@ class BlockSummary:
       in_loop: other constants, with gradients summed step by step.
       merged: whether products with a common operand run as one.
       in_turn: whether the products at the end of a block run one after another.
+      ahead: whether products of x are read a step ahead, where nothing is kept.
       saved, arrays: the values that a step saves, and the arrays in which they are written.
     """
 
@@ -96,6 +97,7 @@ class BlockSummary:
     in_loop: tuple[str, ...]
     merged: bool
     in_turn: bool
+    ahead: bool
     saved: int
     arrays: int
 
@@ -114,6 +116,7 @@ def summary(vjp: StepVjp, style: Style) -> BlockSummary:
         in_loop=names([parts.constants[i] for i in vjp.in_loop]),
         in_turn=style.in_turn,
         merged=style.merged,
+        ahead=parts.reads_ahead,
         saved=len(vjp.saved),
         arrays=Packing(vjp).n_arrays,
     )

@@ -114,4 +114,8 @@ def test_explain_shows_both():
     assert report.block.arrays == 2
     assert "steps in an iteration      4" in str(report)
     assert f"{report.block.saved} in 2 arrays" in str(report)
-    assert "steps in an iteration" not in str(bptt_jax.explain(lambda c, x: step(params, c, x), init, xs))
+    assert "read ahead" not in str(report)
+    on_cpu = str(bptt_jax.explain(lambda c, x: step(params, c, x), init, xs))
+    assert "products of x, read ahead  yes" in on_cpu
+    assert "steps in an iteration" not in on_cpu
+    assert "values saved by a step" not in on_cpu

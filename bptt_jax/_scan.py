@@ -64,8 +64,9 @@ def scan(
       xs: a pytree of arrays to scan over, along the leading axes or `in_axes`; or None with `length`.
       length: the number of steps; must agree with `xs`.
       reverse: whether to go through `xs` from the end; `ys` are in the order of `xs`.
-      unroll: steps per iteration of the innermost loops, as in `jax.lax.scan`. With None, one on CPU; on accelerators
-        up to five for small steps, because each launches kernels, where a loop can be divided so; see `explain`.
+      unroll: steps per iteration of the innermost loops, as in `jax.lax.scan`; True and 0 are all. None is one on CPU;
+        on accelerators up to five of small steps, because iterations launch kernels, where a loop's length can be
+        divided so. `explain` shows the number.
       budget: a limit on the temporary bytes, per device, of this scan's compiled gradient, as XLA reports them. The
         gradient is with respect to all differentiated inputs (params, init, xs, or some leaves of them). The limit is
         None (no limit), an int, or a string: "64MiB", "1.5GB", "5%" or "auto".

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import math
 import re
@@ -11,12 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich import box
 from rich.table import Table
 
 from bptt_jax._bench.comparison import Comparison, Row
-from bptt_jax._bench.targets import missing_plugins
 from bptt_jax._jaxprs.types import Leaf
 from bptt_jax.errors import format_bytes
 
@@ -54,12 +53,14 @@ def table(comparison: Comparison, *, markdown: bool = False) -> Table:
         caption=None if markdown else caption(comparison),
         box=box.MARKDOWN if markdown else box.SIMPLE_HEAD,
     )
-    for name in _HEAD[1:-1]:
+    # Launches have a column only where they are counted.
+    shown = [name != "launches" or bool(comparison.launches_device) for name in _HEAD]
+    for name in list(itertools.compress(_HEAD, shown))[1:-1]:
         found.add_column(name, justify="right", no_wrap=True)
     found.add_column(_HEAD[-1])
     for row in comparison.rows:
         style = "bold" if row.method.startswith("bptt_jax") else None
-        cells = _cells(row, comparison)
+        cells = list(itertools.compress(_cells(row, comparison), shown))
         plan = f"`{row.plan}`" if markdown and row.plan else cells[-1]  # as code, because its stars are not Markdown's
         found.add_row(*cells[:-1], plan, style=style)
     return found
@@ -80,20 +81,18 @@ def caption(comparison: Comparison) -> str:
         )
     return (
         "time: medians of runs interleaved with lax.scan's;"
-        f"{products} steps: evaluations of the step; {_launches(comparison)}; compile: + checks of the plan"
+        f"{products} steps: evaluations of the step;{_launches(comparison)} compile: + checks of the plan"
         f"{'' if importlib.util.find_spec('equinox') else '; Equinox is not installed'}"
     )
 
 
 def _launches(comparison: Comparison) -> str:
-    """Legend of the launches: the device they are counted for, or the reason why they are not."""
+    """Legend of the launches, if they are counted."""
     device = comparison.launches_device
     if device:
         elsewhere = "" if device == comparison.device else f", of programs planned and compiled for an {device}"
-        return f"launches: kernels and copies that the GPU is sent{elsewhere}"
-    if jax.default_backend() != "gpu" and missing_plugins():
-        return "launches: not counted, JAX's CUDA plugins are not installed"
-    return "launches: not counted without --launches"
+        return f" launches: kernels and copies that the GPU is sent{elsewhere}, where all loops have known lengths;"
+    return ""
 
 
 def _cells(row: Row, comparison: Comparison) -> tuple[str, ...]:
@@ -106,7 +105,7 @@ def _cells(row: Row, comparison: Comparison) -> tuple[str, ...]:
     steps, compiling = f"{row.forward_steps:,}", f"{row.compile_seconds:.2f} s"
     if row.check_seconds:
         compiling += f" + {row.check_seconds:.2f}"
-    time = f"{row.seconds * 1e3:.3g} ms" if row.seconds < 1 else f"{row.seconds:.3g} s"
+    time = f"{_three_digits(row.seconds * 1e3)} ms" if row.seconds < 1 else f"{_three_digits(row.seconds)} s"
     return (
         row.method,
         format_bytes(row.temp_bytes),
@@ -119,6 +118,15 @@ def _cells(row: Row, comparison: Comparison) -> tuple[str, ...]:
         compiling,
         row.plan,
     )
+
+
+def _three_digits(value: float) -> str:
+    """A number in three digits.
+
+    >>> _three_digits(816.4), _three_digits(1.0), _three_digits(0.62)
+    ('816', '1.00', '0.620')
+    """
+    return f"{value:#.3g}".rstrip(".")
 
 
 def write_json(comparisons: Sequence[Comparison], path: Path) -> None:

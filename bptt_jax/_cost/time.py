@@ -17,7 +17,7 @@ import functools
 from collections.abc import Sequence
 
 from bptt_jax._figures import OTHER_BODY, SECOND_BODY
-from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, fold, in_blocks, length, require_plan
+from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, fold, in_blocks, leaf_lengths, length, require_plan
 from bptt_jax.plans._profile import Lowering, StepProfile, StepTimes, SweepProfile
 
 
@@ -47,19 +47,17 @@ def time_of(plan: Plan, profile: StepProfile) -> float:
 def sweep_time(plan: Plan, profile: SweepProfile) -> float:
     """The predicted time of a plan in blocks, with a charge for each block to compile after the first."""
     blocks = in_blocks(plan, profile.block_steps)
-    bodies, lengths = _bodies(blocks)
+    bodies, lengths = _bodies(blocks), leaf_lengths(blocks)
     # The first body is free, because every plan has one.
     charge = SECOND_BODY * (bodies - len(lengths)) + OTHER_BODY * max(len(lengths) - 1, 0)
     return predicted_time(blocks, profile.times, "sweep") * (1 + charge)
 
 
-def _bodies(plan: Plan) -> tuple[int, frozenset[int]]:
-    """The number of bodies to compile, and the lengths of their loops: `Steps` nodes of a plan, without empty ones."""
+def _bodies(plan: Plan) -> int:
+    """The number of bodies to compile: `Steps` nodes of a plan, without empty ones."""
 
-    def count(node: Plan, children: Sequence[tuple[int, frozenset[int]]]) -> tuple[int, frozenset[int]]:
-        if isinstance(node, Steps):
-            return int(node.n > 0), frozenset([node.n] if node.n else [])
-        return sum(number for number, _ in children), frozenset().union(*(lengths for _, lengths in children))
+    def count(node: Plan, children: Sequence[int]) -> int:
+        return int(node.n > 0) if isinstance(node, Steps) else sum(children)
 
     return fold(plan, count)
 

@@ -12,7 +12,7 @@ from bptt_jax._budget import Budget, budget_to_bytes
 from bptt_jax._device.free_bytes import free_bytes
 from bptt_jax._explain.report import Compiled, Report
 from bptt_jax._jaxprs.types import Device, Tree
-from bptt_jax._lower.loop import most_together
+from bptt_jax._lower.loop import unroll_of
 from bptt_jax._measure.measure import measure
 from bptt_jax._options import Options, checked_options
 from bptt_jax._pipeline import Choice, beside_bytes, choose, fastest, store_all_bytes, told
@@ -22,7 +22,7 @@ from bptt_jax._trace.call import Step
 from bptt_jax._trace.gradient import Gradient, gradient_of
 from bptt_jax._trace.trace import trace
 from bptt_jax._verify.check import measured
-from bptt_jax.plans._nodes import Plan
+from bptt_jax.plans._nodes import Plan, in_blocks, leaf_lengths
 from bptt_jax.plans._profile import Lowering, StepProfile
 
 
@@ -122,8 +122,14 @@ def report_on(gradient: Gradient) -> Report:
         checks=tuple(checks),
         unchecked=choice.unchecked,
         plan_seconds=choice.plan_seconds,
-        together=most_together(call),
+        together=_together(choice),
     )
+
+
+def _together(choice: Choice) -> tuple[int, ...]:
+    """The numbers of steps in an iteration of the plan's innermost loops."""
+    plan = choice.plan if choice.form is None else in_blocks(choice.plan, choice.form.sizes.most_steps)
+    return tuple(sorted({unroll_of(choice.gradient.call, n) for n in leaf_lengths(plan)})) or (1,)
 
 
 def _measured_bytes(choice: Choice) -> int | None:

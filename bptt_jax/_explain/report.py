@@ -68,7 +68,7 @@ class Report:
       checks: the programs compiled by themselves to find the plan, in their order.
       unchecked: the reason for having no checks under a budget; empty if there are some.
       plan_seconds: seconds of planning, without the checks.
-      together: steps in an iteration of the innermost loops, of blocks that can be divided so.
+      together: the numbers of steps in an iteration of the innermost loops, each once; they depend on a loop's length.
       overhead: predicted time over the time of keeping everything, with backward = 2 forwards.
     """
 
@@ -82,7 +82,7 @@ class Report:
     checks: tuple[Compiled, ...] = ()
     unchecked: str = ""
     plan_seconds: float = 0.0
-    together: int = 1
+    together: tuple[int, ...] = (1,)
 
     @property
     def _cost(self) -> PlanCost:
@@ -163,7 +163,7 @@ class Report:
             ("forward steps", f"{self.forward_steps:,} for {steps:,}"),
             ("predicted time", f"{self.overhead:.2f} of keeping everything"),
             ("step loops in the program", f"{self.program_size}"),
-            *([("steps in an iteration", f"{self.together}")] if self.together > 1 else []),
+            *([("steps in an iteration", ", ".join(map(str, self.together)))] if max(self.together) > 1 else []),
             *self._block_rows(),
             ("planning", f"{self.plan_seconds:.2f} s"),
             *self._check_rows(),

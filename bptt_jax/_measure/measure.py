@@ -124,7 +124,7 @@ def _swept(gradient: Gradient, form: Swept) -> SweepProfile:
         copied_bytes=_widened_bytes(call.step, machine) + _copied_bytes(gradient),
         # The backward of one step works on the cotangents of both its carries, the entering and the leaving one.
         fixed_bytes=sizes.fixed_bytes + 2 * carry_bytes + COUNTER_BYTES,
-        together=1 if call.unroll else most_together(call),  # with a number of the user's, JAX takes any loop
+        together=most_together(call),
         times=_times(form),
     )
 

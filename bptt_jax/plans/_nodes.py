@@ -271,3 +271,17 @@ def steps_together(n: int, most: int) -> int:
     if most <= 1:
         return 1
     return next((k for k in (most, most + 1, *range(most - 1, 1, -1)) if n % k == 0 and n), 1)
+
+
+def leaf_lengths(plan: Plan) -> frozenset[int]:
+    """The lengths of the `Steps` of a plan, without empty ones.
+
+    >>> sorted(leaf_lengths(Chain((Repeat(3, Remat(Steps(25))), Steps(10)))))
+    [10, 25]
+    """
+
+    def lengths(node: Plan, children: Sequence[frozenset[int]]) -> frozenset[int]:
+        own: frozenset[int] = frozenset([node.n] if isinstance(node, Steps) and node.n else [])
+        return own.union(*children)
+
+    return fold(plan, lengths)

@@ -110,9 +110,12 @@ def test_explain_shows_both():
     params, init = CELLS["lstm"](16, 8).params, CELLS["lstm"](16, 8).init
     with planning_for("gpu"):
         report = bptt_jax.explain(lambda c, x: step(params, c, x), init, xs)
-    assert report.together == 4
+    assert report.together == (4,)
     assert report.block.arrays == 2
     assert "steps in an iteration      4" in str(report)
+    with planning_for("gpu"):
+        cut = bptt_jax.explain(lambda c, x: step(params, c, x), init, xs, plan="(3*[10] + 7 + 3)")
+    assert cut.together == (1, 3, 5)
     assert f"{report.block.saved} in 2 arrays" in str(report)
     assert "read ahead" not in str(report)
     on_cpu = str(bptt_jax.explain(lambda c, x: step(params, c, x), init, xs))

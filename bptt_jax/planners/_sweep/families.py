@@ -239,5 +239,6 @@ def _leaf_lengths(length: int, together: int) -> list[int]:
     grid = {int(n) for n in np.geomspace(1, most, 48)}
     dividing = {length // k for k in range(2, min(length, 256) + 1) if length % k == 0}
     found = sorted({*range(1, min(_SHORT, most) + 1), *grid, *dividing})
-    # Of long leaves those that take as many steps together as wanted; short ones serve small budgets.
+    # Of long leaves those that take as many steps together as wanted, so that none is left over; short ones serve small
+    # budgets.
     return [n for n in found if n < 2 * together or steps_together(n, together) >= together]

@@ -52,6 +52,11 @@ class Block:
         self._call = call
 
     @property
+    def makes_room_late(self) -> bool:
+        """Whether room is made late: with features on CPU. On a mesh it takes messages, so not where loops have none."""
+        return bool(self.parts.features) and self.parts.machine.is_cpu and not self.partial_axes
+
+    @property
     def differentiable_positions(self) -> list[int]:
         """The positions of the differentiable values among the results of `hoist`."""
         return [i for i, v in enumerate(self.parts.hoisted) if v in self.parts.differentiable]
@@ -178,7 +183,7 @@ class Block:
 
         over = (list(xs), list(saved), list(ct_ys))
         init = (list(ct_carry), sums)
-        if self.parts.features and self.parts.machine.is_cpu:
+        if self.makes_room_late:
             silent = functools.partial(body, pull=dataclasses.replace(pull, eqns=quiet(pull.eqns)))
             (ct_carry, sums), stacks = run_stacking_late(self._call, body, silent, init, over, n, saved)
         else:

@@ -109,7 +109,7 @@ class Forward(Walk):
         XLA would make the features of a block outside of loops while the loop before it runs, because they need xs only
         (CPU: a fifth of a plan with a rest).
         """
-        is_early = isinstance(at, int) and at > 0 and bool(self._block.parts.features) and self._is_cpu
+        is_early = isinstance(at, int) and at > 0 and self._block.makes_room_late
         zero = late_zero(carry) if is_early else None
         # In a `shard_map` an index that varies over more axes of the mesh would change the types of carry and xs.
         if zero is None or any(varying_axes(zero) - varying_axes(leaf) for leaf in (*carry, *self._xs)):

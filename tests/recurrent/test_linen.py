@@ -178,7 +178,7 @@ def test_explain_of_a_layer_within_a_model_takes_its_part_of_the_variables():
 
 
 @pytest.mark.one_in(2)
-@pytest.mark.parametrize(("dtype", "most"), [(jnp.float32, 2e-6), (jnp.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("dtype", "most"), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
 def test_gradients_differ_from_flax_by_rounding(dtype, most):
     """Relative to the largest of each leaf; `pytest tests/recurrent/test_linen.py -k rounding -s -n 0` prints it."""
     inputs = jax.random.normal(jax.random.key(1), (16, 500, 64), dtype)
@@ -191,7 +191,14 @@ def test_gradients_differ_from_flax_by_rounding(dtype, most):
 
         return jax.tree.leaves(in_double(jax.jit(jax.grad(loss, argnums=(0, 1)))(variables, inputs)))
 
-    pairs = zip(gradients(ours), gradients(theirs), strict=True)
-    differ = max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in pairs)
+    def difference(found, wanted):
+        return max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in zip(found, wanted, strict=True))
+
+    found, flax = gradients(ours), gradients(theirs)
+    differ = difference(found, flax)
     print(f"{jnp.dtype(dtype)}: {differ:.1e}")
     assert differ <= most
+    if dtype == jnp.bfloat16:  # of two roundings of the same, ours is the nearer one
+        variables, inputs = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (variables, inputs))
+        exact = gradients(nn.RNN(nn.LSTMCell(64, dtype=jnp.float32)))
+        assert difference(found, exact) <= difference(flax, exact)

@@ -53,7 +53,7 @@ class Block:
 
     @property
     def makes_room_late(self) -> bool:
-        """Whether room is made late: with features on CPU. It takes messages on a mesh, so not where loops have none."""
+        """Whether room is made late: with features on CPU; not where loops have no messages, because it takes some."""
         return bool(self.parts.features) and self.parts.machine.is_cpu and not self.partial_axes
 
     @property

@@ -46,8 +46,8 @@ WITHOUT_FEATURES = 1.08
 ACCELERATOR_TIMES = {"forward": 1.0, "recording": 1.2, "backward": 1.7, "block": 5.0}
 ACCELERATOR_IN_TURN_TIMES = ACCELERATOR_TIMES | {"block": 9.0}
 # Shares of the gradient's time: the gain demanded of each further block of a plan for the sweep, of a length that
-# another has, and of another length. Each is a body more to compile, with its backward. On CPU, XLA makes machine code
-# once for equal kernels: for an LSTM's gradient, compiling takes 0.2 and 0.9 of lax.scan's time more. Judged.
+# another has, and of another length. Each is a body more to compile, with its backward, and the second kind more so:
+# on CPU, XLA makes machine code once for equal kernels. Judged (`tests/bench/test_peers.py -k compile_time`).
 SECOND_BODY, OTHER_BODY = 0.002, 0.03
 
 
@@ -104,8 +104,8 @@ ACCELERATOR = DeviceFigures(
 LARGE_BYTES = 1 << 15
 # Steps of a block, at least; shorter ones gain little from products over them. Judged.
 SHORTEST_BLOCK = 8
-# Bytes of a block's arrays, at least, for each byte of the gradients that are added once a block. Binds: LSTM (32, 512)
-# on CPU, where blocks of 8 steps take a tenth longer than blocks of 32.
+# Bytes of a block's arrays, at least, for each byte of the gradients that are added once a block. Judged by an LSTM
+# (32, 512) on CPU, which would have blocks of 8 steps otherwise.
 BYTES_TO_ADD = 4
 # Steps of an iteration of the innermost loops, where each kernel is a launch. Twice as many launch a tenth fewer
 # kernels, and compiling takes twice as long. Binds: LSTM (16, 256) for an H100.

@@ -1,4 +1,4 @@
-"""A machine as a value: the bytes of arrays on it, and three decisions on products by their sizes.
+"""A machine as a value: the bytes of arrays on it, and decisions on products, blocks and loops by their sizes.
 
 Inside a loop, a weight is read from a cache at each step, and its gradient is summed there. This is cheap while the
 weight is small against the bytes of a product outside the loop: these are written and read again for each step.
@@ -54,7 +54,7 @@ class Machine:
     def packs(self) -> bool:
         """Whether the values that a step saves are written as one array: where each write is a kernel.
 
-        A TPU runs a loop's body as one program, and on CPU packing takes 10 to 20 % longer.
+        A TPU runs a loop's body as one program, and a CPU has no launches.
         """
         return self.platform not in ("cpu", "tpu")
 
@@ -106,7 +106,7 @@ class Machine:
         return 2 * weight_bytes + here.launch_bytes >= 2 * here.hoisting * stacked_bytes
 
     def merging_pays(self, flops: int, rows: int) -> bool:
-        """Whether products of `flops` operations each, with an operand of `rows` rows in common, better run as one."""
+        """Whether products of `flops` operations each, with an operand of `rows` rows in common, run better as one."""
         return flops <= self._figures.merged_flops or rows >= self._figures.merged_rows
 
     def steps_together(self, step_bytes: int, equations: int) -> int:

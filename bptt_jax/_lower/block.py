@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax._jaxprs.arrays import zeros_like
-from bptt_jax._jaxprs.equations import Env, bind, evaluate, needed, read, with_gradient
+from bptt_jax._jaxprs.equations import Env, bind, evaluate, needed, read
 from bptt_jax._jaxprs.quiet import quiet
 from bptt_jax._jaxprs.types import Leaf, Tree
 from bptt_jax._lower.block_values import Gradients, Into, Weights
@@ -282,12 +282,7 @@ class Block:
 
     def _features_reach(self, pull: Pull) -> list[bool]:
         """For each active leaf of x whether a feature with a cotangent depends on it."""
-        parts = self.parts
-        features = select(parts.features, parts.active_features)
-        given = [v for v, ct in zip(features, pull.ct_features, strict=True) if ct is not None]
-        return [
-            any(v in with_gradient(parts.feature_eqns, [x]) for v in given) for x in select(parts.x, parts.active.x)
-        ]
+        return self.parts.x_reaching([ct is not None for ct in pull.ct_features])
 
     def x_with_cotangents(self, pull: Pull) -> Mask:
         """For each active leaf of x whether it has a cotangent: `back` returns these."""

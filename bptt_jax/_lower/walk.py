@@ -107,7 +107,7 @@ class Forward(Walk):
         """`at`, but not known to XLA before the carry is.
 
         XLA would make the features of a block outside of loops while the loop before it runs, because they need xs only
-        (CPU: a fifth of a plan with a rest).
+        (CPU; `python -m pytest tests/lower -k features_take_no_more_bytes`).
         """
         is_early = isinstance(at, int) and at > 0 and self._block.makes_room_late
         zero = late_zero(carry) if is_early else None

@@ -2,7 +2,7 @@
 
 A product of a block's values with a weight is one matrix product: steps and batch become the rows of one matrix.
 Under `jax.vmap` they would stay two axes, and on CPU XLA copies the cotangents, transposed, for the product over both
-axes that is the weight's gradient. This copy takes a third of the bytes of an LSTM's block.
+axes that is the weight's gradient (`python -m pytest tests/lower -k copy_of_cotangents`).
 """
 
 from __future__ import annotations

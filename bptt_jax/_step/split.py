@@ -106,6 +106,13 @@ class SplitStep:
         reached = with_gradient(self.feature_eqns, given)
         return tuple(v in reached for v in self.features)
 
+    def x_reaching(self, given: Sequence[bool]) -> list[bool]:
+        """For each active leaf of x whether one of these features depends on it; a mask of the active features."""
+        features = select(select(self.features, self.active_features), given)
+        return [
+            any(v in with_gradient(self.feature_eqns, [x]) for v in features) for x in select(self.x, self.active.x)
+        ]
+
     @property
     def carry(self) -> Sequence[Any]:
         return tuple(self.jaxpr.invars[self.n_operands : self.n_operands + self.n_carry])

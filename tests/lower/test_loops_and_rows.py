@@ -51,6 +51,23 @@ def test_a_product_of_a_block_is_that_of_each_step(name):
     assert [e.invars[0].aval.ndim == 1 + len(numbers[0][0]) for e in products] == [name in HAS_ROWS]
 
 
+def test_there_is_no_copy_of_cotangents():
+    """As products under `jax.vmap`, the gradient of a weight has a transposed one."""
+    types = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((40, 16, 64), (64, 256), (40, 16, 256))]
+    (eqn,) = jax.make_jaxpr(jnp.matmul)(types[0].update(shape=(16, 64)), types[1]).eqns
+
+    def taken(product):
+        def gradient(left, weight, cotangents):
+            made = lax.scan(lambda c, ct: (jnp.sin(c) + ct, jnp.cos(c)), cotangents[0], cotangents)[1]
+            return jax.linear_transpose(lambda weight: product(left, weight), weight)(made)
+
+        return jax.jit(gradient).lower(*types).compile().memory_analysis().temp_size_in_bytes
+
+    each = taken(lambda left, weight: jax.vmap(lambda left: left @ weight)(left))
+    cotangent_bytes = types[2].size * 4
+    assert taken(lambda left, weight: rows.product(eqn, 1, left, weight)) <= each - 0.9 * cotangent_bytes
+
+
 def form_of(step, init, xs):
     found = []
 

@@ -178,9 +178,12 @@ def test_explain_of_a_layer_within_a_model_takes_its_part_of_the_variables():
 
 
 @pytest.mark.one_in(2)
-@pytest.mark.parametrize(("dtype", "most"), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
-def test_gradients_differ_from_flax_by_rounding(dtype, most):
-    """Relative to the largest of each leaf; `pytest tests/recurrent/test_linen.py -k rounding -s -n 0` prints it."""
+@pytest.mark.parametrize(("dtype", "most"), [(jnp.float32, 2e-6), (jnp.bfloat16, 1e-2)])
+def test_gradients_differ_by_rounding(dtype, most):
+    """Relative to the largest of each leaf; `pytest tests/recurrent/test_linen.py -k rounding -s -n 0` prints it.
+
+    In float32 from Flax's. Of bfloat16 Flax's own are up to 2 % from those in float32, so ours are compared with these.
+    """
     inputs = jax.random.normal(jax.random.key(1), (16, 500, 64), dtype)
     ours, theirs = bptt_jax.linen.RNN(cell := nn.LSTMCell(64, dtype=dtype), budget="20%"), nn.RNN(cell)
     variables = jax.tree.map(lambda leaf: leaf.astype(dtype), theirs.init(jax.random.key(0), inputs))
@@ -195,10 +198,8 @@ def test_gradients_differ_from_flax_by_rounding(dtype, most):
         return max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in zip(found, wanted, strict=True))
 
     found, flax = gradients(ours), gradients(theirs)
-    differ = difference(found, flax)
-    print(f"{jnp.dtype(dtype)}: {differ:.1e}")
-    assert differ <= most
-    if dtype == jnp.bfloat16:  # of two roundings of the same, ours is the nearer one
-        variables, inputs = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (variables, inputs))
-        exact = gradients(nn.RNN(nn.LSTMCell(64, dtype=jnp.float32)))
-        assert difference(found, exact) <= difference(flax, exact)
+    variables, inputs = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (variables, inputs))
+    exact = flax if dtype == jnp.float32 else gradients(nn.RNN(nn.LSTMCell(64, dtype=jnp.float32)))
+    print(f"{jnp.dtype(dtype)}: {difference(found, exact):.1e}, Flax's {difference(flax, exact):.1e}")
+    assert difference(found, exact) <= most
+    assert dtype == jnp.float32 or difference(found, exact) <= difference(flax, exact)

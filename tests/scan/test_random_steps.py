@@ -10,7 +10,6 @@ import pytest
 from jax import lax
 
 import bptt_jax
-from bptt_jax.errors import BudgetError
 from tests import audit
 from tests.audit.kinds import RANDOM
 from tests.support import comparison
@@ -70,9 +69,7 @@ def test_a_whole_program_takes_what_its_check_says(seed):
 def test_small_budgets_are_checked_where_everything_seems_to_fit():
     """Loops of random bits, which no estimate has, are half of the bytes of a step of single numbers."""
     case = audit.Case(f"{RANDOM}-1007", 100, "sweep", "all")
-    with pytest.raises(BudgetError) as refused:  # the estimate is 2,939 bytes for everything kept
-        audit.examine(case, case.problem(), 5384)
-    finding = audit.examine(case, case.problem(), refused.value.smallest_bytes)
+    finding = audit.examine(case, case.problem(), 5384)
     assert finding.programs >= 1
     assert finding.measured <= finding.asked
 

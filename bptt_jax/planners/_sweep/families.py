@@ -62,7 +62,7 @@ def fastest(profile: SweepProfile, length: int, budget_bytes: int) -> Plan | Non
 
 @remember(256)
 def smallest_plan(profile: SweepProfile, length: int) -> Plan:
-    """The plan of this form with the fewest bytes, found by bisecting budgets down to half a carry.
+    """The plan of this form with the fewest bytes, found by bisecting budgets down to an eighth of a carry.
 
     >>> profile = SweepProfile(2, 7, block_bytes=6, block_steps=48)
     >>> sweep_bytes(smallest_plan(profile, 1000), profile)
@@ -70,7 +70,7 @@ def smallest_plan(profile: SweepProfile, length: int) -> Plan:
     """
     best: Plan = Steps(length)
     enough, refused = sweep_bytes(best, profile), sweep_bytes(Steps(min(length, 1)), profile) - 1
-    while enough - refused > max(profile.carry_bytes // 2, 1):
+    while enough - refused > max(profile.carry_bytes // 8, 1):
         # At most twice the refused budget, because the answer is near the lower end and small budgets are less work.
         middle = min((enough + refused) // 2, 2 * refused + 2)
         plan = _search(profile, length, middle)

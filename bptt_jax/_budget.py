@@ -24,13 +24,14 @@ _NUMBERS = 'bytes as an int, a string such as "64MiB", "1.5GB" or "5%", or None 
 _FORMS = _NUMBERS.replace(", or None", ', "auto" for what the device has free, or None')
 
 
-def budget_to_bytes(budget: object, store_all_bytes: int) -> int | None:
+def budget_to_bytes(budget: object, store_all_bytes: int, name: str = "budget") -> int | None:
     """The bytes of a budget; None where it sets no limit.
 
     Args:
       budget: None, a positive int, or a string: a number with a unit (B, kB, MB, GB, TB in powers of 1000, KiB, MiB,
         GiB, TiB in powers of 1024), or a percentage of `store_all_bytes`.
       store_all_bytes: temporary bytes of `jax.lax.scan`'s own vjp at this length.
+      name: of the argument, for errors.
 
     Raises:
       TypeError, ValueError: for anything else; the message has the accepted forms.
@@ -41,9 +42,9 @@ def budget_to_bytes(budget: object, store_all_bytes: int) -> int | None:
     if budget is None:
         return None
     if budget == "auto":
-        raise ValueError(f'budget="auto" is for what knows a device (scan, explain, layers); here use {_NUMBERS}.')
+        raise ValueError(f'{name}="auto" is for what knows a device (scan, explain, layers); here use {_NUMBERS}.')
     if isinstance(budget, str):
-        bytes_ = _parse(budget, store_all_bytes)
+        bytes_ = _parse(budget, store_all_bytes, name)
     elif not isinstance(budget, bool) and isinstance(budget, numbers.Integral):
         bytes_ = int(budget)
     else:
@@ -53,9 +54,9 @@ def budget_to_bytes(budget: object, store_all_bytes: int) -> int | None:
             share = f"{100 * budget:g}%" if budget < 1 else f"{budget:g}%"
             forms = [repr(share)] * (budget <= 100) + [str(int(budget))] * (budget >= 1)
             meant = f" Did you mean {', or '.join(forms)}?"
-        raise TypeError(f"budget={budget!r} of type {kind} is not a budget; use {_FORMS}.{meant}")
+        raise TypeError(f"{name}={budget!r} of type {kind} is not a budget; use {_FORMS}.{meant}")
     if bytes_ <= 0:
-        raise ValueError(f"budget={budget!r} is {bytes_} bytes, but a budget must be positive; use {_FORMS}.")
+        raise ValueError(f"{name}={budget!r} is {bytes_} bytes, but a budget must be positive; use {_FORMS}.")
     return bytes_
 
 
@@ -68,12 +69,12 @@ def is_percentage(budget: object) -> bool:
     return isinstance(budget, str) and "%" in budget
 
 
-def _parse(budget: str, store_all_bytes: int) -> int:
+def _parse(budget: str, store_all_bytes: int, name: str) -> int:
     match = _SHAPE.fullmatch(budget)
     if match is None:
         text = budget.strip()
         meant = {"auto": " Did you mean 'auto'?", "none": " Did you mean None?"}.get(text.lower(), _without_unit(text))
-        raise ValueError(f"budget={budget!r} is not a budget; use {_FORMS}.{meant}")
+        raise ValueError(f"{name}={budget!r} is not a budget; use {_FORMS}.{meant}")
     number, unit = fractions.Fraction(match["number"]), match["unit"]
     if unit == "%":
         return max(math.ceil(number), int(number * store_all_bytes / 100))  # positive, also without residuals
@@ -83,7 +84,7 @@ def _parse(budget: str, store_all_bytes: int) -> int:
         known = next(alike, _MEANT.get(unit.lower(), "".join(close)))
         meant = f" Did you mean '{match['number']}{known}'?" if known else ""
         raise ValueError(
-            f"budget={budget!r} has the unknown unit {unit!r}; the units are %, {', '.join(_UNITS)}.{meant}"
+            f"{name}={budget!r} has the unknown unit {unit!r}; the units are %, {', '.join(_UNITS)}.{meant}"
         )
     return int(number * _UNITS[unit])
 

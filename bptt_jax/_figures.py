@@ -45,6 +45,9 @@ WITHOUT_FEATURES = 1.08
 # loops of their own. Binds: LSTM (16, 256) for an H100 (`python -m pytest tests/bench/test_launches_h100.py`).
 ACCELERATOR_TIMES = {"forward": 1.0, "recording": 1.2, "backward": 1.7, "block": 5.0}
 ACCELERATOR_IN_TURN_TIMES = ACCELERATOR_TIMES | {"block": 9.0}
+# Bytes moved between a device and its host in the time of an advanced step whose kernels are no longer than their
+# launches: 9 microseconds at 55 GB/s, as PCIe 5.0 has. Judged; nothing was timed on a device with a host of its own.
+HOST_BYTES = 1 << 19
 # Shares of the gradient's time: the gain demanded of each further block of a plan for the sweep, of a length that
 # another has, and of another length. Each is a body more to compile, with its backward, and the second kind more so:
 # on CPU, XLA makes machine code once for equal kernels. Judged (`tests/bench/test_peers.py -k compile_time`).

@@ -13,7 +13,7 @@ import numpy as np
 from bptt_jax._budget import Budget, budget_to_bytes
 from bptt_jax._device.machine import Machine, machine_for
 from bptt_jax._jaxprs.types import Device
-from bptt_jax.plans._nodes import Plan
+from bptt_jax.plans._nodes import Plan, uses_host
 from bptt_jax.plans._notation import parse
 from bptt_jax.plans._profile import Lowering
 
@@ -24,6 +24,7 @@ class Options:
 
     Attributes:
       machine: the device to compile for.
+      host_budget: bytes in the host's memory; see `scan`.
       show_recomputation: whether callbacks for debugging run in steps evaluated again as well.
     """
 
@@ -33,6 +34,13 @@ class Options:
     lowering: Lowering | None = None
     verify: bool = True
     show_recomputation: bool = False
+    host_budget: Budget = None
+
+    @property
+    def may_use_host(self) -> bool:
+        """Whether a plan may keep values in the host's memory; on CPU there is only one memory."""
+        asked = self.host_budget is not None or (self.plan is not None and uses_host(self.plan))
+        return asked and not self.machine.is_cpu
 
 
 _shows_recomputation = contextvars.ContextVar("shows_recomputation", default=False)
@@ -87,12 +95,20 @@ def check_flags(flags: Mapping[str, Any]) -> None:
             raise TypeError(f"{name} must be True or False, got {given!r}.{meant}")
 
 
-def check_options(budget: Any, plan: Any, lowering: Any, verify: Any, target: Device = None) -> None:
+def check_options(
+    budget: Any, plan: Any, lowering: Any, verify: Any, target: Device = None, host_budget: Any = None
+) -> None:
     """Raises for malformed options, whatever the step, so also where nothing is differentiated."""
     if lowering not in (None, "sweep", "nested"):
         raise ValueError(f'lowering={lowering!r} is unknown; use None (the sweep where it can), "sweep" or "nested".')
     if budget != "auto":  # converted only to check its form, so any size of the scan serves
         budget_to_bytes(budget, store_all_bytes=1)
+    budget_to_bytes(host_budget, store_all_bytes=1, name="host_budget")
+    if host_budget is not None and budget is None:
+        raise ValueError(
+            f"host_budget={host_budget!r} needs a budget: without one, everything is kept on the device, or where a "
+            "plan says."
+        )
     if not isinstance(verify, bool):
         raise TypeError(f"verify must be True or False, got {verify!r}.")
     if isinstance(plan, str):
@@ -116,11 +132,13 @@ def checked_options(
     lowering: Lowering | None = None,
     verify: bool = True,
     target: Device = None,
+    host_budget: Budget = None,
 ) -> Options:
     """The options, for the machine of a target or of the default backend.
 
     Raises: as `check_options`.
     """
-    check_options(budget, plan, lowering, verify, target)
+    check_options(budget, plan, lowering, verify, target, host_budget)
     made = parse(plan) if isinstance(plan, str) else plan
-    return Options(machine_for(target), budget, made, lowering, verify, _shows_recomputation.get())
+    shows = _shows_recomputation.get()
+    return Options(machine_for(target), budget, made, lowering, verify, shows, host_budget)

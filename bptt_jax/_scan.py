@@ -32,6 +32,7 @@ def scan(
     unroll: int | bool | None = None,
     *,
     budget: Budget = None,
+    host_budget: Budget = None,
     plan: Plan | str | None = None,
     lowering: Lowering | None = None,
     verify: bool = True,
@@ -78,6 +79,11 @@ def scan(
         Under vmap all examples count. In a shard_map and under explicit sharding the shard's shapes count; under
         automatic sharding the global array's, which is safe. Derivatives of gradients keep the plan, unchecked.
         In a job of several processes each has to trace the call, because they agree on the bytes measured.
+      host_budget: beside a budget, a limit on bytes in the host's memory (GPU, TPU), in the same forms but for "auto".
+        The outermost loops of a plan may keep carries or residuals there, if moving them is predicted to be faster than
+        evaluating steps again. Blocks are moved while others are worked on. With room for all residuals no step is
+        evaluated twice; with room for carries, each step once more. Both limits are checked. On CPU there is one
+        memory, so the budget is the sum of both.
       plan: a plan to run as it is, instead of a budget; or its notation, for example "(3*[25] + 25)".
       lowering: the program of the gradient: "sweep"; "nested" (`jax.checkpoint` around `jax.lax.scan`, nested as the
         plan is); or None, the sweep where possible. Steps with derivative rules of the user's own take the nest.
@@ -118,7 +124,7 @@ def scan(
     Not for loops of dynamic length (`jax.lax.while_loop`), nor where everything fits anyway: then a budget only costs
     compile time.
     """
-    options = checked_options(budget, plan, lowering, verify, target)
+    options = checked_options(budget, plan, lowering, verify, target, host_budget)
     return scan_along(f, init, xs, length, reverse, unroll, options, layout_of(in_axes, out_axes))
 
 
@@ -169,6 +175,7 @@ def checkpointed(
     params: bool = False,
     unroll: int | bool | None = None,
     budget: Budget = None,
+    host_budget: Budget = None,
     plan: Plan | str | None = None,
     lowering: Lowering | None = None,
     verify: bool = True,
@@ -182,7 +189,7 @@ def checkpointed(
       step: (carry, x) -> (carry, y), or (params, carry, x) -> (carry, y) with `params=True`. Like a function under
         `jax.jit` it is traced once for inputs of the same types, and reads values from outside only then.
       params: whether the step, and so the decorated function, takes parameters first.
-      unroll, budget, plan, lowering, verify, target, in_axes, out_axes: as for `scan`.
+      unroll, budget, host_budget, plan, lowering, verify, target, in_axes, out_axes: as for `scan`.
 
     Returns:
       run([params,] init, xs=None, length=None, reverse=False) -> (carry, ys).
@@ -196,9 +203,15 @@ def checkpointed(
     >>> jax.grad(lambda w: run(w, 0.0, jnp.ones(100))[0])(0.5).shape
     ()
     """
-    check_options(budget, plan, lowering, verify, target)
+    check_options(budget, plan, lowering, verify, target, host_budget)
     options: dict[str, Any] = {"budget": budget, "plan": plan, "lowering": lowering, "verify": verify}
-    options |= {"target": target, "unroll": unroll, "in_axes": in_axes, "out_axes": out_axes}
+    options |= {
+        "host_budget": host_budget,
+        "target": target,
+        "unroll": unroll,
+        "in_axes": in_axes,
+        "out_axes": out_axes,
+    }
     if step is not None and not callable(step):
         raise TypeError(f"checkpointed decorates a step, got {step!r}. Did you mean budget={step!r}?")
     if step is None:

@@ -13,7 +13,8 @@ from bptt_jax._cost.nested import NestedRules
 from bptt_jax._cost.rules import Rules
 from bptt_jax._cost.sweep import SweepRules
 from bptt_jax._cost.time import evaluations
-from bptt_jax.plans._nodes import Plan, in_blocks, require_plan
+from bptt_jax.plans._blocks import in_blocks
+from bptt_jax.plans._nodes import Plan, brief, require_plan
 from bptt_jax.plans._profile import StepProfile, require_profile
 
 
@@ -22,10 +23,11 @@ class PlanCost:
     """The cost of a plan.
 
     Attributes:
-      peak_bytes: peak temporary bytes of the backward pass.
+      peak_bytes: peak temporary bytes of the backward pass, on the device.
       forward_steps: evaluations of the step, first pass and recording ones included. The backward evaluations, one
         per step, are not counted.
       program_size: copies of the step's loop in the plan; compile time grows with it, not with the length.
+      host_bytes: temporary bytes in the host's memory.
 
     >>> from bptt_jax import StepProfile, Steps
     >>> taken = cost(Steps(10), StepProfile(carry_bytes=4, residual_bytes=8))
@@ -36,6 +38,8 @@ class PlanCost:
     peak_bytes: int
     forward_steps: int
     program_size: int
+    host_bytes: int = 0
+    __repr__ = brief
 
 
 def cost(plan: Plan, profile: StepProfile) -> PlanCost:
@@ -49,6 +53,8 @@ def cost(plan: Plan, profile: StepProfile) -> PlanCost:
     >>> profile = StepProfile(carry_bytes=2, residual_bytes=12)
     >>> cost(Repeat(40, Remat(Steps(25))), profile)
     PlanCost(peak_bytes=380, forward_steps=2000, program_size=1)
+    >>> cost(Repeat(40, Remat(Steps(25)), kept="host"), profile)
+    PlanCost(peak_bytes=304, forward_steps=2000, program_size=1, host_bytes=80)
 
     Raises:
       TypeError: if `plan` is not a plan, or `profile` not a `StepProfile`.
@@ -60,4 +66,5 @@ def cost(plan: Plan, profile: StepProfile) -> PlanCost:
         # The sweep runs long `Steps` as loops over blocks, and its program has one body for each block in the tree.
         plan, rules = in_blocks(plan, profile.sweep.block_steps), SweepRules(profile.sweep)
     total = rules.total(plan)
-    return PlanCost(rules.peak_bytes(plan, total), evaluations(plan, profile.lowering).steps, total.leaves)
+    steps = evaluations(plan, profile.lowering).steps
+    return PlanCost(rules.peak_bytes(plan, total), steps, total.leaves, total.host)

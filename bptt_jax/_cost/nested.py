@@ -15,6 +15,7 @@ tests/measure/test_bytes.py).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -62,7 +63,7 @@ class NestedRules(Rules):
         if is_normal_chain(chain):
             return found
         # XLA starts the recomputation of bare `Remat` siblings early, so their peaks are added up.
-        return NodeCost(found.kept, sum(c.peak for c in children) + parts, found.leaves)
+        return dataclasses.replace(found, peak=sum(c.peak for c in children) + parts)
 
 
 def child_bytes(n: int, sizes: Sizes) -> int:

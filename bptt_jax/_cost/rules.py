@@ -11,11 +11,12 @@ from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, fold
 
 @dataclasses.dataclass(frozen=True)
 class NodeCost:
-    """The cost of one node: bytes kept for its backward, peak bytes, and copies of the step's loop."""
+    """The cost of one node: bytes kept for its backward, peak bytes, copies of the step's loop, bytes on the host."""
 
     kept: int
     peak: int
     leaves: int = 1
+    host: int = 0
 
 
 class Rules(abc.ABC):
@@ -23,6 +24,11 @@ class Rules(abc.ABC):
 
         kept(Steps n) = n·s   kept(Repeat k c) = k·kept(c)   kept(Chain cs) = Σ kept(c)   kept(Remat c) = h
         peak(Remat c) = h + peak(c)     peak(Repeat k c) = (k−1)·kept(c) + peak(c) + beside(c)
+
+    A loop with its values on the host keeps those of its last child on the device, and reads those of the child before
+    while a child is worked on:
+
+        kept(Repeat k c) = kept(c)      peak(Repeat k c) = kept(c) + peak(c)      host(Repeat k c) = k·kept(c)
 
     The subclasses add the peaks of blocks and of chains, and the bytes of a loop beside its child.
     """
@@ -41,6 +47,9 @@ class Rules(abc.ABC):
             case Remat():
                 (c,) = children
                 return NodeCost(self.carry_bytes, self.carry_bytes + c.peak, c.leaves)
+            case Repeat(k, _, kept="host") if k > 1:
+                (c,) = children
+                return NodeCost(c.kept, c.kept + c.peak, c.leaves, k * c.kept)
             case Repeat(k, child):
                 (c,) = children
                 # A scan frees nothing before its end, so the kept values of all other children are still there.
@@ -75,4 +84,4 @@ def joined(children: Sequence[NodeCost], extra_bytes: int) -> NodeCost:
     for c in children:
         peak = max(peak, kept + c.peak)
         kept += c.kept
-    return NodeCost(kept, peak + extra_bytes, sum(c.leaves for c in children))
+    return NodeCost(kept, peak + extra_bytes, sum(c.leaves for c in children), sum(c.host for c in children))

@@ -5,6 +5,11 @@ advance:
 
     time = n·(recording + backward) + (evaluations − n)·forward + block·(blocks evaluated)
 
+Values kept on the host are moved while other steps are evaluated or taken backwards. With B the bytes of a loop's
+values, M its steps and t the time to move a byte, each pass waits for the rest:
+
+    time += max(0, B·t − M·recording) + max(0, B·t − M·backward)
+
 The blocks evaluated follow the recursion of the evaluations with 1 in place of n: a `Remat` runs each block below it
 once more. In the sweep, the second run of a node ends before its last rematerialised part, because nothing reads the
 carry behind it.
@@ -16,8 +21,12 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
+from bptt_jax._cost.nested import NestedRules
+from bptt_jax._cost.rules import Rules
+from bptt_jax._cost.sweep import SweepRules
 from bptt_jax._figures import OTHER_BODY, SECOND_BODY
-from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, fold, in_blocks, leaf_lengths, length, require_plan
+from bptt_jax.plans._blocks import in_blocks, leaf_lengths
+from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, fold, length, require_plan, uses_host
 from bptt_jax.plans._profile import Lowering, StepProfile, StepTimes, SweepProfile
 
 
@@ -41,7 +50,9 @@ def predicted_time(plan: Plan, times: StepTimes, lowering: Lowering = "nested") 
 
 def time_of(plan: Plan, profile: StepProfile) -> float:
     """The predicted time of a plan as the profile's lowering runs it; planners compare plans by it."""
-    return predicted_time(plan, profile.times) if profile.sweep is None else sweep_time(plan, profile.sweep)
+    if profile.sweep is not None:
+        return sweep_time(plan, profile.sweep)
+    return predicted_time(plan, profile.times) + _waiting(plan, profile.times, NestedRules(profile))
 
 
 def sweep_time(plan: Plan, profile: SweepProfile) -> float:
@@ -50,7 +61,18 @@ def sweep_time(plan: Plan, profile: SweepProfile) -> float:
     bodies, lengths = _bodies(blocks), leaf_lengths(blocks)
     # The first body is free, because every plan has one.
     charge = SECOND_BODY * (bodies - len(lengths)) + OTHER_BODY * max(len(lengths) - 1, 0)
-    return predicted_time(blocks, profile.times, "sweep") * (1 + charge)
+    time = predicted_time(blocks, profile.times, "sweep") * (1 + charge)
+    return time + _waiting(blocks, profile.times, SweepRules(profile))
+
+
+def _waiting(plan: Plan, times: StepTimes, rules: Rules) -> float:
+    """The time of waiting for the host, in both passes."""
+    loops = plan.children if isinstance(plan, Chain) else (plan,)
+    waits = 0.0
+    for loop in filter(uses_host, loops):
+        moving, steps = rules.total(loop).host * times.transfer, length(loop)
+        waits += max(moving - steps * times.recording, 0.0) + max(moving - steps * times.backward, 0.0)
+    return waits
 
 
 def _bodies(plan: Plan) -> int:

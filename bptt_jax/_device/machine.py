@@ -20,6 +20,7 @@ from bptt_jax._figures import (
     ACCELERATOR,
     BYTES_TO_ADD,
     CPU,
+    HOST_BYTES,
     LARGE_STEP,
     MOST_EQUATIONS,
     MOST_TOGETHER,
@@ -121,6 +122,10 @@ class Machine:
         if self.is_cpu or step_bytes > LARGE_STEP * self._figures.launch_bytes:
             return 1
         return max(1, min(MOST_TOGETHER, MOST_EQUATIONS // max(equations, 1)))
+
+    def transfer(self, step_bytes: int) -> float:
+        """The time to move a byte between the device and the host, in evaluations of a step that moves `step_bytes`."""
+        return min(1.0, LARGE_STEP * self._figures.launch_bytes / max(step_bytes, 1)) / HOST_BYTES
 
     def block_steps(self, step_bytes: int, gradient_bytes: int) -> int:
         """The length of a block, in steps of `step_bytes` bytes each.

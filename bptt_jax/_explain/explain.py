@@ -15,14 +15,16 @@ from bptt_jax._jaxprs.types import Device, Tree
 from bptt_jax._lower.loop import unroll_of
 from bptt_jax._measure.measure import measure
 from bptt_jax._options import Options, checked_options
-from bptt_jax._pipeline import Choice, beside_bytes, choose, fastest, store_all_bytes, told
+from bptt_jax._pipeline import Choice, choose, fastest, store_all_bytes, told
 from bptt_jax._step.sizes import summary
 from bptt_jax._trace.along import Layout, layout_of
 from bptt_jax._trace.call import Step
 from bptt_jax._trace.gradient import Gradient, gradient_of
 from bptt_jax._trace.trace import trace
+from bptt_jax._verify.beside import beside_bytes
 from bptt_jax._verify.check import measured
-from bptt_jax.plans._nodes import Plan, in_blocks, leaf_lengths
+from bptt_jax.plans._blocks import in_blocks, leaf_lengths
+from bptt_jax.plans._nodes import Plan
 from bptt_jax.plans._profile import Lowering, StepProfile
 
 
@@ -35,6 +37,7 @@ def explain(
     unroll: int | bool | None = None,
     *,
     budget: Budget = None,
+    host_budget: Budget = None,
     plan: Plan | str | None = None,
     lowering: Lowering | None = None,
     verify: bool = True,
@@ -60,7 +63,7 @@ def explain(
     >>> 100 < report.forward_steps < 200, report.measured_bytes <= report.budget_bytes
     (True, True)
     """
-    options = checked_options(budget, plan, lowering, verify, target)
+    options = checked_options(budget, plan, lowering, verify, target, host_budget)
     return explain_along(f, init, xs, length, reverse, unroll, options, layout_of(in_axes, out_axes))
 
 
@@ -107,10 +110,11 @@ def report_on(gradient: Gradient) -> Report:
             found.measured_bytes,
             found.seconds,
             (found.candidate.plan, found.candidate.form) == (choice.plan, form),
+            found.host_bytes,
         )
         for found in choice.checks
     ]
-    measured_bytes = _measured_bytes(choice)
+    measured_bytes, host_bytes = _measured_bytes(choice)
     return Report(
         plan=choice.plan,
         profile=choice.profile,
@@ -123,6 +127,9 @@ def report_on(gradient: Gradient) -> Report:
         unchecked=choice.unchecked,
         plan_seconds=choice.plan_seconds,
         together=_together(choice),
+        host_budget_bytes=budget_to_bytes(call.options.host_budget, everything),
+        host_bytes=host_bytes,
+        is_one_memory=call.options.machine.is_cpu,
     )
 
 
@@ -132,13 +139,16 @@ def _together(choice: Choice) -> tuple[int, ...]:
     return tuple(sorted({unroll_of(choice.gradient.call, n) for n in leaf_lengths(plan)})) or (1,)
 
 
-def _measured_bytes(choice: Choice) -> int | None:
-    """The bytes XLA reports for the plan, from a check of it if there was one; None where it cannot be compiled."""
+def _measured_bytes(choice: Choice) -> tuple[int | None, int | None]:
+    """The bytes XLA reports for the plan, on the device and on the host; None where it cannot be compiled."""
     ran = choice.plan, choice.form
-    known = (one.measured_bytes for one in choice.checks if (one.candidate.plan, one.candidate.form) == ran)
-    # `measured` and not `check`, because processes agree on a check and here one may ask alone.
-    found = next(known, None) or measured(choice.gradient, choice.plan, choice.form).temporary_bytes
-    return int(found) if math.isfinite(found) else None
+    known = [one for one in choice.checks if (one.candidate.plan, one.candidate.form) == ran]
+    if known:
+        on_device, on_host = known[0].measured_bytes, known[0].host_bytes
+    else:  # `measured` and not `check`, because processes agree on a check and here one may ask alone
+        found = measured(choice.gradient, choice.plan, choice.form)
+        on_device, on_host = found.temporary_bytes, found.host_bytes
+    return (int(on_device), int(on_host)) if math.isfinite(on_device) else (None, None)
 
 
 def profile(f: Step, init: Tree, x: Tree, *, lowering: Lowering | None = None, target: Device = None) -> StepProfile:

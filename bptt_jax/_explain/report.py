@@ -8,7 +8,7 @@ import math
 from bptt_jax._cost.cost import PlanCost, cost
 from bptt_jax._step.sizes import BlockSummary
 from bptt_jax.errors import format_bytes
-from bptt_jax.plans._nodes import Plan
+from bptt_jax.plans._nodes import Plan, uses_host
 from bptt_jax.plans._nodes import length as length_of
 from bptt_jax.plans._notation import notation
 from bptt_jax.plans._profile import Lowering, StepProfile
@@ -28,6 +28,7 @@ class Compiled:
       measured_bytes: `temp_size_in_bytes` as XLA reports it; infinite where the compiler refused it for its size.
       seconds: time of tracing and compiling, spent once in a process.
       runs: whether `scan` runs this plan, in this lowering.
+      host_bytes: `host_temp_size_in_bytes` as XLA reports it.
     """
 
     plan: Plan
@@ -36,10 +37,12 @@ class Compiled:
     measured_bytes: float
     seconds: float
     runs: bool
+    host_bytes: float = 0.0
 
     def __str__(self) -> str:
         found = f"{self.measured_bytes:,.0f} bytes" if math.isfinite(self.measured_bytes) else "too large to compile"
-        words = f"{notation(self.plan)}, {self.lowering}: {found} for {self.predicted_bytes:,} predicted"
+        on_host = f", {self.host_bytes:,.0f} on the host" if self.host_bytes else ""
+        words = f"{notation(self.plan)}, {self.lowering}: {found}{on_host} for {self.predicted_bytes:,} predicted"
         return f"{words}, {self.seconds:.2f} s{', runs' * self.runs}"
 
 
@@ -68,6 +71,9 @@ class Report:
       checks: the programs compiled by themselves to find the plan, in their order.
       unchecked: the reason for having no checks under a budget; empty if there are some.
       plan_seconds: seconds of planning, without the checks.
+      host_budget_bytes: the budget of the host's memory; None without one.
+      host_bytes: `host_temp_size_in_bytes` reported by XLA; None as for `measured_bytes`.
+      is_one_memory: whether device and host are one, as on CPU, so that the budgets are added up.
       together: the numbers of steps in an iteration of the innermost loops, each once; they depend on a loop's length.
       overhead: predicted time over the time of keeping everything, with backward = 2 forwards.
     """
@@ -83,6 +89,9 @@ class Report:
     unchecked: str = ""
     plan_seconds: float = 0.0
     together: tuple[int, ...] = (1,)
+    host_budget_bytes: int | None = None
+    host_bytes: int | None = None
+    is_one_memory: bool = False
 
     @property
     def _cost(self) -> PlanCost:
@@ -145,8 +154,22 @@ class Report:
     def _measured(self) -> str:
         if self.measured_bytes is None:
             return "not known: it cannot be compiled by itself here"
-        is_over = self.budget_bytes is not None and self.measured_bytes + self.beside_bytes > self.budget_bytes
+        if self.budget_bytes is None:
+            return _bytes(self.measured_bytes)
+        limit = self.budget_bytes + (self.host_budget_bytes or 0) * self.is_one_memory
+        is_over = self.measured_bytes + self.beside_bytes > limit
         return _bytes(self.measured_bytes) + "  OVER THE BUDGET" * is_over
+
+    def _host_rows(self) -> list[tuple[str, str]]:
+        """Rows on the host's memory, where it is asked for or used."""
+        rows = []
+        if self.host_budget_bytes is not None:
+            one = "  added to the budget, because this device has one memory" * self.is_one_memory
+            rows.append(("budget on the host", _bytes(self.host_budget_bytes) + one))
+        if uses_host(self.plan) and not self.is_one_memory:
+            found = "not known" if self.host_bytes is None else _bytes(self.host_bytes)
+            rows += [("predicted on the host", _bytes(self._cost.host_bytes)), ("measured on the host", found)]
+        return rows
 
     def __str__(self) -> str:
         steps = length_of(self.plan)
@@ -155,6 +178,7 @@ class Report:
             ("budget", budget),
             ("predicted from shapes", _bytes(self.predicted_bytes)),
             ("measured by XLA", self._measured),
+            *self._host_rows(),
             *([] if self.budget_bytes is None else [("the last carry, beside", _bytes(self.beside_bytes))]),
             ("keeping everything", _bytes(self.store_all_bytes)),
             ("one carry", _bytes(self.profile.carry_bytes)),

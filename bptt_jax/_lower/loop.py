@@ -18,7 +18,7 @@ from bptt_jax._jaxprs.equations import inner_jaxprs, variables
 from bptt_jax._jaxprs.types import Index, Jaxpr, Tree
 from bptt_jax._lower.late import late_zero, late_zeros
 from bptt_jax._trace.call import Arrays, FlatStep, ScanCall
-from bptt_jax.plans._nodes import steps_together
+from bptt_jax.plans._blocks import steps_together
 
 Body = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -91,12 +91,15 @@ def most_together(call: ScanCall) -> int:
 
 @remember(1024)
 def _most_together(step: FlatStep, machine: Machine) -> int:
-    jaxpr = step.body.jaxpr
-    return 1 if machine.is_cpu else machine.steps_together(_moved_bytes(jaxpr, machine), _count(jaxpr))
+    return 1 if machine.is_cpu else machine.steps_together(moved_bytes(step, machine), _count(step.body.jaxpr))
+
+
+def moved_bytes(step: FlatStep, machine: Machine) -> int:
+    """Bytes read from the inputs of a step and written by its equations; those of an inner scan for each iteration."""
+    return _moved_bytes(step.body.jaxpr, machine)
 
 
 def _moved_bytes(jaxpr: Jaxpr, machine: Machine) -> int:
-    """Bytes read from the inputs of a step and written by its equations; those of an inner scan for each iteration."""
     scans = [eqn for eqn in jaxpr.eqns if eqn.primitive is primitives.scan_p]
     made = sum(machine.bytes_of(eqn.outvars) for eqn in jaxpr.eqns)
     inner = [

@@ -21,6 +21,7 @@ from jax.extend import core
 
 from bptt_jax._lower.by_index import ByIndex, steps_of
 from bptt_jax._lower.differentiated import Differentiated
+from bptt_jax._lower.host import to_device, to_host
 from bptt_jax._lower.loop import unroll_of
 from bptt_jax._trace.active import Active
 from bptt_jax._trace.call import Arrays, FlatStep, Mask, ScanCall, select
@@ -156,6 +157,9 @@ def _lower(plan: Plan, step: Run, reverse: bool, unroll: Unroll) -> Run:
             return _steps(n, step, reverse, unroll)
         case Remat(child):
             return jax.checkpoint(lower_child(child))
+        case Repeat(k, Remat(child), kept="host") if k >= 2:
+            on_host = jax.checkpoint(_from_host(_slice_runner(length(child), lower_child(child))), prevent_cse=False)
+            return _repeat(k, length(child), _to_host(on_host), reverse)
         case Repeat(k, Remat(child)) if k >= 2:
             # XLA does not merge recomputation with the first pass across a loop of two or more iterations. So the
             # barriers of `prevent_cse` are not needed, and they cost time in every iteration.
@@ -195,6 +199,24 @@ def _repeat(k: int, n: int, child: Run, reverse: bool) -> Run:
         start: Arrays = list(carry)
         carry, ys = lax.scan(body, start, parts, length=k, reverse=reverse)
         return carry, ys if n == 1 else [leaf.reshape(k * n, *leaf.shape[2:]) for leaf in ys]
+
+    return run
+
+
+def _to_host(child: Run) -> Run:
+    """`child`, with its first carry handed to it on the host: a checkpoint keeps its arguments where they are."""
+
+    def run(operands: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
+        return child(operands, list(map(to_host, carry)), xs)
+
+    return run
+
+
+def _from_host(child: Run) -> Run:
+    """`child` of a first carry on the host."""
+
+    def run(operands: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
+        return child(operands, list(map(to_device, carry)), xs)
 
     return run
 

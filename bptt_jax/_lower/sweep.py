@@ -24,7 +24,8 @@ from bptt_jax._lower.partial_sums import summed, unreduced
 from bptt_jax._lower.walk import Backward, Forward
 from bptt_jax._step.form import Swept
 from bptt_jax._trace.call import Arrays, Mask, ScanCall, replace, select
-from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, in_blocks
+from bptt_jax.plans._blocks import in_blocks
+from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps
 
 
 class Sweep:
@@ -110,6 +111,10 @@ def _unflatten(plan: Plan, saved: list[Any], n_carry: int, n_saved: int) -> tupl
             return saved[:n_saved], saved[n_saved:]
         case Remat():
             return saved[:n_carry], saved[n_carry:]
+        case Repeat(k, child, kept="host") if k > 1:
+            stack, saved = _unflatten(child, saved, n_carry, n_saved)
+            last, saved = _unflatten(child, saved, n_carry, n_saved)
+            return [stack, last], saved
         case Repeat(_, child):  # a loop stacks the leaves of its child
             return _unflatten(child, saved, n_carry, n_saved)
         case Chain(children):

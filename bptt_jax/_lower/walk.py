@@ -18,6 +18,7 @@ from bptt_jax._jaxprs.equations import read
 from bptt_jax._jaxprs.types import Index, Leaf, Tree
 from bptt_jax._lower.block import Block
 from bptt_jax._lower.block_values import Gradients, Into, Weights
+from bptt_jax._lower.host import blanks_of, to_device, to_host
 from bptt_jax._lower.late import late_zero
 from bptt_jax._step.pull import Pull
 from bptt_jax._trace.along import Along
@@ -155,6 +156,8 @@ class Forward(Walk):
                 return last, ys, list(carry)
             case Repeat(1, child):
                 return self.record(child, at, carry, ys)
+            case Repeat(k, child, kept="host"):
+                return self._record_on_host(k, child, at, carry, ys)
             case Repeat(k, child):
 
                 def body(state: Tree, i: Index) -> Any:
@@ -171,6 +174,18 @@ class Forward(Walk):
                     at += length(child)
                 return carry, ys, kept
         raise TypeError(f"not a plan node: {node!r}")
+
+    def _record_on_host(self, k: int, child: Plan, at: Index, carry: Arrays, ys: Arrays | None) -> tuple[Any, Any, Any]:
+        """`record` of a loop with its kept values on the host: (carry, ys, [stack on the host, values of the last])."""
+
+        def body(state: Tree, i: Index) -> Any:
+            (carry, ys), before = state
+            carry, ys, saved = self.record(child, at + i * length(child), carry, ys)
+            return ((carry, ys), saved), jax.tree.map(to_host, before)
+
+        blank = blanks_of(lambda: self.record(child, at, carry, ys)[2])
+        ((carry, ys), last), stack = lax.scan(body, ((carry, ys), blank), _counter(k))
+        return carry, ys, [stack, last]
 
     def revisit(self, node: Plan, at: Index, carry: Arrays) -> Any:
         """The values that `record` keeps of a node, without running to its end where possible."""
@@ -241,6 +256,8 @@ class Backward(Walk):
                 return self.back(child, at, self._again.revisit(child, at, saved), state)
             case Repeat(1, child):
                 return self.back(child, at, saved, state)
+            case Repeat(k, child, kept="host"):
+                return self._back_from_host(k, child, at, saved, state)
             case Repeat(k, child):
 
                 def body(state: Tree, i_and_saved: Any) -> Any:
@@ -256,6 +273,18 @@ class Backward(Walk):
                     state = self.back(child, at, kept, state)
                 return state
         raise TypeError(f"not a plan node: {node!r}")
+
+    def _back_from_host(self, k: int, child: Plan, at: Index, saved: Any, state: Any) -> Any:
+        """`back` of a loop with its kept values on the host: the values of the child before are read meanwhile."""
+
+        def body(state: Tree, i_and_before: Any) -> Any:
+            (state, saved), (i, before) = state, i_and_before
+            before = jax.tree.map(to_device, before)
+            return (self.back(child, at + i * length(child), saved, state), before), None
+
+        stack, last = saved
+        (state, _), _ = lax.scan(body, (state, last), (_counter(k), stack), reverse=True)
+        return state
 
 
 def _counter(k: int) -> Any:

@@ -28,7 +28,7 @@ from bptt_jax._figures import (
 )
 from bptt_jax._jaxprs.equations import inner_jaxprs
 from bptt_jax._jaxprs.types import Jaxpr
-from bptt_jax._lower.loop import most_together
+from bptt_jax._lower.loop import most_together, moved_bytes
 from bptt_jax._lower.nested import lower, read_by_index, with_unit_axes
 from bptt_jax._step.form import Swept
 from bptt_jax._trace.call import Arrays, FlatStep, Mask, element, replace, select
@@ -125,7 +125,7 @@ def _swept(gradient: Gradient, form: Swept) -> SweepProfile:
         # The backward of one step works on the cotangents of both its carries, the entering and the leaving one.
         fixed_bytes=sizes.fixed_bytes + 2 * carry_bytes + COUNTER_BYTES,
         together=most_together(call),
-        times=_times(form),
+        times=dataclasses.replace(_times(form), transfer=machine.transfer(moved_bytes(call.step, machine))),
     )
 
 

@@ -169,7 +169,9 @@ def _pullback(
     vmaps: Vmaps,
     of_results: Mask,
     wanted: Mask,
+    transfers: Any,
 ) -> list[Any]:
+    del transfers  # for JAX
     n = len(wanted)
     inputs_and_cts = (*wanted[: len(wrt)], *wanted[len(wrt) + n_saved :])
 

@@ -23,9 +23,12 @@ import jax.numpy as jnp
 from jax.interpreters import ad, batching
 from jax.interpreters import partial_eval as pe
 
+from bptt_jax._caches import remember
 from bptt_jax._jaxprs.equations import is_named_axis
 from bptt_jax._jaxprs.types import Leaf
 from bptt_jax._lower import plain
+from bptt_jax._lower.host import to_host
+from bptt_jax._options import Options
 from bptt_jax._pipeline import Choice, choose, told
 from bptt_jax._primitives.expansion import jvp_of, primitive
 from bptt_jax._trace.active import active, reached
@@ -40,9 +43,10 @@ def _forward(*inputs: Leaf, vmaps: Vmaps, **params: Any) -> list[Any]:
 
 
 def forward_of_one(
-    *, call: ScanCall, wrt: Mask, planned: Vmaps, vmaps: Vmaps, used: Mask | None = None
+    *, call: ScanCall, wrt: Mask, planned: Vmaps, vmaps: Vmaps, used: Mask | None = None, transfers: Any = None
 ) -> Callable[..., list[Any]]:
-    """The function of a `forward` for one example; see `_prune` for `used`."""
+    """The function of a `forward` for one example; see `_prune` for `used`, and `transfers_of` for `transfers`."""
+    del transfers
     mapped_over = _mapped_over(vmaps, len(wrt))
 
     def of_one(*inputs: Leaf) -> list[Any]:
@@ -77,8 +81,10 @@ def _prune(used: list[bool], *rest: Any) -> tuple[list[bool], Any]:
     return [True] * len(eqn.invars), eqn.replace(params=params, outvars=outvars)
 
 
-def _tangent(*args: Leaf, call: ScanCall, wrt: Mask, planned: Vmaps, n_saved: int, vmaps: Vmaps) -> list[Any]:
-    del planned  # for its transpose
+def _tangent(
+    *args: Leaf, call: ScanCall, wrt: Mask, planned: Vmaps, n_saved: int, vmaps: Vmaps, transfers: Any
+) -> list[Any]:
+    del planned, transfers  # for its transpose
     found, n, quiet = active(call.step, wrt), len(wrt), call.quiet
 
     def of_one(*args: Leaf) -> list[Any]:
@@ -98,9 +104,10 @@ def _backward(*args: Leaf, vmaps: Vmaps, **params: Any) -> list[Any]:
 
 
 def backward_of_one(
-    *, call: ScanCall, wrt: Mask, given: Mask, n_saved: int, planned: Vmaps, vmaps: Vmaps
+    *, call: ScanCall, wrt: Mask, given: Mask, n_saved: int, planned: Vmaps, vmaps: Vmaps, transfers: Any = None
 ) -> Callable[..., list[Any]]:
-    """The function of a `backward` for one example."""
+    """The function of a `backward` for one example; see `transfers_of` for `transfers`."""
+    del transfers
     n, n_kept = len(wrt), len(wrt) + n_saved
     wanted = select(returned(call, wrt, given), wrt)
     is_late = _is_late(call, planned, _mapped_over(vmaps, n))
@@ -131,6 +138,20 @@ forward_p = primitive("forward", _forward)
 tangent_p = primitive("tangent", _tangent)
 backward_p = primitive("backward", _backward)
 EXPANSIONS = {forward_p: _forward, backward_p: _backward}
+
+
+def transfers_of(options: Options) -> Any:
+    """A jaxpr with a transfer to the host, where a call may keep values there; else None.
+
+    It is a parameter of equations because JAX looks for transfers in their jaxprs before it lowers any, and cannot see
+    those that a primitive expands to.
+    """
+    return _transfer() if options.may_use_host else None
+
+
+@remember(1)
+def _transfer() -> Any:
+    return jax.make_jaxpr(to_host)(0.0)
 
 
 def _mapped_over(vmaps: Vmaps, n: int) -> Vmaps:

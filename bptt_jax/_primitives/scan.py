@@ -25,7 +25,7 @@ from bptt_jax._lower import plain
 from bptt_jax._options import Options
 from bptt_jax._pipeline import choose, told
 from bptt_jax._primitives.expansion import jvp_of, primitive
-from bptt_jax._primitives.gradient import Vmaps, forward_p, names_axis, tangent_p, vmaps_around
+from bptt_jax._primitives.gradient import Vmaps, forward_p, names_axis, tangent_p, transfers_of, vmaps_around
 from bptt_jax._step.form import has_vjp
 from bptt_jax._trace.active import active
 from bptt_jax._trace.call import Arrays, FlatStep, Mask, ScanCall, element, replace, select
@@ -51,11 +51,11 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: ScanCall) -> 
     if call.options.budget is not None:
         planned = vmaps_around(primals)
         told(choose(Gradient(call, wrt, tuple(map(jax.typeof, primals)), planned)))
-    outs = forward_p.bind(*primals, call=call, wrt=wrt, planned=planned, vmaps=(), used=None)
+    common = {"call": call, "wrt": wrt, "planned": planned, "vmaps": (), "transfers": transfers_of(call.options)}
+    outs = forward_p.bind(*primals, used=None, **common)
     outs, kept = outs[: len(moving)], outs[len(moving) :]
     chosen = [t for t, differentiated in zip(tangents, wrt, strict=True) if differentiated]
-    params = {"call": call, "wrt": wrt, "planned": planned, "n_saved": len(kept), "vmaps": ()}
-    out_tangents = iter(tangent_p.bind(*primals, *kept, *chosen, **params))
+    out_tangents = iter(tangent_p.bind(*primals, *kept, *chosen, n_saved=len(kept), **common))
     return outs, [next(out_tangents) if moves else _zero(out) for out, moves in zip(outs, moving, strict=True)]
 
 

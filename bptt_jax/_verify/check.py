@@ -40,11 +40,13 @@ class Measured:
         not a number where it cannot be compiled by itself.
       seconds: the time of tracing and compiling; a remembered result keeps its first time.
       reason: why it cannot be compiled; else empty.
+      host_bytes: of the compiled program, in the memory of the host.
     """
 
     temporary_bytes: float
     seconds: float
     reason: str = ""
+    host_bytes: float = 0.0
 
 
 def check(gradient: Gradient, plan: Plan, form: Swept | None) -> Measured:
@@ -59,7 +61,8 @@ def check(gradient: Gradient, plan: Plan, form: Swept | None) -> Measured:
     agreed = greatest_of_processes(found.temporary_bytes)
     if math.isnan(agreed):
         raise CannotCompileError(found.reason or "another process cannot compile it")
-    return dataclasses.replace(found, temporary_bytes=agreed)
+    on_host = greatest_of_processes(found.host_bytes) if gradient.call.options.may_use_host else 0.0
+    return dataclasses.replace(found, temporary_bytes=agreed, host_bytes=on_host)
 
 
 def measured(gradient: Gradient, plan: Plan, form: Swept | None) -> Measured:
@@ -103,10 +106,11 @@ class _Program:
 
 @remember(_REMEMBERED)
 def _measured(asked: _Program) -> Measured:
-    start, reason = time.perf_counter(), ""
+    start, reason, on_host = time.perf_counter(), "", 0
     program = program_of(asked.gradient, asked.plan, asked.form)
     try:
-        found: float = temporaries_of_gradient(asked.gradient, program)
+        found: float
+        found, on_host = temporaries_of_gradient(asked.gradient, program)
     except (NameError, TypeError, ValueError, KeyError, AssertionError, RuntimeError) as error:
         # JAX raises these for a step that cannot be compiled outside its mesh. JAX's own errors, and the error for a
         # backend without reports of memory, are RuntimeErrors.
@@ -118,7 +122,7 @@ def _measured(asked: _Program) -> Measured:
     _log.info(
         "compiled a scan of %d steps with plan %s in %.1f s, to check its bytes: %s", length, plan, seconds, found
     )
-    return Measured(found, seconds, reason)
+    return Measured(found, seconds, reason, on_host)
 
 
 def program_key(step: FlatStep) -> Any:

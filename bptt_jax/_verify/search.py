@@ -49,11 +49,13 @@ class Check:
       candidate: the candidate.
       measured_bytes: XLA's temporary bytes; infinite where the compiler refused the program for its size.
       seconds: the time of tracing and compiling, perhaps earlier: a program is not compiled twice in a process.
+      host_bytes: XLA's temporary bytes in the host's memory.
     """
 
     candidate: Candidate
     measured_bytes: float
     seconds: float = 0.0
+    host_bytes: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

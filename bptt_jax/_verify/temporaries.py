@@ -25,8 +25,10 @@ Run = Callable[..., Any]  # (*inputs, *cotangents) -> (results, gradients)
 _ASSIGN_ONLY = {"xla_backend_optimization_level": 0}
 
 
-def temporaries_of_gradient(gradient: Gradient, program: Program) -> int:
-    """Temporary bytes on one device of the jitted gradient of a scan, for cotangents of all its active results.
+def temporaries_of_gradient(gradient: Gradient, program: Program) -> tuple[int, int]:
+    """Temporary bytes on one device, and on its host, of the jitted gradient of a scan.
+
+    The gradient is for cotangents of all active results.
 
     Args:
       gradient: gives the types of the arguments, also of tracers, and inside a `jax.shard_map`.
@@ -47,7 +49,7 @@ def temporaries_of_gradient(gradient: Gradient, program: Program) -> int:
     analysis = compiled.memory_analysis()
     if analysis is None:
         raise NotImplementedError(f"the backend {machine.platform} does not report the memory of its programs.")
-    return int(analysis.temp_size_in_bytes)
+    return int(analysis.temp_size_in_bytes), int(analysis.host_temp_size_in_bytes)
 
 
 def mesh_of_types(gradient: Gradient) -> Any:

@@ -15,7 +15,15 @@ from flax.core import FrozenDict
 from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Device, Leaf, Tree
 from bptt_jax._recurrent.cells import explaining_carry
-from bptt_jax._recurrent.recurrence import CALL_OPTIONS, Call, LayerOptions, Recurrence, batch_shape, recurrence
+from bptt_jax._recurrent.recurrence import (
+    CALL_OPTIONS,
+    SCAN_OPTIONS,
+    Call,
+    LayerOptions,
+    Recurrence,
+    batch_shape,
+    recurrence,
+)
 from bptt_jax.linen._lift import Lift, Lifted, lift_cell
 
 _VALUES = {"variable_axes": "axes", "split_rngs": "booleans"}  # options given as mappings -> their values, for errors
@@ -43,7 +51,7 @@ class Options(LayerOptions):
 
     @property
     def scan(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("budget", "plan", "lowering", "verify", "unroll")}
+        return {name: getattr(self, name) for name in SCAN_OPTIONS}
 
     @property
     def lift(self) -> Lift:

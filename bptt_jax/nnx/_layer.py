@@ -13,7 +13,15 @@ from flax import nnx
 from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Device, Leaf, Tree
 from bptt_jax._recurrent.cells import check_cell, explaining_carry
-from bptt_jax._recurrent.recurrence import CALL_OPTIONS, Call, LayerOptions, Recurrence, batch_shape, recurrence
+from bptt_jax._recurrent.recurrence import (
+    CALL_OPTIONS,
+    SCAN_OPTIONS,
+    Call,
+    LayerOptions,
+    Recurrence,
+    batch_shape,
+    recurrence,
+)
 from bptt_jax.nnx._lift import Lifted, lifted_cell
 
 
@@ -90,7 +98,7 @@ class Recurrent(nnx.RNN):
 
     @property
     def _scan_options(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("budget", "plan", "lowering", "verify", "unroll")}
+        return {name: getattr(self, name) for name in SCAN_OPTIONS}
 
     def _call(self, *, seq_lengths: Leaf, resets: Leaf, **overrides: bool | None) -> Call:
         """The options of one call; None stands for the layer's own."""

@@ -7,11 +7,14 @@ and `_sweep/families.py`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from bptt_jax._budget import budget_to_bytes
+from bptt_jax._caches import remember
 from bptt_jax._cost.cost import cost
 from bptt_jax._cost.time import predicted_time
 from bptt_jax.errors import FIXED_PART, BudgetError, as_count
+from bptt_jax.planners import _with_host
 from bptt_jax.planners._nested import octaves
 from bptt_jax.planners._sweep import families
 from bptt_jax.plans._nodes import Plan, Remat, Repeat, Steps
@@ -19,7 +22,9 @@ from bptt_jax.plans._nodes import length as length_of
 from bptt_jax.plans._profile import StepProfile, require_profile
 
 
-def make_plan(profile: StepProfile, length: int, budget: int | str | None = None) -> Plan:
+def make_plan(
+    profile: StepProfile, length: int, budget: int | str | None = None, host_budget: int | str | None = None
+) -> Plan:
     """The fastest plan found whose peak fits the budget, of at most 8 copies of the step's loop.
 
     It comes from a search, and need not be the optimum: "How near the optimum" in bptt_jax/planners/README.md has
@@ -30,6 +35,9 @@ def make_plan(profile: StepProfile, length: int, budget: int | str | None = None
       length: number of steps, ≥ 0.
       budget: temporary bytes of the backward pass: an int, a string such as "64MiB", or "5%" of
         `profile.store_all_bytes(length)`. None keeps everything.
+      host_budget: bytes in the host's memory, likewise; None is none. Sweeps may keep residuals and carries there,
+        nests of `jax.checkpoint` carries. Time to move bytes is `profile.times.transfer`; what is moved beside other
+        work takes none.
 
     The plan is in normal form. Each `Remat` is the child of a `Repeat` with k ≥ 2. The children of a `Chain` are loops
     of this kind, but the last child may be any node except a `Remat`. Results are remembered by profile, length and
@@ -45,24 +53,35 @@ def make_plan(profile: StepProfile, length: int, budget: int | str | None = None
     Steps(n=100)
     >>> make_plan(profile, 1000, "10%")
     Chain(children=(Repeat(k=10, child=Remat(child=Steps(n=91))), Steps(n=90)))
+    >>> make_plan(profile, 1000, 60, host_budget=100)
+    Chain(children=(Repeat(k=99, child=Remat(child=Steps(n=10)), kept='host'), Steps(n=10)))
     """
     require_profile(profile)
     length = as_count(length, 0, "length")
     budget_bytes = budget_to_bytes(budget, profile.store_all_bytes(length))
-    plan = Steps(length) if budget_bytes is None else fastest_plan(profile, length, budget_bytes)
+    host_bytes = budget_to_bytes(host_budget, profile.store_all_bytes(length)) or 0
+    plan = Steps(length) if budget_bytes is None else fastest_plan(profile, length, budget_bytes, host_bytes)
     if plan is None:
         assert budget_bytes is not None
-        least = smallest_plan(profile, length)
+        least = smallest_plan(profile, length, host_bytes)
         smallest = cost(least, profile).peak_bytes
         raise BudgetError(length, budget, budget_bytes, smallest, shares(profile, least, smallest))
     return plan
 
 
-def fastest_plan(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None:
-    """`make_plan` for a budget in bytes; None if nothing fits."""
-    everything, bare = Steps(length), _bare(profile)
+@remember(1024)
+def fastest_plan(profile: StepProfile, length: int, budget_bytes: int, host_bytes: int = 0) -> Plan | None:
+    """`make_plan` for budgets in bytes; None if nothing fits."""
+    everything = Steps(length)
     if cost(everything, profile).peak_bytes <= budget_bytes:
         return everything
+    if host_bytes == 0:
+        return _of_device(profile, length, budget_bytes)
+    return _with_host.fastest(profile, length, budget_bytes, host_bytes, functools.partial(fastest_plan, profile))
+
+
+def _of_device(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None:
+    bare = _bare(profile)
     # Planners get the budget without the copies of xs and ys, because these exist under any plan.
     if profile.sweep is not None and bare.sweep is not None:
         return families.fastest(bare.sweep, length, budget_bytes - length * profile.sweep.copied_bytes)
@@ -73,8 +92,14 @@ def fastest_plan(profile: StepProfile, length: int, budget_bytes: int) -> Plan |
     return min(filter(None, (plan, single)), key=lambda plan: predicted_time(plan, profile.times))
 
 
-def smallest_plan(profile: StepProfile, length: int) -> Plan:
-    """The plan of the fewest bytes found by the planners."""
+@remember(256)
+def smallest_plan(profile: StepProfile, length: int, host_bytes: int = 0) -> Plan:
+    """The plan of the fewest bytes on the device found by the planners."""
+    alone = _smallest_of_device(profile, length)
+    return _with_host.smallest_plan(profile, length, host_bytes, alone) if host_bytes else alone
+
+
+def _smallest_of_device(profile: StepProfile, length: int) -> Plan:
     bare = _bare(profile)
     if bare.sweep is not None:
         return families.smallest_plan(bare.sweep, length)

@@ -1,4 +1,4 @@
-"""The plan language: four nodes to say which values a backward pass keeps and which it recomputes.
+"""The plan language: four nodes to say which values a backward pass keeps, where, and which it recomputes.
 
 A plan is data: frozen, hashable, comparable, without callables or arrays. It reads as a tree and is a DAG in memory,
 because equal parts may be one object: a plan for a million steps has some hundred nodes. Each node therefore stores
@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from bptt_jax.errors import as_count
 
 T = TypeVar("T")
+Memory = Literal["device", "host"]
 
 
 class Plan:
@@ -28,12 +29,15 @@ class Plan:
 
     _length: int
     _hash: int
+    _uses_host: bool
 
     def _remember(self, length: int, *identity: int) -> None:
-        # Set once in __post_init__, through object's setter because the nodes are frozen. Both are derived from the
+        # Set once in __post_init__, through object's setter because the nodes are frozen. All are derived from the
         # fields; they are stored because recomputing them on a DAG takes time proportional to the unrolled tree.
         object.__setattr__(self, "_length", length)
         object.__setattr__(self, "_hash", hash(identity))
+        on_host = self._memory == "host" or any(child._uses_host for child in self._children)
+        object.__setattr__(self, "_uses_host", on_host)
 
     def __hash__(self) -> int:
         return self._hash
@@ -50,7 +54,7 @@ class Plan:
             seen.add((id(a), id(b)))
             if not (isinstance(a, Plan) and isinstance(b, Plan) and type(a) is type(b) and a._hash == b._hash):
                 return False
-            if a._size != b._size or len(a._children) != len(b._children):
+            if a._size != b._size or a._memory != b._memory or len(a._children) != len(b._children):
                 return False
             todo.extend(zip(a._children, b._children, strict=True))
         return True
@@ -61,6 +65,11 @@ class Plan:
         return 0
 
     @property
+    def _memory(self) -> Memory:
+        """Where a loop keeps the values of its children."""
+        return "device"
+
+    @property
     def _children(self) -> tuple[Plan, ...]:
         return ()
 
@@ -68,6 +77,14 @@ class Plan:
 def require_plan(child: Any, what: str) -> None:
     if not isinstance(child, Plan):
         raise TypeError(f"{what} must be a plan (Steps, Repeat, Chain or Remat), got {child!r}.")
+
+
+def _require_on_device(child: Plan, parent: str) -> None:
+    if child._uses_host:
+        raise ValueError(
+            f'{parent}.child has a loop with kept="host", but only outermost loops keep values on the host: the plan '
+            "itself, or a child of a Chain that is the plan."
+        )
 
 
 def _as_tuple(children: Any) -> tuple[Any, ...]:
@@ -101,17 +118,36 @@ class Steps(Plan):
 class Repeat(Plan):
     """`k` ≥ 1 equal children in one loop, one after another; keeps the values that each child keeps.
 
+    Attributes:
+      k: the number of children.
+      child: the plan of each.
+      kept: the memory for these values: "device", or "host", the host's memory. Only outermost loops keep values on
+        the host, because inner ones keep theirs for a short time.
+
     >>> length(Repeat(40, Remat(Steps(25))))
     1000
+    >>> Repeat(40, Remat(Steps(25)), kept="host")
+    Repeat(k=40, child=Remat(child=Steps(n=25)), kept='host')
     """
 
     k: int
     child: Plan
+    kept: Memory = "device"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "k", as_count(self.k, 1, "Repeat.k"))
         require_plan(self.child, "Repeat.child")
-        self._remember(self.k * self.child._length, 2, self.k, hash(self.child))
+        if self.kept not in ("device", "host"):
+            raise ValueError(f'Repeat.kept must be "device" or "host", got {self.kept!r}.')
+        _require_on_device(self.child, "Repeat")
+        self._remember(self.k * self.child._length, 2, self.k, hash(self.child), self.kept == "host")
+
+    def __repr__(self) -> str:
+        return brief(self)  # without `kept` where it is the default, because nearly all loops have it
+
+    @property
+    def _memory(self) -> Memory:
+        return self.kept
 
     @property
     def _size(self) -> int:
@@ -157,11 +193,32 @@ class Remat(Plan):
 
     def __post_init__(self) -> None:
         require_plan(self.child, "Remat.child")
+        _require_on_device(self.child, "Remat")
         self._remember(self.child._length, 4, hash(self.child))
 
     @property
     def _children(self) -> tuple[Plan, ...]:
         return (self.child,)
+
+
+def brief(record: Any) -> str:
+    """The `repr` of a dataclass without the fields that have their default.
+
+    >>> brief(Repeat(2, Steps(3)))
+    'Repeat(k=2, child=Steps(n=3))'
+    """
+    fields = [(f.name, getattr(record, f.name), f.default) for f in dataclasses.fields(record)]
+    given = [f"{name}={value!r}" for name, value, usual in fields if value != usual]
+    return f"{type(record).__name__}({', '.join(given)})"
+
+
+def uses_host(plan: Plan) -> bool:
+    """Whether a loop of a plan keeps values on the host.
+
+    >>> uses_host(Chain((Repeat(40, Remat(Steps(25)), kept="host"), Steps(9))))
+    True
+    """
+    return plan._uses_host
 
 
 def length(plan: Plan) -> int:
@@ -227,61 +284,3 @@ def fold(plan: Plan, visit: Callable[[Plan, Sequence[T]], T]) -> T:
         if id(node) not in done:
             done[id(node)] = visit(node, [done[id(c)] for c in node._children])
     return done[id(plan)]
-
-
-def in_blocks(plan: Plan, most_steps: int) -> Plan:
-    """The same plan with each `Steps` of more than `most_steps` steps cut into a loop over shorter blocks.
-
-    The kept values stay the same. Blocks are equal where the length has a divisor between half of `most_steps` and
-    `most_steps`. Otherwise a shorter block comes last, with fewer steps than the loop has iterations.
-
-    >>> in_blocks(Steps(100), 48), in_blocks(Steps(97), 48)
-    (Repeat(k=4, child=Steps(n=25)), Chain(children=(Repeat(k=3, child=Steps(n=32)), Steps(n=1))))
-    """
-    return fold(plan, lambda node, children: _in_blocks(node, children, most_steps))
-
-
-def _in_blocks(node: Plan, children: Sequence[Plan], most_steps: int) -> Plan:
-    match node:
-        case Steps(n) if n > most_steps:
-            # Equal blocks are one body to compile, a remainder is a second one.
-            equal = next((b for b in range(most_steps, max(most_steps // 2, 1) - 1, -1) if n % b == 0), None)
-            if equal is not None:
-                return Repeat(n // equal, Steps(equal))
-            loops = -(-n // most_steps)
-            return Chain((Repeat(loops, Steps(n // loops)), Steps(n % loops)))
-        case Repeat(k):
-            return Repeat(k, children[0])
-        case Chain():
-            return Chain(tuple(children))
-        case Remat():
-            return Remat(children[0])
-    return node
-
-
-def steps_together(n: int, most: int) -> int:
-    """The steps in each iteration of a loop over n steps, all iterations alike: about `most`.
-
-    A loop with a remainder would copy its arrays. So of the divisors of n, `most` is taken, else one more, else the
-    largest below.
-
-    >>> steps_together(40, 4), steps_together(25, 4), steps_together(27, 4), steps_together(29, 4)
-    (4, 5, 3, 1)
-    """
-    if most <= 1:
-        return 1
-    return next((k for k in (most, most + 1, *range(most - 1, 1, -1)) if n % k == 0 and n), 1)
-
-
-def leaf_lengths(plan: Plan) -> frozenset[int]:
-    """The lengths of the `Steps` of a plan, without empty ones.
-
-    >>> sorted(leaf_lengths(Chain((Repeat(3, Remat(Steps(25))), Steps(10)))))
-    [10, 25]
-    """
-
-    def lengths(node: Plan, children: Sequence[frozenset[int]]) -> frozenset[int]:
-        own: frozenset[int] = frozenset([node.n] if isinstance(node, Steps) and node.n else [])
-        return own.union(*children)
-
-    return fold(plan, lengths)

@@ -1,9 +1,10 @@
 """The notation of a plan: one line of text, written by `notation` and read by `parse`.
 
     line := { name "=" part ";" } part
-    part := number | number "*" part | "(" part { "+" part } ")" | "[" part "]" | name
+    part := number | number "*" part | number "@" part | "(" part { "+" part } ")" | "[" part "]" | name
 
-`n` is Steps(n), `k*c` Repeat, `(a + b)` Chain, `[c]` Remat; names are x1, x2, ... A plan of more than 2,000
+`n` is Steps(n), `k*c` Repeat, `k@c` a Repeat with its kept values on the host, `(a + b)` Chain, `[c]` Remat; names are
+x1, x2, ... A plan of more than 2,000
 leaves when written out names its shared parts first, so the length of the line is linear in the distinct nodes.
 """
 
@@ -13,10 +14,11 @@ import collections
 import re
 from collections.abc import Sequence
 
-from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, fold, require_plan
+from bptt_jax.plans._nodes import Chain, Memory, Plan, Remat, Repeat, Steps, fold, require_plan
 
 _LONGEST = 2000  # leaves of a line without names, at most
-_TOKEN = re.compile(r"\s*(\d+\s*\*|\d+|x\d+\s*=|x\d+|[()\[\]+;])")
+_SIGNS: dict[Memory, str] = {"device": "*", "host": "@"}
+_TOKEN = re.compile(r"\s*(\d+\s*[*@]|\d+|x\d+\s*=|x\d+|[()\[\]+;])")
 
 
 def notation(plan: Plan) -> str:
@@ -49,10 +51,13 @@ def parse(line: str) -> Plan:
 
     >>> parse("(40*[25] + 9)") == Chain((Repeat(40, Remat(Steps(25))), Steps(9)))
     True
+    >>> parse("40@25")
+    Repeat(k=40, child=Steps(n=25), kept='host')
 
     Raises:
       TypeError: if `line` is not a string.
-      ValueError: if the line is not in this notation; the message has the place of the mistake.
+      ValueError: if the line is not in this notation; the message has the place of the mistake. Also for an inner
+        loop with values on the host.
     """
     if not isinstance(line, str):
         raise TypeError(f'parse takes a line such as "(40*[25] + 9)", got {line!r} of type {type(line).__name__}.')
@@ -74,8 +79,8 @@ def _node_notation(node: Plan, children: Sequence[str]) -> str:
     match node:
         case Steps(n):
             return str(n)
-        case Repeat(k):
-            return f"{k}*{children[0]}"
+        case Repeat(k, _, kept):
+            return f"{k}{_SIGNS[kept]}{children[0]}"
         case Remat():
             return f"[{children[0]}]"
         case Chain():
@@ -86,12 +91,12 @@ def _node_notation(node: Plan, children: Sequence[str]) -> str:
 class _Parser:
     """A parser with an explicit stack, because plans may be deeper than Python's.
 
-    An entry of the stack is still open: the count of a Repeat, or a bracket with its parts so far.
+    An entry of the stack is still open: the token of a Repeat, or a bracket with its parts so far.
     """
 
     def __init__(self, line: str):
         self._line = line
-        self._open: list[int | tuple[str, list[Plan]]] = []
+        self._open: list[str | tuple[str, list[Plan]]] = []
         self._named: dict[str, Plan] = {}
         self._name = ""  # of the definition being read
         self._done: Plan | None = None
@@ -123,10 +128,10 @@ class _Parser:
             raise self._error(at, "+, ;, ) or ]")
         elif token in "([":
             self._open.append((token, []))
-        elif token.endswith("*"):
+        elif token[-1] in "*@":
             if int(token[:-1]) == 0:
                 raise self._error(at, "a count of at least 1")
-            self._open.append(int(token[:-1]))
+            self._open.append(token)
         elif token.endswith("="):
             if self._open or self._name:
                 raise self._error(at, "a part")
@@ -156,10 +161,9 @@ class _Parser:
             self._part(Chain(tuple(opened[1])) if token == ")" else Remat(part))
 
     def _part(self, part: Plan) -> None:
-        while self._open and isinstance(self._open[-1], int):
-            count = self._open.pop()
-            assert isinstance(count, int)
-            part = Repeat(count, part)
+        while self._open and isinstance(opened := self._open[-1], str):
+            self._open.pop()
+            part = Repeat(int(opened[:-1]), part, "device" if opened[-1] == _SIGNS["device"] else "host")
         self._done = part
 
     def _error(self, at: int, expected: str) -> ValueError:

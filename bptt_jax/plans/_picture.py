@@ -2,7 +2,7 @@
 
 A line falling to the right evaluates steps, a line falling to the left is their backward; its colour tells a first
 evaluation from a repeated one. Grey areas are kept residuals, each step's from its recording to its backward; thin
-vertical lines are kept carries.
+vertical lines are kept carries. Both are pink on the host.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bptt_jax.errors import as_count
-from bptt_jax.plans._nodes import Plan, length, require_plan
+from bptt_jax.plans._nodes import Plan, length, require_plan, uses_host
 from bptt_jax.plans._notation import notation
 from bptt_jax.plans._profile import StepTimes
 from bptt_jax.plans._schedule import Advance, Backward, Event, Free, Record, Restore, Save, simulate
@@ -27,7 +27,10 @@ _COLOURS = {
     "backward": "#7570b3",
     "kept carry": "#444444",
     "kept residuals": "#d9d9d9",
+    "carry on the host": "#e7298a",
+    "residuals on the host": "#f6d5e5",
 }
+_ON_HOST = ("carry on the host", "residuals on the host")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +44,10 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Area:
-    """Kept residuals: four corners, each (step, time)."""
+    """Kept residuals: four corners, each (step, time), and the kind."""
 
     corners: tuple[tuple[float, float], ...]
+    kind: str
 
 
 def svg(plan: Plan, *, times: StepTimes | None = None, width: int = 720) -> str:
@@ -73,12 +77,12 @@ def svg(plan: Plan, *, times: StepTimes | None = None, width: int = 720) -> str:
     body = [f'<text x="{margin}" y="24">{notation(plan)}</text>']
     for area in areas:
         corners = " ".join(",".join(at(corner)) for corner in area.corners)
-        body.append(f'<polygon points="{corners}" fill="{_COLOURS["kept residuals"]}"/>')
+        body.append(f'<polygon points="{corners}" fill="{_COLOURS[area.kind]}"/>')
     for line in lines:
         (x1, y1), (x2, y2) = at(line.start), at(line.stop)
-        stroke = f'stroke="{_COLOURS[line.kind]}" stroke-width="{1 if line.kind == "kept carry" else 2.5}"'
+        stroke = f'stroke="{_COLOURS[line.kind]}" stroke-width="{1 if "carry" in line.kind else 2.5}"'
         body.append(f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" {stroke}/>')
-    body.extend(_legend(margin, height - legend + 40))
+    body.extend(_legend(margin, height - legend + 40, uses_host(plan)))
     style = 'font-family="sans-serif" font-size="12"'
     frame = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}" {style}'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {frame}>', '<rect width="100%" height="100%" fill="white"/>'
@@ -119,9 +123,9 @@ def plot(plan: Plan, path: str | Path | None = None, *, axes: Any = None, times:
     if axes is None:
         axes = Figure(figsize=(9, 5.4), layout="constrained").add_subplot()
     for area in areas:
-        axes.add_patch(Polygon(area.corners, facecolor=_COLOURS["kept residuals"], label="kept residuals"))
+        axes.add_patch(Polygon(area.corners, facecolor=_COLOURS[area.kind], label=area.kind))
     for line in lines:
-        thin = line.kind == "kept carry"
+        thin = "carry" in line.kind
         x, y = zip(line.start, line.stop, strict=True)
         axes.plot(x, y, color=_COLOURS[line.kind], linewidth=0.8 if thin else 2, label=line.kind)
     axes.set(
@@ -135,9 +139,11 @@ def plot(plan: Plan, path: str | Path | None = None, *, axes: Any = None, times:
     return axes
 
 
-def _legend(left: int, top: int) -> Iterator[str]:
-    for i, (kind, colour) in enumerate(_COLOURS.items()):
-        x, y = left + 200 * (i % 3), top + 24 * (i // 3)
+def _legend(left: int, top: int, with_host: bool) -> Iterator[str]:
+    shown = [kind for kind in _COLOURS if with_host or kind not in _ON_HOST]
+    columns = -(-len(shown) // 2)
+    for i, kind in enumerate(shown):
+        x, y, colour = left + 600 // columns * (i % columns), top + 24 * (i // columns), _COLOURS[kind]
         yield f'<rect x="{x}" y="{y - 6}" width="24" height="6" fill="{colour}"/>'
         yield f'<text x="{x + 32}" y="{y}">{kind}</text>'
 
@@ -171,21 +177,23 @@ class _Drawing:
         match event:
             case Save(position):
                 self._saved.setdefault(position, []).append(self.time)
-            case Free(position):
+            case Free(position, memory):
                 since = self._saved[position].pop()
-                self.lines.append(Line("kept carry", (position, since), (position, self.time)))
+                kind = "kept carry" if memory == "device" else "carry on the host"
+                self.lines.append(Line(kind, (position, since), (position, self.time)))
             case Advance(start, stop):
                 self._forward("recomputation" if start < self._reached else "first evaluation", start, stop)
             case Record(start, stop):
                 since = self.time
                 self._forward("recording", start, stop)
                 self._recorded[start] = (since, self.time)
-            case Backward(start, stop):
+            case Backward(start, stop, memory):
                 since = self.time
                 self.time += (stop - start) * self._times.backward
                 self.lines.append(Line("backward", (stop, since), (start, self.time)))
                 first, last = self._recorded.pop(start)
-                self.areas.append(Area(((start, first), (stop, last), (stop, since), (start, self.time))))
+                kind = "kept residuals" if memory == "device" else "residuals on the host"
+                self.areas.append(Area(((start, first), (stop, last), (stop, since), (start, self.time)), kind))
             case Restore():
                 pass  # takes no time
 

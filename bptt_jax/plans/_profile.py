@@ -24,12 +24,14 @@ class StepTimes:
       backward: the backward of one step.
       block: the cost of a block of steps beside its steps, each time the block is evaluated. It makes planners prefer
         long blocks.
+      transfer: moving a byte between the device and the host, beside other work.
     """
 
     forward: float = 1.0
     recording: float = 1.0
     backward: float = 2.0
     block: float = 0.0
+    transfer: float = 0.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -11,9 +11,11 @@ Complexity: linear in the number of events, the size of the unrolled tree. They 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, length, require_plan
+from bptt_jax.plans._nodes import Chain, Memory, Plan, Remat, Repeat, Steps, brief, length, require_plan
 from bptt_jax.plans._profile import Lowering
 
 
@@ -31,29 +33,33 @@ class Advance:
 
 @dataclasses.dataclass(frozen=True)
 class Save:
-    """Keep the carry at `position`.
+    """Keep the carry at `position`, in a memory.
 
     >>> Save(3) in simulate(Repeat(2, Remat(Steps(3))))
     True
     """
 
     position: int
+    memory: Memory = "device"
+    __repr__ = brief
 
 
 @dataclasses.dataclass(frozen=True)
 class Restore:
-    """Go back to the kept carry at `position`.
+    """Go back to the kept carry at `position`, in a memory.
 
     >>> Restore(3) in simulate(Repeat(2, Remat(Steps(3))))
     True
     """
 
     position: int
+    memory: Memory = "device"
+    __repr__ = brief
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """Evaluate steps start..stop−1 and keep their residuals.
+    """Evaluate steps start..stop−1 and keep their residuals, in a memory.
 
     >>> Record(3, 6) in simulate(Repeat(2, Remat(Steps(3))))
     True
@@ -61,11 +67,13 @@ class Record:
 
     start: int
     stop: int
+    memory: Memory = "device"
+    __repr__ = brief
 
 
 @dataclasses.dataclass(frozen=True)
 class Backward:
-    """Take steps stop−1, ..., start backwards and free their residuals.
+    """Take steps stop−1, ..., start backwards and free their residuals, in a memory.
 
     >>> Backward(3, 6) in simulate(Repeat(2, Remat(Steps(3))))
     True
@@ -73,17 +81,21 @@ class Backward:
 
     start: int
     stop: int
+    memory: Memory = "device"
+    __repr__ = brief
 
 
 @dataclasses.dataclass(frozen=True)
 class Free:
-    """Drop the kept carry at `position`.
+    """Drop the kept carry at `position`, in a memory.
 
     >>> Free(3) in simulate(Repeat(2, Remat(Steps(3))))
     True
     """
 
     position: int
+    memory: Memory = "device"
+    __repr__ = brief
 
 
 Event = Advance | Save | Restore | Record | Backward | Free
@@ -119,76 +131,75 @@ def simulate(plan: Plan, lowering: Lowering = "nested") -> Iterator[Event]:
     if lowering not in ("nested", "sweep"):
         raise ValueError(f'lowering={lowering!r} is unknown; there are "nested" and "sweep".')
     backward = _backward if lowering == "nested" else _sweep_backward
-    todo: list[_Task] = [(backward, plan, 0), (_forward, plan, 0)]  # a stack: the last is the next
+    # A stack: the last is the next.
+    todo: list[_Task] = [(backward, plan, 0, "device"), (_forward, plan, 0, "device")]
     while todo:
         match todo.pop():
-            case (expand, node, start):
-                todo.extend(reversed(expand(node, start)))
+            case (expand, node, start, memory):
+                todo.extend(reversed(expand(node, start, memory)))
             case event:
                 yield event
 
 
-_Task = Event | tuple[Callable[[Plan, int], "list[_Task]"], Plan, int]
+_Expand = Callable[[Plan, int, Memory], "list[_Task]"]
+_Task = Event | tuple[_Expand, Plan, int, Memory]
 
 
-def _forward(node: Plan, start: int) -> list[_Task]:
+def _forward(node: Plan, start: int, memory: Memory) -> list[_Task]:
     match node:
         case Steps(0):
             return []
         case Steps(n):
-            return [Record(start, start + n)]
+            return [Record(start, start + n, memory)]
         case Remat(child):
-            return [Save(start), Advance(start, start + length(child))] if length(child) else []
-    return [(_forward, child, at) for child, at in _placed(node, start)]
+            return [Save(start, memory), Advance(start, start + length(child))] if length(child) else []
+    return _of_children(_forward, node, start, memory)
 
 
-def _backward(node: Plan, start: int) -> list[_Task]:
+def _backward(node: Plan, start: int, memory: Memory) -> list[_Task]:
+    return _backward_by(_backward, _forward, node, start, memory)
+
+
+def _sweep_backward(node: Plan, start: int, memory: Memory) -> list[_Task]:
+    return _backward_by(_sweep_backward, _revisit, node, start, memory)
+
+
+def _backward_by(back: _Expand, again: _Expand, node: Plan, start: int, memory: Memory) -> list[_Task]:
     match node:
         case Steps(0):
             return []
         case Steps(n):
-            return [Backward(start, start + n)]
+            return [Backward(start, start + n, memory)]
         case Remat(child):
             if not length(child):
                 return []
-            return [Restore(start), (_forward, child, start), (_backward, child, start), Free(start)]
-    return [(_backward, child, at) for child, at in reversed(_placed(node, start))]
+            inside: list[_Task] = [(again, child, start, "device"), (back, child, start, "device")]
+            return [Restore(start, memory), *inside, Free(start, memory)]
+    return _of_children(back, node, start, memory)[::-1]
 
 
-def _sweep_backward(node: Plan, start: int) -> list[_Task]:
-    match node:
-        case Steps():
-            return _backward(node, start)
-        case Remat(child):
-            if not length(child):
-                return []
-            return [Restore(start), (_revisit, child, start), (_sweep_backward, child, start), Free(start)]
-    return [(_sweep_backward, child, at) for child, at in reversed(_placed(node, start))]
-
-
-def _revisit(node: Plan, start: int) -> list[_Task]:
+def _revisit(node: Plan, start: int, memory: Memory) -> list[_Task]:
     """The second run of a node in the sweep, which saves its kept values.
 
     It ends before the last rematerialised part, because nothing reads the carry behind it.
     """
     match node:
         case Remat(child):
-            return [Save(start)] if length(child) else []
+            return [Save(start, memory)] if length(child) else []
         case Repeat(_, Remat()) | Chain():
-            *before, (last, at) = _placed(node, start)
-            return [*((_forward, child, place) for child, place in before), (_revisit, last, at)]
-    return _forward(node, start)
+            *before, (_, last, at, _) = _of_children(_forward, node, start, memory)
+            return [*before, (_revisit, last, at, memory)]
+    return _forward(node, start, memory)
 
 
-def _placed(node: Plan, start: int) -> list[tuple[Plan, int]]:
-    """The children of a Repeat or Chain beginning at `start`, each with its own start."""
+def _of_children(expand: _Expand, node: Plan, start: int, memory: Memory) -> list[Any]:
+    """A task for each child of a Repeat or Chain beginning at `start`, each with its own start and memory."""
     match node:
-        case Repeat(k, child):
-            return [(child, start + i * length(child)) for i in range(k)]
+        case Repeat(k, child, kept):
+            # The values of the last child stay on the device.
+            of_loop: list[Memory] = [kept if kept == "host" else memory] * (k - 1) + [memory]
+            return [(expand, child, start + i * length(child), where) for i, where in enumerate(of_loop)]
         case Chain(children):
-            placed = []
-            for child in children:
-                placed.append((child, start))
-                start += length(child)
-            return placed
+            starts = itertools.accumulate((length(child) for child in children), initial=start)
+            return [(expand, child, at, memory) for child, at in zip(children, starts, strict=False)]
     raise TypeError(f"not a plan node: {node!r}")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
 from collections.abc import Iterator
 
 from bptt_jax.errors import as_count
-from bptt_jax.plans._nodes import Plan, length, require_plan
+from bptt_jax.plans._nodes import Memory, Plan, length, require_plan, uses_host
 from bptt_jax.plans._notation import notation
 from bptt_jax.plans._profile import Lowering
 from bptt_jax.plans._schedule import Advance, Backward, Event, Free, Record, Save, simulate
 
 LEGEND = "> advance   r record   < backward   | kept carry   : kept residuals"
+ON_HOST = "   ! carry on the host   . residuals on the host"
+_CARRY: dict[Memory, str] = {"device": "|", "host": "!"}
+_RESIDUALS: dict[Memory, str] = {"device": ":", "host": "."}
 
 
 def render(plan: Plan, *, width: int = 64, rows: int = 24, lowering: Lowering = "nested") -> str:
@@ -43,6 +47,13 @@ def render(plan: Plan, *, width: int = 64, rows: int = 24, lowering: Lowering = 
       6  rrrr          record 0..4
       7  <<<<          backward 0..4
     > advance   r record   < backward   | kept carry   : kept residuals
+    >>> print(render(Repeat(3, Remat(Steps(4)), kept="host"), rows=3))
+    3@[4]
+    step 0         11
+      1  >>>>>>>>>>>>  advance 0..12
+      2  !   !   rrrr  record 8..12
+         ... 5 rows ...
+    > advance   r record   < backward   | kept carry   : kept residuals   ! carry on the host   . residuals on the host
     """
     require_plan(plan, "the argument of render")
     width, rows = as_count(width, 1, "width"), as_count(rows, 2, "rows")
@@ -52,7 +63,7 @@ def render(plan: Plan, *, width: int = 64, rows: int = 24, lowering: Lowering = 
     columns = min(width, steps)
     ends = f"step 0{str(steps - 1).rjust(columns - 1)}" if columns > len(str(steps - 1)) + 1 else f"step 0..{steps - 1}"
     drawn = list(_first_and_last(_timeline(simulate(plan, lowering), steps, columns), rows))
-    return "\n".join([notation(plan), ends, *drawn, LEGEND])
+    return "\n".join([notation(plan), ends, *drawn, LEGEND + ON_HOST * uses_host(plan)])
 
 
 def _timeline(events: Iterator[Event], steps: int, columns: int) -> Iterator[str]:
@@ -67,14 +78,14 @@ def _timeline(events: Iterator[Event], steps: int, columns: int) -> Iterator[str
         for event in before:
             at = column(event.position)
             carries[at] = carries.get(at, 0) + (1 if isinstance(event, Save) else -1)
-            kept[at] = "|" if carries[at] else " "
+            kept[at] = _CARRY[event.memory] if carries[at] else " "
         cells = slice(column(run.start), column(run.stop - 1) + 1)
         line = kept.copy()
         line[cells] = mark * (cells.stop - cells.start)
         name = type(run).__name__.lower()
         yield f"{number:3d}  {''.join(line)}  {name} {run.start}..{run.stop}"
         if isinstance(run, Record):
-            kept[cells] = ":" * (cells.stop - cells.start)
+            kept[cells] = _RESIDUALS[run.memory] * (cells.stop - cells.start)
         elif isinstance(run, Backward):
             kept[cells] = " " * (cells.stop - cells.start)
 
@@ -93,14 +104,18 @@ def _runs(events: Iterator[Event]) -> Iterator[tuple[Advance | Record | Backward
                 later.append(event)
             case Advance() | Record() | Backward():
                 # Carries saved between two joined runs are drawn from the next row on.
-                if type(run) is type(event) and event.start == run.stop:
-                    run = type(event)(run.start, event.stop)
+                if run is not None and _is_continued(run, event):
+                    run = dataclasses.replace(run, stop=event.stop)
                     continue
                 if run is not None:
                     yield run, _MARKS[type(run)], before
                 run, before, later = event, later, []
     if run is not None:
         yield run, _MARKS[type(run)], before
+
+
+def _is_continued(run: Advance | Record | Backward, event: Advance | Record | Backward) -> bool:
+    return event == dataclasses.replace(run, start=event.start, stop=event.stop) and event.start == run.stop
 
 
 def _first_and_last(lines: Iterator[str], most: int) -> Iterator[str]:

@@ -37,7 +37,7 @@ def step_times(seconds: float) -> tuple[float, float]:
     problem = CELLS["lstm"](16, 256)
     programs = [compiled(problem, 480, plan=plan) for plan in PLANS]
     runs = compare(programs, programs[0], seconds * len(programs), lambda _: None).candidates
-    blocks = [bptt_jax.plans._nodes.in_blocks(plan, 48) for plan in PLANS]
+    blocks = [bptt_jax.plans._blocks.in_blocks(plan, 48) for plan in PLANS]
     counts = [evaluations(plan, "sweep") for plan in blocks]
     columns = np.array([[480, count.steps - 480, count.blocks] for count in counts], float)
     (step, advance, block), *_ = np.linalg.lstsq(columns, np.array([run.ratio for run in runs]), rcond=None)

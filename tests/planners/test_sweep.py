@@ -11,7 +11,7 @@ from bptt_jax._cost.time import predicted_time, sweep_time
 from bptt_jax.errors import BudgetError
 from bptt_jax.planners._sweep import families as sweep
 from bptt_jax.plans import length, simulate
-from bptt_jax.plans._nodes import in_blocks
+from bptt_jax.plans._blocks import in_blocks
 from bptt_jax.plans._profile import StepTimes, SweepProfile
 from tests.support.executor import Items, execute
 

@@ -27,7 +27,8 @@ from bptt_jax._cost.sweep import sweep_bytes
 from bptt_jax._cost.time import sweep_time
 from bptt_jax._figures import SECOND_BODY
 from bptt_jax.planners._sweep.shapes import Bools, Floats, Ints, blocks_of, inner_counts
-from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, in_blocks, steps_together
+from bptt_jax.plans._blocks import in_blocks, steps_together
+from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps
 from bptt_jax.plans._profile import SweepProfile
 
 _SHORT = 64  # all leaves up to this long are tried, longer ones on a geometric grid or dividing the length

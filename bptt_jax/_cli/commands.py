@@ -62,6 +62,9 @@ def main() -> None:
 @click.option(
     "--budget", type=budget_of, metavar="BUDGET", required=True, help="Bytes, 64MiB, 5% of keeping everything, or none."
 )
+@click.option(
+    "--host-budget", type=budget_of, metavar="BUDGET", default="none", help="In the host's memory beside; likewise."
+)
 @click.option("--x", type=size, metavar="BYTES", default="0", help="Bytes of one step's input.")
 @click.option("--y", type=size, metavar="BYTES", default="0", help="Bytes of one step's output.")
 @click.option("--param", type=size, metavar="BYTES", default="0", help="Bytes of the parameters.")
@@ -72,6 +75,7 @@ def plan(
     carry: int,
     residual: int,
     budget: Budget,
+    host_budget: Budget,
     x: int,
     y: int,
     param: int,
@@ -86,7 +90,7 @@ def plan(
     """
     profile = StepProfile(carry, residual, x_bytes=x, y_bytes=y, param_bytes=param)
     try:
-        found = make_plan(profile, length, budget)
+        found = make_plan(profile, length, budget, host_budget)
     except BudgetError as error:
         raise click.ClickException(str(error)) from error
     Console().print(_plan_table(found, profile, length, budget))
@@ -108,6 +112,8 @@ def _plan_table(found: Plan, profile: StepProfile, length: int, budget: Budget) 
     rows = Table.grid(padding=(0, 2))
     rows.add_row("budget", "none" if limit is None else f"{format_bytes(limit)}  ({limit:,} bytes)")
     rows.add_row("the plan takes", f"{format_bytes(taken.peak_bytes)}  ({taken.peak_bytes:,} bytes)")
+    if taken.host_bytes:
+        rows.add_row("on the host", f"{format_bytes(taken.host_bytes)}  ({taken.host_bytes:,} bytes)")
     rows.add_row("keeping everything", f"{format_bytes(everything)}  ({everything:,} bytes)")
     rows.add_row("forward steps", f"{taken.forward_steps:,} for {length:,}")
     rows.add_row("predicted time", f"{overhead:.2f} of keeping everything")

@@ -1,4 +1,7 @@
-"""Values kept in the host's memory, where accelerators have a second, larger one."""
+"""Values kept in the host's memory, where accelerators have a second, larger one.
+
+Transfers name the source too, because JAX puts a cotangent there.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ from bptt_jax._jaxprs.types import Leaf, Tree
 
 def to_host(leaf: Leaf) -> Any:
     """An array, in the host's memory."""
-    return jax.device_put(leaf, jax.memory.Space.Host)
+    return jax.device_put(leaf, jax.memory.Space.Host, src=jax.memory.Space.Device)
 
 
 def to_device(leaf: Leaf) -> Any:
     """An array, in the device's memory."""
-    return jax.device_put(leaf, jax.memory.Space.Device)
+    return jax.device_put(leaf, jax.memory.Space.Device, src=jax.memory.Space.Host)
 
 
 def blanks_of(make: Callable[[], Tree]) -> Any:

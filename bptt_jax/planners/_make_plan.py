@@ -59,7 +59,7 @@ def make_plan(
     require_profile(profile)
     length = as_count(length, 0, "length")
     budget_bytes = budget_to_bytes(budget, profile.store_all_bytes(length))
-    host_bytes = budget_to_bytes(host_budget, profile.store_all_bytes(length)) or 0
+    host_bytes = budget_to_bytes(host_budget, profile.store_all_bytes(length), "host_budget") or 0
     plan = Steps(length) if budget_bytes is None else fastest_plan(profile, length, budget_bytes, host_bytes)
     if plan is None:
         assert budget_bytes is not None
@@ -77,7 +77,11 @@ def fastest_plan(profile: StepProfile, length: int, budget_bytes: int, host_byte
         return everything
     if host_bytes == 0:
         return _of_device(profile, length, budget_bytes)
-    return _with_host.fastest(profile, length, budget_bytes, host_bytes, functools.partial(fastest_plan, profile))
+    on_device = functools.partial(fastest_plan, profile)
+    plan = _with_host.fastest(profile, length, budget_bytes, host_bytes, on_device)
+    # The candidates depend on the budget, and an error names the bytes of the smallest plan as the least accepted.
+    least = smallest_plan(profile, length, host_bytes) if plan is None else plan
+    return least if cost(least, profile).peak_bytes <= budget_bytes else None
 
 
 def _of_device(profile: StepProfile, length: int, budget_bytes: int) -> Plan | None:

@@ -26,13 +26,15 @@ from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps
 from bptt_jax.plans._nodes import length as length_of
 from bptt_jax.plans._profile import StepProfile
 
-_SHARES = (1.0, 0.75, 0.5, 0.25)  # of the host's bytes, for residuals
-_INNER = ((), (2,), (3,), (4,), (6,), (8,), (12,), (16,), (24,), (32,), (4, 4), (8, 8), (16, 16))  # loops in a nest
-_LEAVES = 16  # lengths of leaves on a geometric grid
+_SHARES = (1.0, 0.6, 0.3)  # of the host's bytes, for residuals
+_BLOCKS = (1.0, 0.7, 0.45)  # lengths of blocks with residuals on the host, of the longest possible one
+# Counts of the loops in a nest, by ascending steps.
+_INNER = ((), (2,), (3,), (4,), (6,), (8,), (12,), (4, 4), (24,), (32,), (8, 8), (12, 12), (16, 16))
+_LEAVES = 12  # lengths of leaves on a geometric grid
 _NEAR = 1.01  # of the least time: among such plans, the one of the fewest evaluations is taken
 # Loops with carries on the host, the fastest first, for each loop with residuals there; and those of them whose rest is
 # too long to be kept.
-_TRIES, _TRIES_WITH_REST = 24, 2
+_TRIES, _TRIES_WITH_REST = 8, 1
 
 DevicePlan = Callable[[int, int], Plan | None]  # (length, budget in bytes) -> the fastest plan of the device alone
 
@@ -85,12 +87,17 @@ class _Search:
             room = budget - on_host // loop.k  # the values of its last child stay on the device
             if rest == 0:
                 yield loop
-            elif (after := self.on_device(rest, room)) is not None:
+            # With fewer steps in the loop, its place on the host goes to carries.
+            elif self._is_full(loop, host) and (after := self.on_device(rest, room)) is not None:
                 yield _joined(loop, after)
             if 1 < rest < length_of(loop.child):
                 block = max(n for n in range(1, rest // 2 + 1) if rest % n == 0)
                 yield _joined(loop, Repeat(rest // block, Steps(block), kept="host"))
             yield from self._with_carries((loop,), rest, room, host - on_host)
+
+    def _is_full(self, loop: Repeat, host: int) -> bool:
+        """Whether the host has no room for another child of a loop."""
+        return cost(loop, self.profile).host_bytes // loop.k * (loop.k + 1) > host
 
     def _residuals(self, length: int, budget: int, host: int) -> Iterator[Repeat]:
         """Loops with residuals on the host; the nest leaves residuals to JAX, which keeps them on the device."""
@@ -98,15 +105,20 @@ class _Search:
             return
         by_step = max(self.profile.sweep.residual_bytes, 1)
         longest = self._longest(lambda n: Repeat(2, Steps(n), kept="host"), length // 2, budget)
-        shortest = {max(int(longest * share), 1) for share in (1, 0.75, 0.5, 0.35)}
-        dividing = [n for n in range(longest, longest // 2, -1) if length % n == 0][:2]
-        blocks = {n for n in (*shortest, *dividing) if n and self._is_whole(n)}
+        some = {max(int(longest * share), 1) for share in _BLOCKS}
+        blocks = {n for n in some | self._dividing(length, longest) if n <= longest and self._is_whole(n)}
         found = {(min(length // n, int(share * host) // (n * by_step)), n) for n in blocks for share in _SHARES}
         yield from (Repeat(k, Steps(n), kept="host") for k, n in sorted(found) if k >= 2)
+
+    def _dividing(self, length: int, longest: int) -> set[int]:
+        """The longest block of at most `longest` steps that divides a length, if it has more than half of them."""
+        return set(next(([n] for n in range(longest, longest // 2, -1) if length % n == 0 and self._is_whole(n)), []))
 
     def _with_carries(self, after: tuple[Plan, ...], steps: int, room: int, host: int) -> Iterator[Plan]:
         """Plans of `steps` steps, most of them with carries on the host, before the parts in `after`."""
         loops = sorted(self._loops(steps, room, host), key=lambda loop: time_of(loop, self.profile) / length_of(loop))
+        whole = [loop for loop in loops if steps - length_of(loop) < length_of(loop.child)]
+        loops = whole or loops
         kept = self._longest(Steps, steps, room)
         for number, loop in enumerate(loops[:_TRIES]):
             unit = length_of(loop.child)
@@ -121,13 +133,22 @@ class _Search:
                     yield _joined(Repeat(k, loop.child, kept="host"), *after, last)
 
     def _loops(self, steps: int, room: int, host: int) -> Iterator[Repeat]:
+        """Loops with carries on the host, for each length of a leaf: without a nest, and with the least that is needed.
+
+        A loop in the nest is needed where the host has no room for a carry of each leaf.
+        """
         longest = self._longest(lambda n: Repeat(2, Remat(Steps(n)), kept="host"), steps // 2, room)
         grid = {int(n) for n in np.geomspace(1, longest, _LEAVES)} if longest else set()
-        dividing = {n for n in range(max(longest // 2, 1), longest + 1) if steps % n == 0}
-        for leaf, inner in itertools.product(sorted(grid | dividing), _INNER):
-            loop = _carries(self.profile, steps, leaf, inner, host) if self._is_whole(leaf) else None
-            if loop is not None and cost(loop, self.profile).peak_bytes <= room:
+        for leaf in sorted(grid | self._dividing(steps, longest)):
+            if not self._is_whole(leaf):
+                continue
+            for inner in _INNER:
+                loop = _carries(self.profile, steps, leaf, inner, host)
+                if loop is None or cost(loop, self.profile).peak_bytes > room:
+                    break
                 yield loop
+                if loop.k == steps // length_of(loop.child):
+                    break
 
     def _longest(self, plan_of: Callable[[int], Plan], most: int, room: int) -> int:
         """The most steps of a plan in `room` bytes, at most `most`; 0 if one step is too much."""

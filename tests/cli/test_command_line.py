@@ -237,3 +237,13 @@ def test_the_module_runs_and_says_what_to_install_without_click():
     found = subprocess.run([sys.executable, "-m", "bptt_jax", "--version"], capture_output=True, text=True, timeout=120)
     assert found.returncode == 0
     assert "0.1.0" in found.stdout
+
+
+def test_a_plan_with_carries_on_the_host():
+    done = run(*PLAN[:-1], "2MiB", "--host-budget", "10MiB")
+    assert done.exit_code == 0
+    assert "on the host" in done.output
+    assert "@[" in done.output
+    refused = run(*PLAN, "--host-budget", "auto")
+    assert refused.exit_code == 2
+    assert "'auto' is not a budget here" in refused.output

@@ -29,12 +29,25 @@ def test_notation_parses_back(plan):
     assert parse(notation(plan)) == plan
 
 
-@hypothesis.given(PLANS)
+# Outermost loops, on the device or on the host, one after another.
+TWO_MEMORIES = st.lists(
+    st.builds(Repeat, st.integers(1, 4), PLANS, kept=st.sampled_from(("device", "host"))), min_size=1, max_size=3
+).map(lambda parts: Chain(tuple(parts)))
+
+
+@hypothesis.given(st.one_of(PLANS, TWO_MEMORIES))
 def test_any_plan_can_be_executed_and_costs_what_cost_says(plan):
     ran = execute(simulate(plan), length(plan), Items(carry=3, residual=5))
     found = cost(plan, StepProfile(carry_bytes=3, residual_bytes=5))
     assert ran.forward_steps == found.forward_steps
     assert ran.peak_units <= found.peak_bytes
+    assert ran.host_units <= found.host_bytes
+
+
+@hypothesis.given(TWO_MEMORIES)
+def test_plans_of_two_memories_parse_back_and_are_drawn(plan):
+    assert parse(notation(plan)) == plan
+    assert ("residuals on the host" in svg(plan)) == ("@" in notation(plan)) or length(plan) == 0
 
 
 def shared_with_itself(doublings: int):

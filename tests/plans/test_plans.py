@@ -1,6 +1,7 @@
 """The pure layer: plans, costs, pictures, budgets, and the planner."""
 
 import dataclasses
+import functools
 import math
 import re
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from bptt_jax import Chain, Remat, Repeat, StepProfile, Steps, cost, make_plan
 from bptt_jax._budget import budget_to_bytes
 from bptt_jax.errors import BudgetError
-from bptt_jax.plans import Advance, Record, length, notation, render, simulate
+from bptt_jax.plans import Advance, Record, length, notation, parse, render, simulate
 from bptt_jax.plans._nodes import fold, is_normal_chain
 
 NESTED = Chain((Repeat(4, Remat(Chain((Repeat(3, Remat(Steps(5))), Steps(2))))), Steps(7)))
@@ -168,3 +169,37 @@ def test_planner_fits_any_budget_or_says_what_would(profile, steps, share):
             assert plan == Steps(steps)
     assert length(plan) == steps
     assert is_normal(plan)
+
+
+ON_HOST = Chain((Repeat(4, Remat(Steps(8)), kept="host"), Repeat(3, Steps(6), kept="host"), Steps(5)))
+
+
+def test_where_a_loop_keeps_is_part_of_a_plan():
+    assert Repeat(4, Steps(8), kept="host") != Repeat(4, Steps(8))
+    assert Chain((Repeat(4, Remat(Steps(8)), "host"), Repeat(3, Steps(6), "host"), Steps(5))) == ON_HOST
+    assert (notation(ON_HOST), parse("(4@[8] + 3@6 + 5)")) == ("(4@[8] + 3@6 + 5)", ON_HOST)
+    assert repr(Repeat(4, Steps(8), kept="host")) == "Repeat(k=4, child=Steps(n=8), kept='host')"
+
+
+@pytest.mark.parametrize("make", [Remat, functools.partial(Repeat, 2), functools.partial(Repeat, 2, kept="host")])
+def test_only_outermost_loops_keep_on_the_host(make):
+    message = re.escape('has a loop with kept="host", but only outermost loops keep values on the host')
+    for inner in (Repeat(2, Steps(3), kept="host"), ON_HOST):
+        with pytest.raises(ValueError, match=message):
+            make(inner)
+    with pytest.raises(ValueError, match=message):
+        parse("2*[3@4]")
+
+
+@pytest.mark.parametrize("kept", [None, "disk", True])
+def test_other_memories_are_refused(kept):
+    with pytest.raises(ValueError, match=re.escape(f'Repeat.kept must be "device" or "host", got {kept!r}.')):
+        Repeat(2, Steps(3), kept=kept)
+
+
+def test_the_timeline_shows_the_host():
+    rows = render(ON_HOST).splitlines()
+    assert rows[3].startswith("  2  !       !       !       |       rrrrrrrrrrrr")
+    assert rows[6].startswith("  5  !       !       !       |       ............<<<<<<")
+    assert "! carry on the host   . residuals on the host" in rows[-1]
+    assert "host" not in render(NESTED)

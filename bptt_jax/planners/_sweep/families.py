@@ -215,7 +215,8 @@ def _least_counts(profile: SweepProfile, length: int, unit: Ints, free_bytes: in
     at most a block's bytes for them.
     """
     carry, by_step = max(profile.carry_bytes, 1), profile.residual_bytes + profile.block_bytes
-    peaks = _kept_peaks(profile, min(length, _MOST_REST))
+    # Of lengths rounded up, because scans of nearly one length share a table.
+    peaks = _kept_peaks(profile, min(1 << length.bit_length(), _MOST_REST))[: min(length, _MOST_REST) + 1]
     most, beside = len(peaks) - 1, int((peaks - profile.residual_bytes * np.arange(len(peaks))).min())
     shrink = np.maximum(unit * profile.residual_bytes - carry, 1)
     counts: Ints = np.maximum(-(-(length * profile.residual_bytes + beside - free_bytes) // shrink), 2)

@@ -231,6 +231,8 @@ def _refused(gradient: Gradient, asked: int, left: int, smallest: Check) -> Budg
         error.add_note(
             "The compiler refuses the program of the smallest plan for its size: these bytes are an estimate."
         )
+    if call.options.host_budget is not None and call.options.machine.is_cpu:
+        error.add_note("These bytes are of budget and host_budget together, because a CPU has one memory.")
     if not is_percentage(call.options.budget):
         raise error
     return BudgetWarning(call.length, str(call.options.budget), asked, known)

@@ -34,7 +34,8 @@ def largest_budget(
         divide it: `share_budget(budget, layers)` of `bptt_jax.linen` and `bptt_jax.nnx`. It may return whatever has a
         method `lower`, as results of `jax.jit`, `flax.nnx.jit` and `equinox.filter_jit` have. Donate
         arguments to be overwritten (`donate_argnums`); otherwise they count twice, as they do when it runs.
-      *args: the function's arguments: pytrees of arrays or `jax.ShapeDtypeStruct`s, with the shardings of the run.
+      *args: the function's arguments: pytrees of arrays or `jax.ShapeDtypeStruct`s, with the shardings of the run;
+        `equinox.filter_jit` lowers for arrays alone.
       within: the limit: bytes as an int, a string such as "14GiB", or "auto". "auto" is nine tenths of the bytes
         free on the device, or held there by `args`; on CPU the devices of the process share them.
       target: the device to compile for, if it is not the default backend; see `bptt_jax.scan`. Shapes without a

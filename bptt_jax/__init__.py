@@ -8,10 +8,11 @@ again, as planned from the sizes of the step, and XLA's bytes are checked while 
     scan            the call; `checkpointed` is its decorator
     linen, nnx      `RNN` and `rnn`: Flax's recurrent layers with a budget; `Stack`, `share_budget`
     explain         the plan for a scan, its bytes and its timeline; `explain_calls` reports on a model or training step
+    largest_budget  the budget with which a whole training step fits on a device
     make_plan       plans from sizes alone: `profile` measures a step, `cost` counts the bytes and evaluations of a plan
     Steps, Repeat, Chain, Remat
                     the nodes of plans, to write one by hand; `plans` prints and draws them, `planners` has the paper's
-    errors          BudgetError, BudgetWarning, UnverifiedWarning
+    errors          BudgetError, FitError, BudgetWarning, UnverifiedWarning
     show_recomputation
                     a context in which the callbacks of `jax.debug` run again in steps computed again
 
@@ -37,12 +38,15 @@ from bptt_jax._explain.explain import explain, profile
 from bptt_jax._explain.report import Report
 from bptt_jax._options import show_recomputation
 from bptt_jax._scan import checkpointed, scan
+from bptt_jax._whole.largest_budget import largest_budget
+from bptt_jax._whole.report import FitReport
 from bptt_jax.planners import make_plan
 from bptt_jax.plans._nodes import Chain, Remat, Repeat, Steps
 from bptt_jax.plans._profile import StepProfile, StepTimes
 
 __all__ = [
     "Chain",
+    "FitReport",
     "PlanCost",
     "Remat",
     "Repeat",
@@ -56,6 +60,7 @@ __all__ = [
     "errors",
     "explain",
     "explain_calls",
+    "largest_budget",
     "make_plan",
     "planners",
     "plans",
@@ -69,7 +74,7 @@ def __getattr__(name: str) -> Any:
     """Imports `bptt_jax.linen` and `bptt_jax.nnx` when they are first used, because they need Flax."""
     if name in ("linen", "nnx"):
         return importlib.import_module(f"bptt_jax.{name}")
-    meant = f"; did you mean bptt_jax.errors.{name}?" if name in ("BudgetError", "BudgetWarning") else ""
+    meant = f"; did you mean bptt_jax.errors.{name}?" if name in ("BudgetError", "BudgetWarning", "FitError") else ""
     raise AttributeError(f"module 'bptt_jax' has no attribute {name!r}{meant}")
 
 

@@ -21,6 +21,7 @@ for _unit, _name in {"kB": "kilobytes", "MB": "megabytes", "GB": "gigabytes", "T
     _MEANT |= dict.fromkeys((_unit[0].lower(), _name, _name.removesuffix("s")), _unit)
 _SHAPE = re.compile(r"\s*(?P<number>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>%|[A-Za-z]+)\s*")
 _NUMBERS = 'bytes as an int, a string such as "64MiB", "1.5GB" or "5%", or None for no limit'
+_LIMITS = 'bytes as an int, a string such as "14GiB" or "1.5GB", or "auto" for what the device has'
 _FORMS = _NUMBERS.replace(", or None", ', "auto" for what the device has free, or None')
 
 
@@ -60,6 +61,36 @@ def budget_to_bytes(budget: object, store_all_bytes: int, name: str = "budget") 
     return bytes_
 
 
+def limit_to_bytes(within: object) -> int:
+    """The bytes of a limit for a whole program: a positive int, or a string as for a budget, without percentages.
+
+    Raises:
+      TypeError, ValueError: for anything else; the message has the accepted forms.
+
+    >>> limit_to_bytes("14GiB") == limit_to_bytes(14 * 1024**3)
+    True
+    """
+    if isinstance(within, str):
+        if is_percentage(within):
+            raise ValueError(
+                f"within={within!r} is a share, but of no number: the limit of a whole program is that of a device; "
+                f"use {_LIMITS}."
+            )
+        match = _SHAPE.fullmatch(within)
+        if match is None or match["unit"] not in _UNITS:
+            raise ValueError(f"within={within!r} is not a limit; use {_LIMITS}.{_meant_limit(within, match)}")
+        bytes_ = int(fractions.Fraction(match["number"]) * _UNITS[match["unit"]])
+    elif not isinstance(within, bool) and isinstance(within, numbers.Integral):
+        bytes_ = int(within)
+    else:
+        is_whole = isinstance(within, float) and math.isfinite(within) and within >= 1
+        meant = f" Did you mean {int(within)}?" if is_whole else ""  # type: ignore[call-overload]
+        raise TypeError(f"within={within!r} of type {type(within).__name__} is not a limit; use {_LIMITS}.{meant}")
+    if bytes_ <= 0:
+        raise ValueError(f"within={within!r} is {bytes_} bytes, but a limit must be positive; use {_LIMITS}.")
+    return bytes_
+
+
 def is_percentage(budget: object) -> bool:
     """Whether a budget is a share of the bytes of `jax.lax.scan`.
 
@@ -79,14 +110,28 @@ def _parse(budget: str, store_all_bytes: int, name: str) -> int:
     if unit == "%":
         return max(math.ceil(number), int(number * store_all_bytes / 100))  # positive, also without residuals
     if unit not in _UNITS:
-        alike = (known for known in _UNITS if known.lower() in (unit.lower(), f"{unit}B".lower()))
-        close = difflib.get_close_matches(unit, _UNITS, 1, cutoff=0.7)
-        known = next(alike, _MEANT.get(unit.lower(), "".join(close)))
+        known = _known_unit(unit)
         meant = f" Did you mean '{match['number']}{known}'?" if known else ""
         raise ValueError(
             f"{name}={budget!r} has the unknown unit {unit!r}; the units are %, {', '.join(_UNITS)}.{meant}"
         )
     return int(number * _UNITS[unit])
+
+
+def _known_unit(unit: str) -> str:
+    """The unit that a wrong one is like; empty if there is none."""
+    alike = (known for known in _UNITS if known.lower() in (unit.lower(), f"{unit}B".lower()))
+    close = difflib.get_close_matches(unit, _UNITS, 1, cutoff=0.7)
+    return next(alike, _MEANT.get(unit.lower(), "".join(close)))
+
+
+def _meant_limit(within: str, match: re.Match[str] | None) -> str:
+    """A suggestion for a malformed limit; empty where nothing is like it."""
+    if match is not None:
+        known = _known_unit(match["unit"])
+        return f" Did you mean '{match['number']}{known}'?" if known and known != "%" else ""
+    text = within.strip()
+    return " Did you mean 'auto'?" if text.lower() == "auto" else _without_unit(text).replace(f"'{text}%', or ", "")
 
 
 def _without_unit(text: str) -> str:

@@ -106,6 +106,51 @@ class BudgetError(ValueError):
         return type(self), (self.length, self.budget, self.budget_bytes, self.smallest_bytes, self.shares)
 
 
+class FitError(ValueError):
+    """No budget makes a whole program fit within a limit; raised by `largest_budget`.
+
+    Attributes:
+      within_bytes: the limit asked for, in bytes.
+      smallest_bytes: the bytes of the program with the smallest budget that its scans take; None where the compiler
+        refuses it for its size.
+      budget_bytes: this budget.
+      shares: the parts of these bytes, from names to bytes, adding up to them.
+
+    >>> print(FitError("1KiB", 1024, 512, {"temporaries of the scans": 500, "arguments": 1000}))
+    no budget makes the program fit within='1KiB', which is 1,024 bytes: with budget=512, the smallest that its scans take, it takes 1,500 bytes. These are, the largest share first, 1,000 bytes for arguments; 500 bytes for temporaries of the scans. within=1500 would do.
+    """  # noqa: E501  the text of a message is one line
+
+    def __init__(
+        self,
+        within: object,
+        within_bytes: int,
+        budget_bytes: int,
+        shares: Mapping[str, int] | None,
+        hints: Iterable[str] = (),
+    ):
+        hints = tuple(hints)
+        self.smallest_bytes = None if shares is None else sum(shares.values())
+        message = (
+            f"no budget makes the program fit within={within!r}, which is {_bytes(within_bytes)}: "
+            f"with budget={budget_bytes}, the smallest that its scans take, "
+        )
+        if shares is None:
+            message += "the compiler refuses it for its size."
+        else:
+            taken = sum(shares.values())
+            parts = sorted(((size, name) for name, size in shares.items() if size), key=lambda part: -part[0])
+            message += f"it takes {_bytes(taken)}. These are, the largest share first, {_listed(parts)}. "
+            message += f"within={taken} would do."
+        super().__init__(" ".join([message, *hints]))
+        self.within_bytes = within_bytes
+        self.budget_bytes = budget_bytes
+        self.shares = dict(shares or {})
+        self._given = within, within_bytes, budget_bytes, None if shares is None else dict(shares), hints
+
+    def __reduce__(self) -> tuple[type[FitError], tuple[object, int, int, dict[str, int] | None, tuple[str, ...]]]:
+        return type(self), self._given
+
+
 class BudgetWarning(UserWarning):
     """No plan takes as few bytes as a percentage allows, so the smallest one runs; bytes raise `BudgetError`.
 

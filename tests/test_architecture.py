@@ -33,6 +33,7 @@ ROOMS = [
     "_primitives",
     "_scan",
     "_explain",
+    "_whole",
     "_recurrent",
     "linen",
     "nnx",
@@ -125,6 +126,7 @@ def test_planted_violations_are_found(name, source):
 def test_public_names():
     assert sorted(bptt_jax.__all__) == [
         "Chain",
+        "FitReport",
         "PlanCost",
         "Remat",
         "Repeat",
@@ -138,6 +140,7 @@ def test_public_names():
         "errors",
         "explain",
         "explain_calls",
+        "largest_budget",
         "make_plan",
         "planners",
         "plans",

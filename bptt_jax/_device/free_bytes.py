@@ -13,6 +13,9 @@ from bptt_jax._jaxprs.types import Device
 # Share of the free bytes left unused, because the estimate does not see everything: inputs and results of the scan not
 # allocated yet, other programs, fragmentation.
 RESERVE = 0.25
+# The same for a whole program, whose inputs and results are counted: for fragmentation and the device's own needs.
+RESERVE_OF_WHOLE = 0.1
+_DIGITS_OF_WHOLE = 6  # binary digits; there is one such figure, and nothing is planned from it alone
 _DIGITS = 3  # binary digits, because a small change of the figure should not change the plan, nor compile anew
 
 
@@ -27,7 +30,7 @@ def free_bytes(device: Device = None) -> int:
       ValueError: if the device does not report its memory.
     """
     device = jax.local_devices()[0] if device is None else device
-    free = _available_to_cpu() if device.platform == "cpu" else _available_to(device)
+    free = _free(device)
     if free is None:
         raise ValueError(
             f'budget="auto" needs to know the free memory of {device}, which does not tell; pass bytes, or "5%".'
@@ -35,13 +38,41 @@ def free_bytes(device: Device = None) -> int:
     return _round_down(int(least_of_processes(free) * (1 - RESERVE)))
 
 
-def _round_down(size: int) -> int:
-    """A size rounded down to `_DIGITS` binary digits.
+def room_bytes(held: int, device: Device) -> int:
+    """Nine tenths of a device's bytes for one program, rounded down to six binary digits; the least of all processes.
+
+    The bytes for it are the free ones and those that its arguments hold already. The CPU devices of a process share
+    its memory in equal parts.
+
+    Args:
+      held: bytes of the program's arguments that are on the device.
+      device: the device.
+
+    Raises:
+      ValueError: if the device does not report its memory.
+    """
+    free = _free(device)
+    if free is None:
+        raise ValueError(
+            f'within="auto" needs to know the memory of {device}, which does not tell; pass bytes, or "14GiB".'
+        )
+    if device.platform == "cpu":
+        free //= jax.local_device_count("cpu")
+    return _round_down(int(least_of_processes(free + held) * (1 - RESERVE_OF_WHOLE)), _DIGITS_OF_WHOLE)
+
+
+def _free(device: Device) -> int | None:
+    """Free bytes of a device; None where it does not tell."""
+    return _available_to_cpu() if device.platform == "cpu" else _available_to(device)
+
+
+def _round_down(size: int, digits: int = _DIGITS) -> int:
+    """A size rounded down to some binary digits.
 
     >>> _round_down(1000), _round_down(7)
     (896, 7)
     """
-    places = max(size.bit_length() - _DIGITS, 0)
+    places = max(size.bit_length() - digits, 0)
     return size >> places << places
 
 

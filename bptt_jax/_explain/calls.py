@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -84,14 +85,32 @@ def explain_calls(f: Callable[..., Any], *args: Any, target: Device = None, **kw
     reports, numbers = Reports(), collections.Counter[str]()
     with jax.disable_jit(False):  # reports are about compiled programs
         closed = jax.make_jaxpr(run)(select(leaves, mask))
-        for path, report in _reports(closed.jaxpr, (), target):
-            numbers[path] += 1
-            reports[path if numbers[path] == 1 else f"{path} [{numbers[path]}]"] = report
+        for one in called(closed.jaxpr):
+            numbers[one.path] += 1
+            name = one.path if numbers[one.path] == 1 else f"{one.path} [{numbers[one.path]}]"
+            reports[name] = _report(one, target)
     return reports
 
 
-def _reports(jaxpr: Jaxpr, around: Sequence[str], target: Device) -> Iterator[tuple[str, Report]]:
-    """The reports on the scans of a jaxpr, with their paths; those it differentiates last.
+@dataclasses.dataclass(frozen=True)
+class Called:
+    """A scan of a traced function.
+
+    Attributes:
+      path: the names around the call.
+      gradient: the gradient; for a scan that is not differentiated, the one with respect to all of its inputs.
+      is_differentiated: whether the function differentiates it.
+      context: of the call; types may name its mesh.
+    """
+
+    path: str
+    gradient: Gradient
+    is_differentiated: bool
+    context: contextlib.AbstractContextManager[Any]
+
+
+def called(jaxpr: Jaxpr, around: Sequence[str] = ()) -> Iterator[Called]:
+    """The scans of a jaxpr, with their paths; those it differentiates last.
 
     A differentiated scan is known by its backward pass, and these are met from the last scan to the first.
     """
@@ -99,14 +118,14 @@ def _reports(jaxpr: Jaxpr, around: Sequence[str], target: Device) -> Iterator[tu
     for eqn in jaxpr.eqns:
         path, types = [*around, *_scopes(eqn)], [v.aval for v in eqn.invars]
         if eqn.primitive is backward_p:
-            backward.append((path, eqn, asked(types, eqn.params)))
+            backward.append(Called(_named(path), asked(types, eqn.params), True, eqn.ctx.manager))
         elif eqn.primitive is scan_p:
-            yield _named(path), _report(eqn, gradient_of_types(eqn.params["call"], tuple(types)), target)
+            gradient = gradient_of_types(eqn.params["call"], tuple(types))
+            yield Called(_named(path), gradient, False, eqn.ctx.manager)
         if eqn.primitive is scan_p or not str(eqn.primitive).startswith("bptt_"):
             for inner in inner_jaxprs(eqn):
-                yield from _reports(inner, path, target)
-    for path, eqn, gradient in reversed(backward):
-        yield _named(path), _report(eqn, gradient, target)
+                yield from called(inner, path)
+    yield from reversed(backward)
 
 
 def _named(path: Sequence[str]) -> str:
@@ -118,9 +137,10 @@ def _scopes(eqn: Eqn) -> list[str]:
     return [name for name in names.split("/") if name]
 
 
-def _report(eqn: Eqn, gradient: Gradient, target: Device) -> Report:
+def _report(one: Called, target: Device) -> Report:
+    gradient = one.gradient
     if target is not None:
         options = dataclasses.replace(gradient.call.options, machine=machine_for(target))
         gradient = dataclasses.replace(gradient, call=dataclasses.replace(gradient.call, options=options))
-    with eqn.ctx.manager:  # types may name its mesh
+    with one.context:
         return report_on(gradient)

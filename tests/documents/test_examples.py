@@ -81,3 +81,26 @@ def test_an_equinox_model_under_vmap_learns_within_its_budget():
     losses = [float(loss) for loss in re.findall(r"error ([\d.]+)$", run.stdout, flags=re.MULTILINE)]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
+
+
+def fit_memory(*options):
+    command = [sys.executable, EXAMPLES / "fit_memory.py", *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_a_training_step_is_fitted_to_a_limit_and_learns():
+    run = fit_memory("--within", "900KiB", "--length", 300, "--batch", 4, "--width", 16, "--steps", 12)
+    assert run.returncode == 0, run.stderr
+    budget = re.search(r"^chosen: program \d, budget=(\d+)$", run.stdout, flags=re.MULTILINE)[1]
+    assert f"with a budget of {int(budget):,} bytes" in run.stdout
+    shares = [float(share) for share in re.findall(r" (\d\.\d{3})  ", run.stdout)]
+    assert max(share for share in shares if share <= 1) >= 0.93
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+), with", run.stdout)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_a_limit_too_small_for_a_training_step_is_answered():
+    run = fit_memory("--within", "200KiB", "--length", 300, "--batch", 4, "--width", 16)
+    assert run.returncode == 1
+    assert re.search(r"--within: no budget makes the program fit within='200KiB'.*within=\d+ would do", run.stderr)

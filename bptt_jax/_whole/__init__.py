@@ -1,0 +1,1 @@
+"""`largest_budget`, the budget with which a whole program fits on a device."""

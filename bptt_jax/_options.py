@@ -25,6 +25,7 @@ class Options:
     Attributes:
       machine: the device to compile for.
       show_recomputation: whether callbacks for debugging run in steps evaluated again as well.
+      progress: the label of the bar of progress; None for no bar.
     """
 
     machine: Machine
@@ -33,6 +34,7 @@ class Options:
     lowering: Lowering | None = None
     verify: bool = True
     show_recomputation: bool = False
+    progress: str | None = None
 
 
 _shows_recomputation = contextvars.ContextVar("shows_recomputation", default=False)
@@ -87,7 +89,20 @@ def check_flags(flags: Mapping[str, Any]) -> None:
             raise TypeError(f"{name} must be True or False, got {given!r}.{meant}")
 
 
-def check_options(budget: Any, plan: Any, lowering: Any, verify: Any, target: Device = None) -> None:
+def check_progress(progress: Any) -> None:
+    """Raises for a `progress` that is no label and no switch."""
+    if progress == "" or not isinstance(progress, str | bool | np.bool_ | None):
+        raise TypeError(f'progress must be a label such as "training", True, False or None, got {progress!r}.')
+
+
+def label_of(progress: Any, default: str) -> str | None:
+    """The label of a bar; None for no bar. True stands for a default."""
+    return progress if isinstance(progress, str) else default if progress else None
+
+
+def check_options(
+    budget: Any, plan: Any, lowering: Any, verify: Any, target: Device = None, progress: Any = None
+) -> None:
     """Raises for malformed options, whatever the step, so also where nothing is differentiated."""
     if lowering not in (None, "sweep", "nested"):
         raise ValueError(f'lowering={lowering!r} is unknown; use None (the sweep where it can), "sweep" or "nested".')
@@ -108,6 +123,7 @@ def check_options(budget: Any, plan: Any, lowering: Any, verify: Any, target: De
             f"target must be a device, such as one of jax.experimental.topologies.get_topology_desc(...).devices, or "
             f"None, got {target!r}."
         )
+    check_progress(progress)
 
 
 def checked_options(
@@ -116,11 +132,13 @@ def checked_options(
     lowering: Lowering | None = None,
     verify: bool = True,
     target: Device = None,
+    progress: str | bool | None = None,
 ) -> Options:
     """The options, for the machine of a target or of the default backend.
 
     Raises: as `check_options`.
     """
-    check_options(budget, plan, lowering, verify, target)
+    check_options(budget, plan, lowering, verify, target, progress)
     made = parse(plan) if isinstance(plan, str) else plan
-    return Options(machine_for(target), budget, made, lowering, verify, _shows_recomputation.get())
+    shown, label = _shows_recomputation.get(), label_of(progress, "scan")
+    return Options(machine_for(target), budget, made, lowering, verify, shown, label)

@@ -19,6 +19,7 @@ from bptt_jax._jaxprs.types import Index, Leaf, Tree
 from bptt_jax._lower.block import Block
 from bptt_jax._lower.block_values import Gradients, Into, Weights
 from bptt_jax._lower.late import late_zero
+from bptt_jax._progress.report import SILENT, Pass
 from bptt_jax._step.pull import Pull
 from bptt_jax._trace.along import Along
 from bptt_jax._trace.call import Arrays, ScanCall, select
@@ -65,9 +66,12 @@ class Walk:
 class Forward(Walk):
     """Forward through a plan. In its methods, ys are the arrays written so far, or None where none are made."""
 
-    def __init__(self, block: Block, call: ScanCall, constants: Arrays, xs: Arrays, lengths: Leaf):
+    def __init__(
+        self, block: Block, call: ScanCall, constants: Arrays, xs: Arrays, lengths: Leaf, progress: Pass = SILENT
+    ):
         super().__init__(block, call, xs, lengths)
         self._constants = constants
+        self._progress = progress
 
     def no_ys(self, carry: Arrays) -> Arrays:
         """Room for ys, with the types given by a step."""
@@ -89,6 +93,7 @@ class Forward(Walk):
         Outside of loops each step writes its own y. XLA would repeat the write of a whole block there for each reader
         of ys, each time with a copy of all ys (CPU: a third of a program with ys in the loss).
         """
+        self._progress.before(at, n, carry)
         over, alongs = self._read_xs(self._after(carry, at), n), self._call.y_along
         # In a loop `at` is traced. A block of all steps needs no write into ys.
         if ys is None or not isinstance(at, int) or n == self._call.length:
@@ -217,6 +222,7 @@ class Backward(Walk):
         self, block: Block, call: ScanCall, pull: Pull, weights: Weights, xs: Arrays, ct_ys: Arrays, lengths: Leaf
     ):
         super().__init__(block, call, xs, lengths)
+        self._progress = call.reporting("backward")
         self._pull = pull
         self._weights = weights
         self._ct_ys = ct_ys
@@ -232,6 +238,7 @@ class Backward(Walk):
                 return state
             case Steps(n):
                 ct_carry, ct_xs, gradients = state
+                self._progress.before(self._call.length - n - at, n, ct_carry)
                 ct_ys = self._read(self._ct_ys, self._ct_y_along, at, n)
                 ct_carry, new, gradients = self._block.back(
                     self._pull, self._weights, self._read_xs(at, n), saved, ct_carry, ct_ys, gradients, n

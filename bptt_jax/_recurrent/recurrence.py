@@ -42,9 +42,10 @@ class LayerOptions:
     return_carry: bool = False
     reverse: bool = False
     keep_order: bool = False
+    progress: str | bool | None = None
 
     def __post_init__(self) -> None:
-        check_options(self.budget, self.plan, self.lowering, self.verify)
+        check_options(self.budget, self.plan, self.lowering, self.verify, progress=self.progress)
         check_flags({name: getattr(self, name) for name in _FLAGS})
 
 

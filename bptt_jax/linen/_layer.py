@@ -14,6 +14,7 @@ from flax.core import FrozenDict
 
 from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Device, Leaf, Tree
+from bptt_jax._options import label_of
 from bptt_jax._recurrent.cells import explaining_carry
 from bptt_jax._recurrent.recurrence import CALL_OPTIONS, Call, LayerOptions, Recurrence, batch_shape, recurrence
 from bptt_jax.linen._lift import Lift, Lifted, lift_cell
@@ -43,7 +44,8 @@ class Options(LayerOptions):
 
     @property
     def scan(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("budget", "plan", "lowering", "verify", "unroll")}
+        names = ("budget", "plan", "lowering", "verify", "unroll", "progress")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def lift(self) -> Lift:
@@ -96,7 +98,8 @@ class Recurrent(nn.Module):
         call = options.call(seq_lengths=seq_lengths, resets=resets, **flags)
         with explaining_carry(initial_carry, functools.partial(self._first_carry, inputs, init_key, call)):
             lifted, run = self._prepare(inputs, initial_carry, init_key, call)
-            carry, carried, outputs, made = run.run(**options.scan)
+            label = label_of(options.progress, type(self.cell).__name__)
+            carry, carried, outputs, made = run.run(**(options.scan | {"progress": label}))
         lifted.publish(carried, made)
         return (carry, outputs) if call.return_carry else outputs
 

@@ -47,6 +47,7 @@ class RNN(Recurrent):
       cell: an instance of a recurrent cell, for example `nnx.LSTMCell(3, 8, rngs=...)`, or a `Stack` of several.
       time_major, return_carry, reverse, keep_order, state_axes, broadcast_rngs, rngs: as in `flax.nnx.RNN`.
       budget, plan, lowering, verify, unroll: as in `bptt_jax.scan`.
+      progress: likewise, where True stands for the name of the cell's class.
 
     Raises:
       TypeError, ValueError: if `cell` is no recurrent cell or an option is malformed; when called, if the plan is for
@@ -79,6 +80,7 @@ class RNN(Recurrent):
         plan: Plan | str | None = None,
         lowering: Lowering | None = None,
         verify: bool = True,
+        progress: str | bool | None = None,
     ):
         given = locals()
         if isinstance(cell, type):
@@ -104,6 +106,7 @@ def rnn(
     broadcast_rngs: Any = None,
     rngs: bool = True,
     verify: bool = True,
+    progress: str | bool | None = None,
 ) -> Any:
     """Decorator turning an NNX cell class into a class of recurrent layers with a budget.
 
@@ -114,6 +117,7 @@ def rnn(
     Args:
       cell_class: the cell class, if the decorator is written without options.
       budget, plan, lowering, verify, unroll: as in `bptt_jax.scan`.
+      progress: likewise, where True stands for the name of the cell's class.
       time_major, return_carry, reverse, keep_order, state_axes, broadcast_rngs: as in `flax.nnx.RNN`, whose
         documentation lists the options a call can override.
       rngs: whether layers have keys of their own for the first carries, as `flax.nnx.RNN` has by default.

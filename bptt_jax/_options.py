@@ -26,6 +26,7 @@ class Options:
       machine: the device to compile for.
       host_budget: bytes in the host's memory; see `scan`.
       show_recomputation: whether callbacks for debugging run in steps evaluated again as well.
+      progress: the label of the bar of progress; None for no bar.
     """
 
     machine: Machine
@@ -35,6 +36,7 @@ class Options:
     verify: bool = True
     show_recomputation: bool = False
     host_budget: Budget = None
+    progress: str | None = None
 
     @property
     def may_use_host(self) -> bool:
@@ -95,8 +97,25 @@ def check_flags(flags: Mapping[str, Any]) -> None:
             raise TypeError(f"{name} must be True or False, got {given!r}.{meant}")
 
 
+def check_progress(progress: Any) -> None:
+    """Raises for a `progress` that is no label and no switch."""
+    if progress == "" or not isinstance(progress, str | bool | np.bool_ | None):
+        raise TypeError(f'progress must be a label such as "training", True, False or None, got {progress!r}.')
+
+
+def label_of(progress: Any, default: str) -> str | None:
+    """The label of a bar; None for no bar. True stands for a default."""
+    return progress if isinstance(progress, str) else default if progress else None
+
+
 def check_options(
-    budget: Any, plan: Any, lowering: Any, verify: Any, target: Device = None, host_budget: Any = None
+    budget: Any,
+    plan: Any,
+    lowering: Any,
+    verify: Any,
+    target: Device = None,
+    host_budget: Any = None,
+    progress: Any = None,
 ) -> None:
     """Raises for malformed options, whatever the step, so also where nothing is differentiated."""
     if lowering not in (None, "sweep", "nested"):
@@ -124,6 +143,7 @@ def check_options(
             f"target must be a device, such as one of jax.experimental.topologies.get_topology_desc(...).devices, or "
             f"None, got {target!r}."
         )
+    check_progress(progress)
 
 
 def checked_options(
@@ -133,12 +153,13 @@ def checked_options(
     verify: bool = True,
     target: Device = None,
     host_budget: Budget = None,
+    progress: str | bool | None = None,
 ) -> Options:
     """The options, for the machine of a target or of the default backend.
 
     Raises: as `check_options`.
     """
-    check_options(budget, plan, lowering, verify, target, host_budget)
+    check_options(budget, plan, lowering, verify, target, host_budget, progress)
     made = parse(plan) if isinstance(plan, str) else plan
-    shows = _shows_recomputation.get()
-    return Options(machine_for(target), budget, made, lowering, verify, shows, host_budget)
+    shown, label = _shows_recomputation.get(), label_of(progress, "scan")
+    return Options(machine_for(target), budget, made, lowering, verify, shown, host_budget, label)

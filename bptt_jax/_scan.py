@@ -12,9 +12,10 @@ from jax import lax
 from bptt_jax._budget import Budget
 from bptt_jax._jaxprs.equations import may_run_again
 from bptt_jax._jaxprs.types import Device, Tree
-from bptt_jax._options import Options, check_options, checked_options
+from bptt_jax._options import Options, check_options, checked_options, label_of
 from bptt_jax._primitives.effects import run_now
 from bptt_jax._primitives.scan import scan_p
+from bptt_jax._progress.report import Pass, reporting_step
 from bptt_jax._trace.along import TIME_FIRST, Layout, layout_of
 from bptt_jax._trace.call import Step
 from bptt_jax._trace.trace import given_unroll, trace
@@ -37,6 +38,7 @@ def scan(
     lowering: Lowering | None = None,
     verify: bool = True,
     target: Device = None,
+    progress: str | bool | None = None,
     in_axes: Tree = 0,
     out_axes: Tree = 0,
 ) -> tuple[Any, Any]:
@@ -93,6 +95,13 @@ def scan(
         budget of bytes is kept by an estimate as well, with an `UnverifiedWarning`.
       target: the device to compile for, if it is not the default backend (`jax.export`, ahead-of-time compiling): for
         example, one of `jax.experimental.topologies.get_topology_desc(...).devices`. Plans are checked for it.
+      progress: a label such as "training", or True for "scan": a bar of the steps done, "training forward", and one of
+        the backward pass, drawn by rich on stderr; lines of text where rich is not installed or stderr is no terminal.
+        Calls of equal labels share their bars: each starts them anew. The compiled program reports before some fifty
+        of its blocks in each pass, by callbacks of 0.15 ms on CPU, once for all examples of a vmap, and never from
+        steps evaluated again. These count among the bytes of a budget, and keep JAX from storing the program in its
+        persistent compilation cache. Forward mode has the forward bar only, as have `jax.disable_jit` and steps with
+        effects that JAX itself has to differentiate. None and False: nothing is shown, traced or transferred.
       in_axes, out_axes: the time axes of `xs` and of `ys`: an int for all leaves, or a pytree of ints, a tree prefix of
         `xs` or `ys`. For example, `in_axes=1, out_axes=1` takes and returns (batch, time, features). Steps are read
         and written along these axes, so no program contains the time-first copy of `jnp.moveaxis`.
@@ -124,7 +133,7 @@ def scan(
     Not for loops of dynamic length (`jax.lax.while_loop`), nor where everything fits anyway: then a budget only costs
     compile time.
     """
-    options = checked_options(budget, plan, lowering, verify, target, host_budget)
+    options = checked_options(budget, plan, lowering, verify, target, host_budget, progress)
     return scan_along(f, init, xs, length, reverse, unroll, options, layout_of(in_axes, out_axes))
 
 
@@ -141,10 +150,13 @@ def scan_along(
     """`scan` with checked options, and with `layout` for the time axis of each leaf of xs and ys."""
     pair: tuple[Any, Any]
     if cast(Any, jax.config).jax_disable_jit:  # the step runs in Python, with values, as in JAX
+        f = reporting_step(f, Pass(options.progress, "forward", 0), lambda: layout.steps(xs, length))
         return _by_jax(f, init, xs, length, reverse, unroll, layout)
     if layout.has_unknown_length(xs, length):  # as in `jax.export` for any length
         if options.budget is not None or options.plan is not None:
             raise ValueError("the number of steps is not known, so no plan is made: leave out budget= and plan=.")
+        if options.progress is not None:
+            raise ValueError("the number of steps is not known, so there is no bar: leave out progress=.")
         return _by_jax(f, init, xs, length, reverse, unroll, layout)
     traced = trace(f, init, xs, length, reverse, unroll, options, layout)
     call, plan = traced.call, options.plan
@@ -180,6 +192,7 @@ def checkpointed(
     lowering: Lowering | None = None,
     verify: bool = True,
     target: Device = None,
+    progress: str | bool | None = None,
     in_axes: Tree = 0,
     out_axes: Tree = 0,
 ) -> Any:
@@ -190,6 +203,7 @@ def checkpointed(
         `jax.jit` it is traced once for inputs of the same types, and reads values from outside only then.
       params: whether the step, and so the decorated function, takes parameters first.
       unroll, budget, host_budget, plan, lowering, verify, target, in_axes, out_axes: as for `scan`.
+      progress: likewise, where True stands for the name of the step.
 
     Returns:
       run([params,] init, xs=None, length=None, reverse=False) -> (carry, ys).
@@ -203,7 +217,7 @@ def checkpointed(
     >>> jax.grad(lambda w: run(w, 0.0, jnp.ones(100))[0])(0.5).shape
     ()
     """
-    check_options(budget, plan, lowering, verify, target, host_budget)
+    check_options(budget, plan, lowering, verify, target, host_budget, progress)
     options: dict[str, Any] = {"budget": budget, "plan": plan, "lowering": lowering, "verify": verify}
     options |= {
         "host_budget": host_budget,
@@ -215,7 +229,8 @@ def checkpointed(
     if step is not None and not callable(step):
         raise TypeError(f"checkpointed decorates a step, got {step!r}. Did you mean budget={step!r}?")
     if step is None:
-        return functools.partial(checkpointed, params=params, **options)
+        return functools.partial(checkpointed, params=params, progress=progress, **options)
+    options["progress"] = label_of(progress, getattr(step, "__name__", "scan"))
 
     def with_params(carry: Tree, x: Tree) -> Any:
         # Params are part of the carry, because JAX's cache of traces would not know a new closure over them. They are

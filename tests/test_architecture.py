@@ -23,6 +23,7 @@ ROOMS = [
     "planners",
     "_jaxprs",
     "_device",
+    "_progress",
     "_options",
     "_trace",
     "_step",

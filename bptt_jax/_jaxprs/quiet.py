@@ -34,8 +34,8 @@ def callbacks(eqns: Iterable[Any]) -> set[Hashable]:
     found: set[Hashable] = set()
     for eqn in eqns:
         if any(map(is_debug, eqn.effects)):
-            inner = inner_jaxprs(eqn)
-            found.update(*(callbacks(jaxpr.eqns) for jaxpr in inner) if inner else [{_name(eqn)}])
+            of_inner = set[Hashable]().union(*(callbacks(jaxpr.eqns) for jaxpr in inner_jaxprs(eqn)))
+            found |= of_inner or {_name(eqn)}  # a scan of this library's may have some beside those of its step
     return found
 
 

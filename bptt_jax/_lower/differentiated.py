@@ -21,6 +21,7 @@ from jax.extend import core
 from bptt_jax._jaxprs.equations import needed, value_of, variables, with_parts
 from bptt_jax._jaxprs.quiet import callbacks, quiet
 from bptt_jax._jaxprs.types import ClosedJaxpr, Leaf, Var
+from bptt_jax._progress.report import SILENT, Pass
 from bptt_jax._trace.call import Arrays, Mask, replace, select
 
 
@@ -33,6 +34,7 @@ class Differentiated:
       wrt: the arguments to differentiate.
       results: the positions of the results with a possible cotangent.
       shows_recomputation: whether callbacks for debugging run in equations evaluated again.
+      progress: the first pass; its reports never run again.
 
     Attributes:
       forward: a jaxpr, from arguments to all results and the kept arrays.
@@ -45,12 +47,14 @@ class Differentiated:
         wrt: Mask,
         results: Sequence[int],
         shows_recomputation: bool = False,
+        progress: Pass = SILENT,
     ):
         self._run = run
         self._types = types
         self._wrt = wrt
         self._results = results
         self._shows_recomputation = shows_recomputation
+        self._progress = progress
         self._pulls: dict[Mask, Any] = {}  # by the results with a cotangent
         self.forward, self._n_outs = self._trace_forward()
 
@@ -73,7 +77,7 @@ class Differentiated:
 
     def _again(self, eqns: Sequence[Any]) -> list[Any]:
         """Equations to evaluate again, with the callbacks that are meant to run."""
-        return list(eqns) if self._shows_recomputation else quiet(eqns, self._callbacks)
+        return quiet(eqns, self._progress.names if self._shows_recomputation else self._callbacks)
 
     @functools.cached_property
     def kept(self) -> Any:

@@ -20,6 +20,7 @@ from jax import lax
 from jax.extend import core
 
 from bptt_jax._lower.by_index import ByIndex, steps_of
+from bptt_jax._lower.counting import Counting, Run
 from bptt_jax._lower.differentiated import Differentiated
 from bptt_jax._lower.host import to_device, to_host
 from bptt_jax._lower.loop import unroll_of
@@ -27,7 +28,6 @@ from bptt_jax._trace.active import Active
 from bptt_jax._trace.call import Arrays, FlatStep, Mask, ScanCall, select
 from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, length, runs_single_steps
 
-Run = Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
 Axes = tuple[int, ...]
 Unroll = Callable[[int], int]
 
@@ -48,6 +48,8 @@ class Nested:
         self._wrt = wrt
         self._plan = plan
         self._active = (*active.carry, *active.y)
+        self._progress, self._back = call.reporting("forward"), call.reporting("backward")
+        self._counting = Counting(self._progress, self._back, active) if call.options.progress else None
         # One loop over all steps keeps each x it reads: as many bytes as the copy it would slice.
         is_one_loop = isinstance(plan, Steps)
         self._by_index = (False,) * len(call.x_along) if is_one_loop else read_by_index(call, wrt, is_mapped)
@@ -58,9 +60,9 @@ class Nested:
         call = self._call
         operands, carry, _ = call.step.split(inputs)
         step, xs = steps_of(call, inputs, self._by_index)
-        last, ys = lower(self._plan, step, reverse=call.reverse, unroll=functools.partial(unroll_of, call))(
-            operands, carry, xs
-        )
+        unroll = functools.partial(unroll_of, call)
+        run = lower(self._plan, step, reverse=call.reverse, unroll=unroll, counting=self._counting)
+        last, ys = run(operands, carry, xs)
         lengths = call.lengths_of(inputs)
         return [*last, *(along.back(leaf, lengths) for leaf, along in zip(ys, call.y_along, strict=True))]
 
@@ -68,6 +70,7 @@ class Nested:
         """(last carry and ys, the arrays kept for `backward`)."""
         outs = core.jaxpr_as_fun(self._differentiated(inputs).forward)(*inputs)
         n = len(self._active)
+        self._progress.end(outs[:n])
         return outs[:n], outs[n:]
 
     def kept(self, inputs: Arrays) -> list[Any]:
@@ -78,7 +81,9 @@ class Nested:
         """The gradients of the differentiated inputs; see `Sweep.backward`."""
         given = tuple(ct is not None for ct in cotangents)
         pull = self._differentiated(inputs).pull(given)
-        return list(core.jaxpr_as_fun(pull)(*inputs, *saved, *select(cotangents, given)))
+        found = list(core.jaxpr_as_fun(pull)(*inputs, *saved, *select(cotangents, given)))
+        self._back.end(found)
+        return found
 
     def _differentiated(self, inputs: Arrays) -> Differentiated:
         """The same object for inputs of the same types, under any vmap: `backward` must know the arrays kept before."""
@@ -86,7 +91,8 @@ class Nested:
         if types not in self._by_types:
             active = [i for i, is_active in enumerate(self._active) if is_active]
             shown = self._call.options.show_recomputation
-            self._by_types[types] = Differentiated(self.evaluate, types, self._wrt, active, shown)
+            made = Differentiated(self.evaluate, types, self._wrt, active, shown, self._progress)
+            self._by_types[types] = made
         return self._by_types[types]
 
 
@@ -96,7 +102,14 @@ def read_by_index(call: ScanCall, wrt: Mask, is_mapped: bool) -> Mask:
     return tuple(not w and (is_mapped or not a.is_leading) for w, a in zip(of_xs, call.x_along, strict=True))
 
 
-def lower(plan: Plan, step: FlatStep | ByIndex, *, reverse: bool = False, unroll: Unroll = lambda n: 1) -> Run:
+def lower(
+    plan: Plan,
+    step: FlatStep | ByIndex,
+    *,
+    reverse: bool = False,
+    unroll: Unroll = lambda n: 1,
+    counting: Counting | None = None,
+) -> Run:
     """A function (operands, carry, xs) -> (carry, ys), running `plan`.
 
     Args:
@@ -104,11 +117,14 @@ def lower(plan: Plan, step: FlatStep | ByIndex, *, reverse: bool = False, unroll
       step: the body.
       reverse: whether the steps go through xs and ys from the end, as in `jax.lax.scan`.
       unroll: n -> steps per iteration of the loop of a `Steps(n)`.
+      counting: for reports of progress; None for none.
     """
+    lowered = functools.partial(_lower, reverse=reverse, unroll=unroll, counting=counting)
     if runs_single_steps(plan):  # its arrays have no axis of several steps: XLA takes xs and ys as they are
-        return _lower(plan, step, reverse, unroll)
+        return lowered(plan, step) if counting is None else counting.counted(lowered(plan, step))
     xs_units, ys_units = _unit_axes(step.x), _unit_axes(step.y)
-    run = _lower(plan, _squeezed(step, xs_units, ys_units), reverse, unroll)
+    run = lowered(plan, _squeezed(step, xs_units, ys_units))
+    run = run if counting is None else counting.counted(run)
 
     def unsqueezed(operands: Arrays, carry: Arrays, xs: Arrays) -> tuple[Arrays, Arrays]:
         carry, ys = run(operands, carry, _without(xs, xs_units, of_time=1))
@@ -150,11 +166,17 @@ def _squeezed(step: Run, xs_units: Sequence[Axes], ys_units: Sequence[Axes]) -> 
     return run
 
 
-def _lower(plan: Plan, step: Run, reverse: bool, unroll: Unroll) -> Run:
-    lower_child = functools.partial(_lower, step=step, reverse=reverse, unroll=unroll)
+def _lower(
+    plan: Plan, step: Run, reverse: bool, unroll: Unroll, counting: Counting | None, in_loop: bool = False
+) -> Run:
+    inside = in_loop or isinstance(plan, Repeat)
+    lower_child = functools.partial(
+        _lower, step=step, reverse=reverse, unroll=unroll, counting=counting, in_loop=inside
+    )
     match plan:
         case Steps(n):
-            return _steps(n, step, reverse, unroll)
+            loop = functools.partial(_steps, reverse=reverse, unroll=unroll)
+            return loop(n, step) if counting is None else counting.leaf(n, step, loop, in_loop)
         case Remat(child):
             return jax.checkpoint(lower_child(child))
         case Repeat(k, Remat(child), kept="host") if k >= 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,13 @@ from jax import lax
 
 from bptt_jax._jaxprs.types import Tree
 from bptt_jax._lower.by_index import steps_of
+from bptt_jax._lower.counting import Counting
 from bptt_jax._lower.loop import unroll_of
+from bptt_jax._lower.nested import lower
 from bptt_jax._trace.call import Arrays, ScanCall
+from bptt_jax.plans._nodes import Steps, in_blocks
+
+_BLOCKS = 25  # the fewest blocks of a scan that reports its progress: each report is between two
 
 
 def run(call: ScanCall, inputs: Arrays) -> list[Any]:
@@ -34,6 +40,15 @@ def _run(call: ScanCall, inputs: Arrays, by_index: Sequence[bool]) -> list[Any]:
     def body(carry: Tree, x: Tree) -> Any:
         return step(operands, carry, x)
 
-    lengths = call.lengths_of(inputs)
-    carry, ys = lax.scan(body, list(init), over, call.length, call.reverse, unroll_of(call, call.length))
+    lengths, progress = call.lengths_of(inputs), call.reporting("forward")
+    if progress.label is None:
+        carry: Arrays
+        ys: Arrays
+        carry, ys = lax.scan(body, list(init), over, call.length, call.reverse, unroll_of(call, call.length))
+    else:
+        blocks = in_blocks(Steps(call.length), max(call.length // _BLOCKS, 1))
+        unroll = functools.partial(unroll_of, call)
+        run = lower(blocks, step, reverse=call.reverse, unroll=unroll, counting=Counting(progress))
+        carry, ys = run(operands, list(init), over)
+        progress.end([*carry, *ys])
     return [*carry, *(along.back(leaf, lengths) for leaf, along in zip(ys, call.y_along, strict=True))]

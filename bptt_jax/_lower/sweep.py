@@ -22,6 +22,7 @@ from bptt_jax._lower.block import Block
 from bptt_jax._lower.late import late_zero, late_zeros
 from bptt_jax._lower.partial_sums import summed, unreduced
 from bptt_jax._lower.walk import Backward, Forward
+from bptt_jax._progress.report import SILENT, Pass
 from bptt_jax._step.form import Swept
 from bptt_jax._trace.call import Arrays, Mask, ScanCall, replace, select
 from bptt_jax.plans._blocks import in_blocks
@@ -52,8 +53,10 @@ class Sweep:
 
     def forward(self, inputs: Arrays) -> tuple[list[Any], list[Any]]:
         """(last carry and ys, the arrays kept for `backward`)."""
-        walk, carry = self._walk(inputs, self._first)
+        progress = self._call.reporting("forward")
+        walk, carry = self._walk(inputs, self._first, progress)
         last, ys, saved = walk.record(self._plan, 0, carry, walk.no_ys(carry))
+        progress.end([*last, *(ys or [])])
         return [*last, *(ys or [])], jax.tree.leaves(saved)
 
     def kept(self, inputs: Arrays) -> list[Any]:
@@ -61,10 +64,10 @@ class Sweep:
         walk, carry = self._walk(inputs, self._again)
         return jax.tree.leaves(walk.record(self._plan, 0, carry, None)[2])
 
-    def _walk(self, inputs: Arrays, block: Block) -> tuple[Forward, list[Any]]:
+    def _walk(self, inputs: Arrays, block: Block, progress: Pass = SILENT) -> tuple[Forward, list[Any]]:
         operands, carry, xs = self._call.step.split(inputs)
         constants = block.constants(block.hoist(operands))
-        return Forward(block, self._call, constants, xs, self._call.lengths_of(inputs)), list(carry)
+        return Forward(block, self._call, constants, xs, self._call.lengths_of(inputs), progress), list(carry)
 
     def backward(self, inputs: Arrays, saved: Arrays, cotangents: Arrays) -> list[Any]:
         """The gradients of the differentiated inputs; None where one is zero.
@@ -95,6 +98,7 @@ class Sweep:
         walk = Backward(block, self._call, pull, block.weights(hoisted), xs, given, lengths)
         kept, _ = _unflatten(self._plan, list(saved), len(carry), self._n_saved)
         ct_carry, ct_xs, gradients = walk.back(self._plan, 0, kept, (ct_carry, ct_xs, gradients))
+        self._call.reporting("backward").end([*ct_carry, *ct_xs, *gradients.values()])
         gradients = summed(gradients, hoisted, waiting)
         all_carry = replace([None] * len(carried), carried, ct_carry)
         all_xs = replace([None] * sum(active.x), block.x_with_cotangents(pull), ct_xs)

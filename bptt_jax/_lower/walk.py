@@ -18,8 +18,9 @@ from bptt_jax._jaxprs.equations import read
 from bptt_jax._jaxprs.types import Index, Leaf, Tree
 from bptt_jax._lower.block import Block
 from bptt_jax._lower.block_values import Gradients, Into, Weights
-from bptt_jax._lower.host import blanks_of, to_device, to_host
+from bptt_jax._lower.host import scan_back, scan_keeping
 from bptt_jax._lower.late import late_zero
+from bptt_jax._progress.report import SILENT, Pass
 from bptt_jax._step.pull import Pull
 from bptt_jax._trace.along import Along
 from bptt_jax._trace.call import Arrays, ScanCall, select
@@ -66,9 +67,12 @@ class Walk:
 class Forward(Walk):
     """Forward through a plan. In its methods, ys are the arrays written so far, or None where none are made."""
 
-    def __init__(self, block: Block, call: ScanCall, constants: Arrays, xs: Arrays, lengths: Leaf):
+    def __init__(
+        self, block: Block, call: ScanCall, constants: Arrays, xs: Arrays, lengths: Leaf, progress: Pass = SILENT
+    ):
         super().__init__(block, call, xs, lengths)
         self._constants = constants
+        self._progress = progress
 
     def no_ys(self, carry: Arrays) -> Arrays:
         """Room for ys, with the types given by a step."""
@@ -90,6 +94,7 @@ class Forward(Walk):
         Outside of loops each step writes its own y. XLA would repeat the write of a whole block there for each reader
         of ys, each time with a copy of all ys (CPU: a third of a program with ys in the loss).
         """
+        self._progress.before(at, n, carry)
         over, alongs = self._read_xs(self._after(carry, at), n), self._call.y_along
         # In a loop `at` is traced. A block of all steps needs no write into ys.
         if ys is None or not isinstance(at, int) or n == self._call.length:
@@ -156,15 +161,13 @@ class Forward(Walk):
                 return last, ys, list(carry)
             case Repeat(1, child):
                 return self.record(child, at, carry, ys)
-            case Repeat(k, child, kept="host"):
-                return self._record_on_host(k, child, at, carry, ys)
-            case Repeat(k, child):
+            case Repeat(k, child, memory):
 
                 def body(state: Tree, i: Index) -> Any:
                     carry, ys, saved = self.record(child, at + i * length(child), *state)
                     return (carry, ys), saved
 
-                (carry, ys), saved = lax.scan(body, (carry, ys), _counter(k))
+                (carry, ys), saved = scan_keeping(memory, body, (carry, ys), _counter(k))
                 return carry, ys, saved
             case Chain(children):
                 kept = []
@@ -174,18 +177,6 @@ class Forward(Walk):
                     at += length(child)
                 return carry, ys, kept
         raise TypeError(f"not a plan node: {node!r}")
-
-    def _record_on_host(self, k: int, child: Plan, at: Index, carry: Arrays, ys: Arrays | None) -> tuple[Any, Any, Any]:
-        """`record` of a loop with its kept values on the host: (carry, ys, [stack on the host, values of the last])."""
-
-        def body(state: Tree, i: Index) -> Any:
-            (carry, ys), before = state
-            carry, ys, saved = self.record(child, at + i * length(child), carry, ys)
-            return ((carry, ys), saved), jax.tree.map(to_host, before)
-
-        blank = blanks_of(lambda: self.record(child, at, carry, ys)[2])
-        ((carry, ys), last), stack = lax.scan(body, ((carry, ys), blank), _counter(k))
-        return carry, ys, [stack, last]
 
     def revisit(self, node: Plan, at: Index, carry: Arrays) -> Any:
         """The values that `record` keeps of a node, without running to its end where possible."""
@@ -232,6 +223,7 @@ class Backward(Walk):
         self, block: Block, call: ScanCall, pull: Pull, weights: Weights, xs: Arrays, ct_ys: Arrays, lengths: Leaf
     ):
         super().__init__(block, call, xs, lengths)
+        self._progress = call.reporting("backward")
         self._pull = pull
         self._weights = weights
         self._ct_ys = ct_ys
@@ -247,6 +239,7 @@ class Backward(Walk):
                 return state
             case Steps(n):
                 ct_carry, ct_xs, gradients = state
+                self._progress.before(self._call.length - n - at, n, ct_carry)
                 ct_ys = self._read(self._ct_ys, self._ct_y_along, at, n)
                 ct_carry, new, gradients = self._block.back(
                     self._pull, self._weights, self._read_xs(at, n), saved, ct_carry, ct_ys, gradients, n
@@ -256,16 +249,12 @@ class Backward(Walk):
                 return self.back(child, at, self._again.revisit(child, at, saved), state)
             case Repeat(1, child):
                 return self.back(child, at, saved, state)
-            case Repeat(k, child, kept="host"):
-                return self._back_from_host(k, child, at, saved, state)
-            case Repeat(k, child):
+            case Repeat(k, child, memory):
 
-                def body(state: Tree, i_and_saved: Any) -> Any:
-                    i, saved = i_and_saved
-                    return self.back(child, at + i * length(child), saved, state), None
+                def body(state: Tree, i: Index, saved: Any) -> Any:
+                    return self.back(child, at + i * length(child), saved, state)
 
-                state, _ = lax.scan(body, state, (_counter(k), saved), reverse=True)
-                return state
+                return scan_back(memory, body, state, _counter(k), saved)
             case Chain(children):
                 at += length(node)
                 for child, kept in zip(reversed(children), reversed(saved), strict=True):
@@ -273,18 +262,6 @@ class Backward(Walk):
                     state = self.back(child, at, kept, state)
                 return state
         raise TypeError(f"not a plan node: {node!r}")
-
-    def _back_from_host(self, k: int, child: Plan, at: Index, saved: Any, state: Any) -> Any:
-        """`back` of a loop with its kept values on the host: the values of the child before are read meanwhile."""
-
-        def body(state: Tree, i_and_before: Any) -> Any:
-            (state, saved), (i, before) = state, i_and_before
-            before = jax.tree.map(to_device, before)
-            return (self.back(child, at + i * length(child), saved, state), before), None
-
-        stack, last = saved
-        (state, _), _ = lax.scan(body, (state, last), (_counter(k), stack), reverse=True)
-        return state
 
 
 def _counter(k: int) -> Any:

@@ -113,13 +113,19 @@ def _motion(*args: Leaf, moving: Mask, vmaps: Vmaps, used: Mask | None, **params
     call: ScanCall = params["call"]
     n = call.step.n_carry + len(call.y_along)
     forward = forward_of_one(vmaps=_of_first(vmaps, len(moving)), **params)
-
-    def quiet(*inputs: Leaf) -> list[Any]:  # the call without callbacks may keep other arrays
-        closed = jax.make_jaxpr(forward)(*map(jax.typeof, inputs))
-        return list(core.jaxpr_as_fun(without_callbacks(closed))(*inputs))
-
-    of_one = _tangents_of(quiet if any(map(is_debug, call.step.jaxpr.effects)) else forward, moving)
+    has_callbacks = call.options.progress is not None or any(map(is_debug, call.step.jaxpr.effects))
+    of_one = _tangents_of(_quiet(forward) if has_callbacks else forward, moving)
     return list(mapped(vmaps, lambda *args: of_one(*args)[n:])(*args))
+
+
+def _quiet(run: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """A function without its callbacks: a call without callbacks may keep other arrays."""
+
+    def quiet(*args: Leaf) -> list[Any]:
+        closed = jax.make_jaxpr(run)(*map(jax.typeof, args))
+        return list(core.jaxpr_as_fun(without_callbacks(closed))(*args))
+
+    return quiet
 
 
 def _of_first(vmaps: Vmaps, n: int) -> Vmaps:
@@ -139,7 +145,8 @@ def _transpose_motion(cts: Sequence[Any], *args: Leaf, moving: Mask, **params: A
 
 
 def _curvature(*args: Leaf, moving: Mask, vmaps: Vmaps, **params: Any) -> list[Any]:
-    of_one = _tangents_of(backward_of_one(vmaps=_of_first(vmaps, len(moving)), **params), moving)
+    backward = backward_of_one(vmaps=_of_first(vmaps, len(moving)), **params)
+    of_one = _tangents_of(backward if params["call"].options.progress is None else _quiet(backward), moving)
     return list(mapped(vmaps, of_one)(*args))
 
 

@@ -82,7 +82,7 @@ def _transpose(cts: Sequence[Any], *inputs: Leaf, call: ScanCall) -> list[Any]:
 
     def run(chosen: Arrays) -> list[Any]:
         values = iter(chosen)
-        outs = plain.run(call, [next(values) if u else leaf for leaf, u in zip(inputs, unknown, strict=True)])
+        outs = plain.run(call.silent, [next(values) if u else leaf for leaf, u in zip(inputs, unknown, strict=True)])
         return [out for out, has_cotangent in zip(outs, given, strict=True) if has_cotangent]
 
     transposed: Any = jax.linear_transpose(run, types)
@@ -199,7 +199,7 @@ def _partial_eval(trace: Any, *tracers: Any, call: ScanCall) -> list[Any]:
     known_inputs = (*operands, *(not moves for moves in moving), *xs)
     inside = _known_step(step, known_inputs, tuple(known_outs))
     known_call = dataclasses.replace(
-        call,
+        call.silent,
         step=inside,
         x_along=tuple(select(call.x_along, xs)),
         y_along=tuple(select(call.y_along, [not reached for reached in of_ys])),

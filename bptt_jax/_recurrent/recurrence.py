@@ -23,7 +23,7 @@ from bptt_jax._trace.along import Along, Layout
 from bptt_jax.plans._nodes import Plan
 from bptt_jax.plans._profile import Lowering
 
-SCAN_OPTIONS = ("budget", "host_budget", "plan", "lowering", "verify", "unroll")  # of a layer, for its scan
+SCAN_OPTIONS = ("budget", "host_budget", "plan", "lowering", "verify", "unroll", "progress")  # of a layer, for its scan
 _FLAGS = ("return_carry", "time_major", "reverse", "keep_order")
 CALL_OPTIONS = ("seq_lengths", "resets", *_FLAGS)  # of a layer's call, beside inputs, first carry and keys
 # (carry, variables, x, given) -> (carry, variables, y, made)
@@ -44,9 +44,17 @@ class LayerOptions:
     reverse: bool = False
     keep_order: bool = False
     host_budget: Budget = None
+    progress: str | bool | None = None
 
     def __post_init__(self) -> None:
-        check_options(self.budget, self.plan, self.lowering, self.verify, host_budget=self.host_budget)
+        check_options(
+            self.budget,
+            self.plan,
+            self.lowering,
+            self.verify,
+            host_budget=self.host_budget,
+            progress=self.progress,
+        )
         check_flags({name: getattr(self, name) for name in _FLAGS})
 
 

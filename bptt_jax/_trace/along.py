@@ -191,6 +191,11 @@ class Layout:
         sizes = [leaf.shape[along.axis] for leaf, along in zip(jax.tree.leaves(xs), self.of_xs(xs), strict=True)]
         return any(map(is_unknown, [*sizes, *([] if length is None else [length])]))
 
+    def steps(self, xs: Tree, length: int | None) -> int:
+        """The number of steps."""
+        sizes = (np.shape(leaf)[of.axis] for leaf, of in zip(jax.tree.leaves(xs), self.of_xs(xs), strict=True))
+        return int(next(sizes, 0 if length is None else length))
+
     def first(self, xs: Tree) -> Any:
         """xs with time first, for a scan without this library."""
         leaves, tree = jax.tree.flatten(xs)

@@ -21,6 +21,8 @@ from bptt_jax._jaxprs.inline import inline, is_checkpoint, is_jit
 from bptt_jax._jaxprs.quiet import without_callbacks
 from bptt_jax._jaxprs.types import ClosedJaxpr, Leaf
 from bptt_jax._options import Options
+from bptt_jax._progress.display import Direction
+from bptt_jax._progress.report import Pass
 from bptt_jax._trace.along import Along
 
 T = TypeVar("T")
@@ -158,5 +160,14 @@ class ScanCall:
 
     @property
     def quiet(self) -> ScanCall:
-        """The call without callbacks for debugging."""
-        return dataclasses.replace(self, step=self.step.quiet)
+        """The call without callbacks for debugging, and without reports of progress."""
+        return dataclasses.replace(self.silent, step=self.step.quiet)
+
+    @property
+    def silent(self) -> ScanCall:
+        """The call without reports of progress."""
+        return dataclasses.replace(self, options=dataclasses.replace(self.options, progress=None))
+
+    def reporting(self, direction: Direction) -> Pass:
+        """One pass through its steps, which reports where the call has a label."""
+        return Pass(self.options.progress, direction, self.length)

@@ -87,6 +87,7 @@ def measured(gradient: Gradient, plan: Plan, form: Swept | None) -> Measured:
         None if form is None else form.style,
         plan,
         call.options.machine,
+        call.options.progress is not None,  # its callbacks take some bytes; its label takes none
         jax.device_count(),  # with several devices, products may be merged differently
         (jax.sharding.get_abstract_mesh(), mesh_of_types(gradient)),
         cast(Any, jax.config).jax_enable_x64,

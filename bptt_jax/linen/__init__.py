@@ -50,6 +50,7 @@ class RNN(Recurrent):
       time_major, return_carry, reverse, keep_order, variable_axes, variable_broadcast, variable_carry,
         split_rngs: as in `flax.linen.RNN`.
       budget, host_budget, plan, lowering, verify, unroll: as in `bptt_jax.scan`.
+      progress: likewise, where True stands for the name of the cell's class.
 
     Raises:
       TypeError, ValueError: if `cell` is no recurrent cell or an option is malformed; when called, if the plan is for
@@ -78,6 +79,7 @@ class RNN(Recurrent):
     lowering: Lowering | None = None
     verify: bool = True
     host_budget: Budget = None
+    progress: str | bool | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.cell, type):
@@ -111,6 +113,7 @@ def rnn(
     split_rngs: Mapping[Any, bool] = FrozenDict({"params": False}),
     verify: bool = True,
     host_budget: Budget = None,
+    progress: str | bool | None = None,
 ) -> Any:
     """Decorator turning a Linen cell class into a class of recurrent layers with a budget.
 
@@ -121,6 +124,7 @@ def rnn(
     Args:
       cell_class: the cell class, if the decorator is written without options.
       budget, host_budget, plan, lowering, verify, unroll: as in `bptt_jax.scan`.
+      progress: likewise, where True stands for the name of the cell's class.
       time_major, return_carry, reverse, keep_order, variable_axes, variable_broadcast, variable_carry,
         split_rngs: as in `flax.linen.RNN`, whose documentation lists the options a call can override.
 

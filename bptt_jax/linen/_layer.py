@@ -14,6 +14,7 @@ from flax.core import FrozenDict
 
 from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Device, Leaf, Tree
+from bptt_jax._options import label_of
 from bptt_jax._recurrent.cells import explaining_carry
 from bptt_jax._recurrent.recurrence import (
     CALL_OPTIONS,
@@ -104,7 +105,8 @@ class Recurrent(nn.Module):
         call = options.call(seq_lengths=seq_lengths, resets=resets, **flags)
         with explaining_carry(initial_carry, functools.partial(self._first_carry, inputs, init_key, call)):
             lifted, run = self._prepare(inputs, initial_carry, init_key, call)
-            carry, carried, outputs, made = run.run(**options.scan)
+            label = label_of(options.progress, type(self.cell).__name__)
+            carry, carried, outputs, made = run.run(**(options.scan | {"progress": label}))
         lifted.publish(carried, made)
         return (carry, outputs) if call.return_carry else outputs
 

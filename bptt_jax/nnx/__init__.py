@@ -47,6 +47,7 @@ class RNN(Recurrent):
       cell: an instance of a recurrent cell, for example `nnx.LSTMCell(3, 8, rngs=...)`, or a `Stack` of several.
       time_major, return_carry, reverse, keep_order, state_axes, broadcast_rngs, rngs: as in `flax.nnx.RNN`.
       budget, host_budget, plan, lowering, verify, unroll: as in `bptt_jax.scan`.
+      progress: likewise, where True stands for the name of the cell's class.
 
     Raises:
       TypeError, ValueError: if `cell` is no recurrent cell or an option is malformed; when called, if the plan is for
@@ -80,6 +81,7 @@ class RNN(Recurrent):
         lowering: Lowering | None = None,
         verify: bool = True,
         host_budget: Budget = None,
+        progress: str | bool | None = None,
     ):
         given = locals()
         if isinstance(cell, type):
@@ -106,6 +108,7 @@ def rnn(
     rngs: bool = True,
     verify: bool = True,
     host_budget: Budget = None,
+    progress: str | bool | None = None,
 ) -> Any:
     """Decorator turning an NNX cell class into a class of recurrent layers with a budget.
 
@@ -116,6 +119,7 @@ def rnn(
     Args:
       cell_class: the cell class, if the decorator is written without options.
       budget, host_budget, plan, lowering, verify, unroll: as in `bptt_jax.scan`.
+      progress: likewise, where True stands for the name of the cell's class.
       time_major, return_carry, reverse, keep_order, state_axes, broadcast_rngs: as in `flax.nnx.RNN`, whose
         documentation lists the options a call can override.
       rngs: whether layers have keys of their own for the first carries, as `flax.nnx.RNN` has by default.

@@ -12,6 +12,7 @@ from flax import nnx
 
 from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Device, Leaf, Tree
+from bptt_jax._options import label_of
 from bptt_jax._recurrent.cells import check_cell, explaining_carry
 from bptt_jax._recurrent.recurrence import (
     CALL_OPTIONS,
@@ -98,7 +99,8 @@ class Recurrent(nnx.RNN):
 
     @property
     def _scan_options(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in SCAN_OPTIONS}
+        found = {name: getattr(self, name) for name in SCAN_OPTIONS}
+        return found | {"progress": label_of(found["progress"], type(self.cell).__name__)}
 
     def _call(self, *, seq_lengths: Leaf, resets: Leaf, **overrides: bool | None) -> Call:
         """The options of one call; None stands for the layer's own."""

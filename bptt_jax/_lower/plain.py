@@ -14,7 +14,8 @@ from bptt_jax._lower.counting import Counting
 from bptt_jax._lower.loop import unroll_of
 from bptt_jax._lower.nested import lower
 from bptt_jax._trace.call import Arrays, ScanCall
-from bptt_jax.plans._nodes import Steps, in_blocks
+from bptt_jax.plans._blocks import in_blocks
+from bptt_jax.plans._nodes import Steps
 
 _BLOCKS = 25  # the fewest blocks of a scan that reports its progress: each report is between two
 

@@ -48,7 +48,7 @@ def lift_cell(cell: nn.Module, head: Any, options: Lift, carry: Tree, first: Any
         of_head = lift("the head", head, options, arguments_of(y, head_input), length)
     else:
         refuse_hidden_modules(head, _is_bound)
-        of_head = _without_variables(head or (lambda y: y))
+        of_head = _without_variables((lambda y: y) if head is None else head)
     both = of_cell, of_head
 
     def step(carry: Tree, carried: Tree, at: Any, given: Any) -> Any:

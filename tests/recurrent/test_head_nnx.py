@@ -48,20 +48,6 @@ class Behind(nnx.Module):
         return (carry, outputs) if call.get("return_carry") else outputs
 
 
-class Alone(nnx.Module):
-    """A loop over the steps of one example."""
-
-    def __init__(self, cell):
-        self.cell, self.head = cell, Head(nnx.Rngs(1))
-
-    def __call__(self, inputs, head_inputs, initial_carry):
-        carry, outputs = initial_carry, []
-        for t in range(STEPS):
-            carry, y = self.cell(carry, inputs[t])
-            outputs.append(self.head(y, jax.tree.map(lambda leaf, t=t: leaf[t], head_inputs)))
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
-
-
 def cell():
     return nnx.GRUCell(5, 4, rngs=nnx.Rngs(0), dtype=jnp.float64, **DOUBLE)
 
@@ -218,6 +204,10 @@ def test_vmap_over_examples():
         return value, [of_layer[name] for name in ("cell", "head")], of_inputs
 
     ours, theirs = (
-        result_of(layer) for layer in (RNN(cell(), head=Head(nnx.Rngs(1)), plan=PLAN, rngs=False), Alone(cell()))
+        result_of(layer)
+        for layer in (
+            RNN(cell(), head=Head(nnx.Rngs(1)), plan=PLAN, rngs=False),
+            Behind(cell(), Head(nnx.Rngs(1))),
+        )
     )
     comparison.assert_same(ours, theirs, tolerance=1e-12)

@@ -43,17 +43,28 @@ def check_cell(cell: Any, what: str, module: type) -> None:
     missing = [name for name in wanted if not (hasattr(owner, name) or name in own)]
     if issubclass(owner, module) and not missing:
         return
-    library, own_library = (".".join(cls.__module__.split(".")[:2]) for cls in (module, owner))
+    library = _library(module)
     name = f"the class {cell.__name__}" if is_class else "None" if cell is None else f"an instance of {owner.__name__}"
     no_module = f"which is no {library} module"
     found = f"which has no {' and no '.join(missing)}" if issubclass(owner, module) else no_module
     # Only Flax's own cells tell their library by their module; a user's cell may be of either.
+    own_library = _library(owner)
     is_flax = own_library in ("flax.linen", "flax.nnx") and own_library != library
     other = f" It is of {own_library}, for which there is bptt_jax.{own_library[5:]}." if is_flax else ""
     raise TypeError(
         f"{what} must be a recurrent cell such as {library}.LSTMCell or a subclass of {library}.RNNCellBase, "
         f"got {name}, {found}.{other}"
     )
+
+
+def _library(cls: type) -> str:
+    return ".".join(cls.__module__.split(".")[:2])
+
+
+def other_library(value: Any, module: type) -> str | None:
+    """The library of Flax, "flax.linen" or "flax.nnx", whose module `value` is, unless it is the one of `module`."""
+    found = {_library(base) for base in type(value).__mro__} & {"flax.linen", "flax.nnx"}
+    return None if isinstance(value, module) or not found else found.pop()
 
 
 def checked_cells(cells: Iterable[Any], module: type) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ from bptt_jax._explain.explain import explain_along
 from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Leaf, Tree
 from bptt_jax._options import check_flags, check_options, checked_options
+from bptt_jax._recurrent.heads import check_outputs
 from bptt_jax._scan import scan_along
 from bptt_jax._trace.along import Along, Layout
 from bptt_jax.plans._nodes import Plan
@@ -25,7 +26,8 @@ from bptt_jax.plans._profile import Lowering
 
 SCAN_OPTIONS = ("budget", "host_budget", "plan", "lowering", "verify", "unroll", "progress")  # of a layer, for its scan
 _FLAGS = ("return_carry", "time_major", "reverse", "keep_order")
-CALL_OPTIONS = ("seq_lengths", "resets", *_FLAGS)  # of a layer's call, beside inputs, first carry and keys
+_SEQUENCES = ("seq_lengths", "resets", "head_inputs")
+CALL_OPTIONS = (*_SEQUENCES, *_FLAGS)  # of a layer's call, beside inputs, first carry and keys
 # (carry, variables, x, given) -> (carry, variables, y, made)
 Step = Callable[[Any, Any, Any, Any], tuple[Any, Any, Any, Any]]
 
@@ -67,6 +69,7 @@ class Call:
       seq_lengths: None, or integers (*batch).
       resets: None, or booleans (*batch, time), (time, *batch) if `time_major`. Before the steps marked True the carry
         is set back to the cell's own first one.
+      head_inputs: None, or a pytree of arrays with the axes of resets first: the head's input at each step.
     """
 
     time_major: bool = False
@@ -75,6 +78,7 @@ class Call:
     keep_order: bool = False
     seq_lengths: Any = None
     resets: Any = None
+    head_inputs: Any = None
 
     def time_axis(self, batch: tuple[int, ...]) -> int:
         """The axis of time in inputs with these batch sizes."""
@@ -90,7 +94,7 @@ def split_call(given: Mapping[str, Any], *more: str) -> tuple[dict[str, Any], di
     Raises:
       TypeError: for an unknown name.
     """
-    arrays = ("initial_carry", "seq_lengths", "resets", *more)
+    arrays = ("initial_carry", *_SEQUENCES, *more)
     unknown = [name for name in given if name not in (*arrays, *_FLAGS)]
     if unknown:
         known = ", ".join([*arrays, *_FLAGS])
@@ -179,14 +183,14 @@ def batch_shape(inputs: jax.Array, feature_axes: int, time_major: bool) -> tuple
 
 
 def recurrence(
-    cell: PureCell, carry: Tree, inputs: jax.Array, batch: tuple[int, ...], call: Call, fresh: Leaf
+    cell: PureCell, carry: Tree, inputs: Tree, batch: tuple[int, ...], call: Call, fresh: Leaf
 ) -> Recurrence:
     """The scan running a cell over `inputs`, read along their own time axis.
 
     Args:
       cell: the cell.
       carry: the first carry. Where sequences have lengths or resets, its leaves have the batch sizes first.
-      inputs: (*batch, time, *features), or (time, *batch, *features).
+      inputs: (*batch, time, ...), or (time, *batch, ...), of each leaf.
       batch: the batch sizes.
       call: the options.
       fresh: the carry after a reset.
@@ -195,7 +199,7 @@ def recurrence(
       TypeError, ValueError: for lengths or resets of another type or shape.
     """
     time_axis = call.time_axis(batch)
-    steps = inputs.shape[time_axis]
+    steps = jax.tree.leaves(inputs)[0].shape[time_axis]
     lengths, resets = _checked_lengths(call.seq_lengths, batch), _checked_resets(call, batch, steps)
     last_step = _last_step(lengths, steps) if call.return_carry and lengths is not None else None
     if last_step is not None or resets is not None:
@@ -212,6 +216,11 @@ def recurrence(
         # Flipped where the scan goes backwards, because these arrays begin with the step run first.
         return jax.tree.map(lambda axis: Along(axis, flipped=backwards), axes)
 
+    def of_ys(ys: Tree) -> Any:
+        outputs, made = ys
+        check_outputs(outputs, batch, time_axis, of_outputs.batch_axes is not None)
+        return of_outputs, in_order_of_steps(cell.made_axes(made))
+
     return Recurrence(
         step=_scanned(cell.step, fresh, last_step),
         init=(carry, cell.carried, None if last_step is None else carry),
@@ -219,7 +228,7 @@ def recurrence(
         reverse=backwards,
         layout=Layout(
             xs=(of_inputs, in_order_of_steps(cell.given_axes), of_inputs, 0),
-            ys=lambda ys: (of_outputs, in_order_of_steps(cell.made_axes(ys[1]))),
+            ys=of_ys,
             lengths=lengths if flips else None,
         ),
         has_last=last_step is not None,

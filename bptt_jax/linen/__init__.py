@@ -24,6 +24,7 @@ from bptt_jax._explain.calls import Reports, explain_calls
 from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Device, Tree
 from bptt_jax._recurrent.cells import check_cell, full_name
+from bptt_jax._recurrent.heads import check_head
 from bptt_jax._recurrent.recurrence import require_array, split_call
 from bptt_jax._recurrent.share_budget import share_budget
 from bptt_jax.linen._class import layer_class
@@ -45,16 +46,22 @@ class RNN(Recurrent):
     Called with inputs (*batch, time, *features), it returns the cell's outputs (*batch, time, *features), or
     (last carry, outputs) with `return_carry`; with `time_major` both are (time, *batch, *features).
 
+    A head is applied to the output of each step inside the scan. With a loss for a head, logits exist for a few steps
+    at a time, and the budget covers them. Called with `head_inputs` too, the layer returns what the head makes of each
+    step, any pytree of arrays (*batch, ...), stacked along the axis of time, in place of the cell's outputs.
+
     Attributes:
       cell: an instance of a recurrent cell, for example `nn.LSTMCell(8)`, or a `Stack` of several.
+      head: None, or `head(y)`, or `head(y, head_input)`: a module, with variables of its own (alone, under "head") and
+        the options of collections and keys below; or a function of arrays that calls no modules.
       time_major, return_carry, reverse, keep_order, variable_axes, variable_broadcast, variable_carry,
         split_rngs: as in `flax.linen.RNN`.
       budget, host_budget, plan, lowering, verify, unroll: as in `bptt_jax.scan`.
       progress: likewise, where True stands for the name of the cell's class.
 
     Raises:
-      TypeError, ValueError: if `cell` is no recurrent cell or an option is malformed; when called, if the plan is for
-        another number of steps.
+      TypeError, ValueError: if `cell` is no recurrent cell, `head` cannot be called or an option is malformed; when
+        called, if the plan is for another number of steps.
       BudgetError: when a call is differentiated, if no plan fits the budget. `init` does not raise it.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -62,6 +69,18 @@ class RNN(Recurrent):
     >>> variables = layer.init(jax.random.key(0), jnp.ones((2, 100, 3)))
     >>> layer.apply(variables, jnp.ones((2, 100, 3))).shape
     (2, 100, 8)
+
+    >>> class Loss(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, y, target):
+    ...         return (nn.Dense(5)(y) - target) ** 2
+    >>> layer = RNN(nn.LSTMCell(features=8), head=Loss(), budget="40%")
+    >>> xs, targets = jnp.ones((2, 100, 3)), jnp.ones((2, 100, 5))
+    >>> variables = layer.init(jax.random.key(0), xs, head_inputs=targets)
+    >>> sorted(variables["params"])
+    ['cell', 'head']
+    >>> layer.apply(variables, xs, head_inputs=targets).shape
+    (2, 100, 5)
     """
 
     cell: nn.RNNCellBase
@@ -80,6 +99,7 @@ class RNN(Recurrent):
     verify: bool = True
     host_budget: Budget = None
     progress: str | bool | None = None
+    head: Any = None
 
     def __post_init__(self) -> None:
         if isinstance(self.cell, type):
@@ -87,12 +107,17 @@ class RNN(Recurrent):
                 f"RNN.cell must be a cell, got the class {self.cell.__name__}; give an instance of it, or use rnn(...)."
             )
         check_cell(self.cell, "RNN.cell", nn.Module)
+        check_head(self.head, nn.Module)
         self._options()  # only for its checks, because malformed options are to fail here and not in a call
         super().__post_init__()
 
     @nn.nowrap
     def _options(self) -> Options:
         return Options(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Options)})
+
+    @nn.nowrap
+    def _head(self) -> Any:
+        return self.head
 
 
 def rnn(
@@ -119,7 +144,8 @@ def rnn(
 
     A layer is constructed with the cell's arguments and called with inputs (*batch, time, *features) instead of one
     step's. Its parameter tree is the one of `flax.linen.RNN(Cell(...))`: the cell's, under the name "cell". The cell
-    class itself stays reachable as `Layer.cell_class`.
+    class itself stays reachable as `Layer.cell_class`. A head needs `RNN(Layer.cell_class(...), head=...)`: a class of
+    layers has no module to share among its instances.
 
     Args:
       cell_class: the cell class, if the decorator is written without options.
@@ -177,7 +203,7 @@ def explain(
       *args: the inputs of a call, likewise; of a layer there is one.
       target: as for `bptt_jax.explain`.
       rngs, mutable: as for `model.apply`, if it needs them.
-      **call: other arguments of the call (of a layer, `seq_lengths`, `return_carry`, ...), because they can change its
+      **call: other arguments of the call (of a layer, `seq_lengths`, `head_inputs`, ...), because they can change its
         bytes. For example, to return the carry after each sequence's last step, the scan holds one carry more. Arrays
         may be `jax.ShapeDtypeStruct`s here too.
 

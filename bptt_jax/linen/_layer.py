@@ -9,13 +9,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Device, Leaf, Tree
 from bptt_jax._options import label_of
 from bptt_jax._recurrent.cells import explaining_carry
+from bptt_jax._recurrent.heads import check_head_inputs, first_step
 from bptt_jax._recurrent.recurrence import (
     CALL_OPTIONS,
     SCAN_OPTIONS,
@@ -25,7 +25,8 @@ from bptt_jax._recurrent.recurrence import (
     batch_shape,
     recurrence,
 )
-from bptt_jax.linen._lift import Lift, Lifted, lift_cell
+from bptt_jax.linen._cell import LiftedCell, lift_cell
+from bptt_jax.linen._lift import Lift
 
 _VALUES = {"variable_axes": "axes", "split_rngs": "booleans"}  # options given as mappings -> their values, for errors
 
@@ -58,18 +59,23 @@ class Options(LayerOptions):
     def lift(self) -> Lift:
         return Lift(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Lift)})
 
-    def call(self, *, seq_lengths: Leaf, resets: Leaf, **overrides: bool | None) -> Call:
+    def call(self, *, seq_lengths: Leaf, resets: Leaf, head_inputs: Tree, **overrides: bool | None) -> Call:
         """The options of one call; None stands for the layer's own."""
         chosen = {name: getattr(self, name) if given is None else given for name, given in overrides.items()}
-        return Call(**chosen, seq_lengths=seq_lengths, resets=resets)
+        return Call(**chosen, seq_lengths=seq_lengths, resets=resets, head_inputs=head_inputs)
 
 
 class Recurrent(nn.Module):
-    """A cell run over time: the base class of all layers. Subclasses provide `self.cell` and `_options`."""
+    """A cell run over time: the base class of all layers. Subclasses provide `self.cell`, `_options` and `_head`."""
 
     @nn.nowrap
     def _options(self) -> Options:
         raise NotImplementedError
+
+    @nn.nowrap
+    def _head(self) -> Any:
+        """The head, None without one."""
+        return None
 
     def __call__(
         self,
@@ -83,6 +89,7 @@ class Recurrent(nn.Module):
         reverse: bool | None = None,
         keep_order: bool | None = None,
         resets: jax.Array | None = None,
+        head_inputs: Tree = None,
     ) -> Any:
         """Runs the cell over the inputs, as `flax.linen.RNN` does.
 
@@ -96,13 +103,20 @@ class Recurrent(nn.Module):
           resets: booleans (*batch, time), or (time, *batch) if `time_major`. Before the steps marked True the carry is
             set back to the cell's `initialize_carry`, whatever `initial_carry` is: for example, because an episode
             has ended. `flax.linen.RNN` has no counterpart.
+          head_inputs: for a layer with a head, a pytree of arrays (*batch, time, ...), or (time, *batch, ...) if
+            `time_major`: its leaves at the position of x are the head's second argument, also where `reverse` or
+            `seq_lengths` change the order in which positions are run. Those of padding are read as well.
 
         Returns:
-          the outputs, or (last carry, outputs) if `return_carry`.
+          the outputs, or (last carry, outputs) if `return_carry`. With a head the outputs are its own.
+
+        Raises:
+          TypeError, ValueError: for arrays of other types or shapes, and for `head_inputs` that the head does not take
+            or lacks.
         """
         options = self._options()
         flags = {"return_carry": return_carry, "time_major": time_major, "reverse": reverse, "keep_order": keep_order}
-        call = options.call(seq_lengths=seq_lengths, resets=resets, **flags)
+        call = options.call(seq_lengths=seq_lengths, resets=resets, head_inputs=head_inputs, **flags)
         with explaining_carry(initial_carry, functools.partial(self._first_carry, inputs, init_key, call)):
             lifted, run = self._prepare(inputs, initial_carry, init_key, call)
             label = label_of(options.progress, type(self.cell).__name__)
@@ -126,17 +140,19 @@ class Recurrent(nn.Module):
         return self.cell.initialize_carry(jax.random.key(0) if key is None else key, shape)
 
     @nn.nowrap
-    def _prepare(self, inputs: jax.Array, carry: Tree, key: jax.Array | None, call: Call) -> tuple[Lifted, Recurrence]:
-        """The cell as a pure step, and the scan running it."""
-        batch = batch_shape(inputs, self.cell.num_feature_axes, call.time_major)
+    def _prepare(
+        self, inputs: jax.Array, carry: Tree, key: jax.Array | None, call: Call
+    ) -> tuple[LiftedCell, Recurrence]:
+        """The cell and its head as a pure step, and the scan running it."""
+        head, batch = self._head(), batch_shape(inputs, self.cell.num_feature_axes, call.time_major)
         time_axis = call.time_axis(batch)
-        shape = inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :]
+        steps = inputs.shape[time_axis]
+        check_head_inputs(head, call.head_inputs, batch, steps, call.time_major)
         fresh = None
         if carry is None or call.resets is not None:
             fresh = self._first_carry(inputs, key, call)
         carry = fresh if carry is None else carry
-        # `lift_cell` traces one step beforehand, also for sequences of no steps: zeros then stand for its x.
-        any_steps = inputs.shape[time_axis] > 0
-        first = jnp.take(inputs, 0, time_axis) if any_steps else jnp.zeros(shape, inputs.dtype)
-        lifted = lift_cell(self.cell, self._options().lift, carry, first, inputs.shape[time_axis])
-        return lifted, recurrence(lifted, carry, inputs, batch, call, fresh)
+        both = inputs, call.head_inputs
+        # `lift_cell` traces one step beforehand, also for sequences of no steps.
+        lifted = lift_cell(self.cell, head, self._options().lift, carry, first_step(both, time_axis), steps)
+        return lifted, recurrence(lifted, carry, both, batch, call, fresh)

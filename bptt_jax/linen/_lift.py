@@ -1,14 +1,15 @@
-"""A bound Linen cell as a pure step: variables and random keys go in and out as in `flax.linen.scan`.
+"""A bound Linen module as a pure function of a step: variables and keys go in and out as in `flax.linen.scan`.
 
 `flax.linen.scan` sorts the collections of variables into three kinds. They are shared by all steps (broadcast), handed
 from one step to the next (carry), or separate for each step (stacked along an axis). Keys are shared by all steps or
-split for each. Here each step has a scope of its own, and the cell is bound to it while the step is traced.
+split for each. Here each step has a scope of its own, and the module (a cell, or a head) is bound to it while the step
+is traced.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import flax.linen as nn
@@ -18,7 +19,6 @@ from flax.core import DenyList, FrozenDict, Scope, unfreeze
 from flax.typing import In, Out
 
 from bptt_jax._jaxprs.types import Tree
-from bptt_jax._recurrent.recurrence import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,16 +65,19 @@ class _Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Lifted:
-    """A cell as a pure step (carry, carried, x, given) -> (carry, carried, y, made).
+    """A module as a pure function (carried, given, *inputs) -> (results, carried, made).
 
     Attributes:
+      run: the function.
+      first: results of the first step, or their types.
       carried: the collections handed from one step to the next.
       given: keys and variables of each step, stacked along `given_axes`.
       made_axes: function from the collections made by steps to the axes they are stacked along.
-      publish: writes the results of the scan, the last `carried` and the stacked `made`, into the cell's scope.
+      publish: writes the results of the scan, the last `carried` and the stacked `made`, into the module's scope.
     """
 
-    step: Step
+    run: Callable[..., tuple[Any, Any, Any]]
+    first: Any
     carried: Any
     given: Any
     given_axes: Any
@@ -82,24 +85,27 @@ class Lifted:
     publish: Callable[[Any, Any], None]
 
 
-def lift_cell(cell: nn.Module, options: Lift, carry: Tree, x: Tree, length: int) -> Lifted:
-    """The step of a bound cell.
+def lift(role: str, module: nn.Module, options: Lift, inputs: Sequence[Any], length: int) -> Lifted:
+    """The pure function of a bound module.
 
     Args:
-      cell: a bound cell, its variables and keys in `cell.scope`.
+      role: the name of the module in errors, such as "the cell".
+      module: a bound module, its variables and keys in `module.scope`.
       options: how collections and keys are treated.
-      carry, x: arguments of the first step, because Flax traces a step once beforehand and creates variables in it.
+      inputs: arguments of the first step, because Flax traces a step once beforehand and creates variables in it; their
+        types suffice unless the module is being initialised.
       length: the number of steps.
     """
-    return _Lifting(cell, options, length).lifted(carry, x)
+    return _Lifting(role, module, options, length).lifted(inputs)
 
 
 class _Lifting:
-    def __init__(self, cell: nn.Module, options: Lift, length: int):
-        _check_owned(cell, cell)
-        self._cell = cell
-        self._scope = cast(Any, cell.scope)
-        self._pure, _ = cell.unbind()
+    def __init__(self, role: str, module: nn.Module, options: Lift, length: int):
+        self._name = f"{role} {type(module).__name__}"
+        _check_owned(self._name, module, module)
+        self._module = module
+        self._scope = cast(Any, module.scope)
+        self._pure, _ = module.unbind()
         self._options = options
         self._keys = {name: key for name, key in self._scope.rngs.items() if options.splits(name) is not None}
         # Cloned as in Flax, because JAX's check of key reuse would else count the split as a use of the scope's key.
@@ -111,41 +117,41 @@ class _Lifting:
         # Number of draws from each key. Flax goes on counting from the step traced beforehand, so we do as well.
         self._counters: dict[Any, Any] = self._scope.rng_counters
 
-    def lifted(self, carry: Tree, x: Tree) -> Lifted:
+    def lifted(self, inputs: Sequence[Any]) -> Lifted:
         own = self._taken(lambda kind: _is_axis(kind, "goes_in"))
         axes = self._axes(own)
         first_key = jax.tree.map(lambda leaf: leaf[0], self._own_keys)
         first = first_key, {name: _first(values, axes[name]) for name, values in own.items()}
         # To initialise, the step is run for the values of its variables; else tracing it counts its draws of keys.
-        if self._cell.is_initializing():
-            mutated = self._run(self._taken(_is_shared), first, carry, x)[2]
+        if self._module.is_initializing():
+            results, mutated = self._run(self._taken(_is_shared), first, *inputs)
             self._put({name: value for name, value in mutated.items() if _is_shared(self._options.kind(name))})
         else:
-            jax.eval_shape(self._run, self._taken(_is_shared), first, carry, x)
+            results, _ = jax.eval_shape(self._run, self._taken(_is_shared), first, *inputs)
         counters = _copy(self._counters)
         broadcast = self._taken(lambda kind: kind == "broadcast")
 
-        def step(carry: Tree, variables: Tree, x: Tree, given: Any) -> Any:
+        def run(variables: Tree, given: Any, *inputs: Tree) -> Any:
             self._counters = _copy(counters)  # a step may be traced several times, and has to draw the same keys
-            carry, y, mutated = self._run({**broadcast, **variables}, given, carry, x)
+            results, mutated = self._run({**broadcast, **variables}, given, *inputs)
             self._check_known(mutated, variables)
             kept = {name: mutated.get(name, value) for name, value in variables.items()}
             made = {n: value for n, value in mutated.items() if _is_axis(self._options.kind(n), "comes_out")}
-            return carry, kept, y, made
+            return results, kept, made
 
         own = self._taken(lambda kind: _is_axis(kind, "goes_in"))
         carried = self._taken(lambda kind: kind == "carry")
-        return Lifted(step, carried, (self._own_keys, own), (0, self._axes(own)), self._axes, self._publish)
+        return Lifted(run, results, carried, (self._own_keys, own), (0, self._axes(own)), self._axes, self._publish)
 
     def _taken(self, wanted: Callable[[Any], bool]) -> dict[str, Any]:
-        """The cell's collections of the wanted kinds."""
-        return {name: values for name, values in self._cell.variables.items() if wanted(self._options.kind(name))}
+        """The module's collections of the wanted kinds."""
+        return {name: values for name, values in self._module.variables.items() if wanted(self._options.kind(name))}
 
     def _axes(self, collections: Mapping[str, Any]) -> dict[str, int]:
         return {name: self._options.kind(name).axis for name in collections}
 
-    def _run(self, variables: Tree, given: Any, carry: Tree, x: Tree) -> tuple[Any, Any, dict[str, Any]]:
-        """Runs one step in a scope of its own and returns (carry, y, the collections it may change)."""
+    def _run(self, variables: Tree, given: Any, *inputs: Tree) -> tuple[Any, dict[str, Any]]:
+        """Runs one step in a scope of its own and returns (results, the collections it may change)."""
         own_keys, own_variables = given
         scope = Scope(
             unfreeze({**variables, **own_variables}),  # copied, because the scope writes into them
@@ -157,12 +163,12 @@ class _Lifting:
         )
         scope.rng_counters = self._counters
         with scope.temporary():
-            carry, y = self._pure.copy(parent=scope, name=self._scope.name)(carry, x)
-            return carry, y, dict(scope.mutable_variables())
+            results = self._pure.copy(parent=scope, name=self._scope.name)(*inputs)
+            return results, dict(scope.mutable_variables())
 
     def _may_change(self, collection: str) -> bool:
         kind = self._options.kind(collection)
-        if kind == "broadcast" and not self._cell.is_initializing():
+        if kind == "broadcast" and not self._module.is_initializing():
             return False
         return self._scope.is_mutable_collection(collection) and (_is_shared(kind) or _is_axis(kind, "comes_out"))
 
@@ -170,7 +176,7 @@ class _Lifting:
         for name in mutated:
             if self._options.kind(name) == "carry" and name not in variables:
                 raise ValueError(
-                    f"the cell {type(self._cell).__name__} makes the collection {name!r} in its first step, but "
+                    f"{self._name} makes the collection {name!r} in its first step, but "
                     "variable_carry hands it from one step to the next, so it has to be there before: pass what `init` "
                     "returned."
                 )
@@ -183,12 +189,12 @@ class _Lifting:
         for collection, values in collections.items():
             if self._scope.is_mutable_collection(collection):
                 for name, value in values.items():
-                    self._cell.put_variable(collection, name, value)
+                    self._module.put_variable(collection, name, value)
 
 
-def _check_owned(cell: nn.Module, module: nn.Module) -> None:
-    """Raises if a cell has a module of another parent: its variables would be left behind, and new ones made."""
-    own = cast(Any, cell.scope).path
+def _check_owned(name: str, owner: nn.Module, module: nn.Module) -> None:
+    """Raises if `owner` has a module of another parent: its variables would be left behind, and new ones made."""
+    own = cast(Any, owner.scope).path
     for field in dataclasses.fields(module):
         values = () if field.name in ("parent", "name") else getattr(module, field.name, ())
         for leaf in jax.tree.leaves(values, is_leaf=lambda leaf: isinstance(leaf, nn.Module)):
@@ -196,11 +202,11 @@ def _check_owned(cell: nn.Module, module: nn.Module) -> None:
                 continue
             if leaf.scope.path[: len(own)] != own:
                 raise NotImplementedError(
-                    f"the cell {type(cell).__name__} has the module {'/'.join(leaf.scope.path)}, which belongs to a "
-                    "parent (made in its __call__ or setup, or shared with it); bptt_jax.linen runs cells that own "
-                    "their modules: make it within the cell, or with parent=None."
+                    f"{name} has the module {'/'.join(leaf.scope.path)}, which belongs to a parent (made in its "
+                    "__call__ or setup, or shared with it); bptt_jax.linen runs cells and heads that own their "
+                    "modules: make it within the cell or head, or with parent=None."
                 )
-            _check_owned(cell, leaf)
+            _check_owned(name, owner, leaf)
 
 
 class _Mutable(Collection[str]):

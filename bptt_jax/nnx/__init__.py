@@ -22,6 +22,7 @@ from bptt_jax._explain.calls import Reports, explain_calls
 from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Device, Tree
 from bptt_jax._recurrent.cells import check_cell, full_name
+from bptt_jax._recurrent.heads import check_head, refuse_hidden_modules
 from bptt_jax._recurrent.recurrence import require_array, split_call
 from bptt_jax._recurrent.share_budget import share_budget
 from bptt_jax.nnx._class import layer_class
@@ -43,15 +44,21 @@ class RNN(Recurrent):
     Called with inputs (*batch, time, *features), it returns the cell's outputs (*batch, time, *features), or
     (last carry, outputs) with `return_carry`; with `time_major` both are (time, *batch, *features).
 
+    A head is applied to the output of each step inside the scan. With a loss for a head, logits exist for a few steps
+    at a time, and the budget covers them. Called with `head_inputs` too, the layer returns what the head makes of each
+    step, any pytree of arrays (*batch, ...), stacked along the axis of time, in place of the cell's outputs.
+
     Args:
       cell: an instance of a recurrent cell, for example `nnx.LSTMCell(3, 8, rngs=...)`, or a `Stack` of several.
       time_major, return_carry, reverse, keep_order, state_axes, broadcast_rngs, rngs: as in `flax.nnx.RNN`.
       budget, host_budget, plan, lowering, verify, unroll: as in `bptt_jax.scan`.
       progress: likewise, where True stands for the name of the cell's class.
+      head: None, or `head(y)`, or `head(y, head_input)`: a module, whose state is lifted as the cell's, by
+        `state_axes`, and which may share variables with the cell; or a function of arrays that calls no modules.
 
     Raises:
-      TypeError, ValueError: if `cell` is no recurrent cell or an option is malformed; when called, if the plan is for
-        another number of steps.
+      TypeError, ValueError: if `cell` is no recurrent cell, `head` cannot be called or an option is malformed; when
+        called, if the plan is for another number of steps.
       BudgetError: when a call is differentiated, if no plan fits the budget.
 
     >>> from flax import nnx
@@ -62,6 +69,16 @@ class RNN(Recurrent):
     >>> gradient = nnx.grad(lambda layer, xs: layer(xs).sum())(layer, jnp.ones((2, 100, 3)))
     >>> gradient["cell"]["hi"]["kernel"].shape
     (8, 8)
+
+    >>> class Loss(nnx.Module):
+    ...     def __init__(self, rngs):
+    ...         self.dense = nnx.Linear(8, 5, rngs=rngs)
+    ...
+    ...     def __call__(self, y, target):
+    ...         return (self.dense(y) - target) ** 2
+    >>> layer = RNN(nnx.LSTMCell(3, 8, rngs=nnx.Rngs(0)), head=Loss(nnx.Rngs(1)), budget="40%")
+    >>> layer(jnp.ones((2, 100, 3)), head_inputs=jnp.ones((2, 100, 5))).shape
+    (2, 100, 5)
     """
 
     def __init__(
@@ -82,13 +99,17 @@ class RNN(Recurrent):
         verify: bool = True,
         host_budget: Budget = None,
         progress: str | bool | None = None,
+        head: Any = None,
     ):
         given = locals()
         if isinstance(cell, type):
             raise TypeError(
                 f"RNN's cell must be a cell, got the class {cell.__name__}; give an instance of it, or use rnn(...)."
             )
-        super().__init__(cell, _options_of(given), rngs)
+        check_head(head, nnx.Module)
+        if not isinstance(head, nnx.Module):
+            refuse_hidden_modules(head, lambda value: isinstance(value, nnx.Module))
+        super().__init__(cell, _options_of(given), rngs, head)
 
 
 def rnn(
@@ -114,7 +135,8 @@ def rnn(
 
     A layer is constructed with the cell's arguments and called with inputs (*batch, time, *features) instead of one
     step's. Its state is the one of `flax.nnx.RNN(Cell(...))`: the cell's, under the name "cell". The cell class itself
-    stays reachable as `Layer.cell_class`.
+    stays reachable as `Layer.cell_class`. A head needs `RNN(Layer.cell_class(...), head=...)`: a class of layers has no
+    module to share among its instances.
 
     Args:
       cell_class: the cell class, if the decorator is written without options.
@@ -167,7 +189,7 @@ def explain(
       *args: the inputs of a call, arrays or `jax.ShapeDtypeStruct`s; of a layer there is one.
       target: as for `bptt_jax.explain`.
       rngs: as for calling the model, if it takes them; nothing is drawn from them.
-      **call: other arguments of the call (of a layer, `seq_lengths`, `return_carry`, ...), because they can change its
+      **call: other arguments of the call (of a layer, `seq_lengths`, `head_inputs`, ...), because they can change its
         bytes. For example, to return the carry after each sequence's last step, the scan holds one carry more. Arrays
         may be `jax.ShapeDtypeStruct`s here too.
 

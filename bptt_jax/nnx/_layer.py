@@ -14,6 +14,7 @@ from bptt_jax._explain.report import Report
 from bptt_jax._jaxprs.types import Device, Leaf, Tree
 from bptt_jax._options import label_of
 from bptt_jax._recurrent.cells import check_cell, explaining_carry
+from bptt_jax._recurrent.heads import check_head_inputs
 from bptt_jax._recurrent.recurrence import (
     CALL_OPTIONS,
     SCAN_OPTIONS,
@@ -23,7 +24,7 @@ from bptt_jax._recurrent.recurrence import (
     batch_shape,
     recurrence,
 )
-from bptt_jax.nnx._lift import Lifted, lifted_cell
+from bptt_jax.nnx._lift import Lifted, lifted_cell, modules_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +46,13 @@ class Recurrent(nnx.RNN):
 
     path = ""  # in the model that `explain` reports on; a name of the layer's operations
 
-    def __init__(self, cell: Any, options: Options, rngs: Any):
+    def __init__(self, cell: Any, options: Options, rngs: Any, head: Any = None):
         check_cell(cell, "the cell of an RNN", nnx.Module)
         # By Flax's constructor, because the state has to be the one of Flax's layer, keys for first carries included.
         super().__init__(cell, rngs=rngs)
         for field in dataclasses.fields(Options):
             setattr(self, field.name, getattr(options, field.name))
+        self.head = head
 
     def __call__(
         self,
@@ -64,6 +66,7 @@ class Recurrent(nnx.RNN):
         keep_order: bool | None = None,
         rngs: Any = None,
         resets: jax.Array | None = None,
+        head_inputs: Tree = None,
     ) -> Any:
         """Runs the cell over the inputs, as `flax.nnx.RNN` does.
 
@@ -77,12 +80,19 @@ class Recurrent(nnx.RNN):
           resets: booleans (*batch, time), or (time, *batch) if `time_major`. Before the steps marked True the carry is
             set back to the cell's `initialize_carry`, whatever `initial_carry` is: for example, because an episode
             has ended. `flax.nnx.RNN` has no counterpart.
+          head_inputs: for a layer with a head, a pytree of arrays (*batch, time, ...), or (time, *batch, ...) if
+            `time_major`: its leaves at the position of x are the head's second argument, also where `reverse` or
+            `seq_lengths` change the order in which positions are run. Those of padding are read as well.
 
         Returns:
-          the outputs, or (last carry, outputs) if `return_carry`.
+          the outputs, or (last carry, outputs) if `return_carry`. With a head the outputs are its own.
+
+        Raises:
+          TypeError, ValueError: for arrays of other types or shapes, and for `head_inputs` that the head does not take
+            or lacks.
         """
         flags = {"return_carry": return_carry, "time_major": time_major, "reverse": reverse, "keep_order": keep_order}
-        call = self._call(seq_lengths=seq_lengths, resets=resets, **flags)
+        call = self._call(seq_lengths=seq_lengths, resets=resets, head_inputs=head_inputs, **flags)
         named = jax.named_scope(self.path) if self.path else contextlib.nullcontext()
         explained = explaining_carry(initial_carry, lambda: self._first_carry(inputs, nnx.Rngs(0), call))
         with named, explained, self._prepared(inputs, initial_carry, rngs, call) as (lifted, run):
@@ -102,10 +112,10 @@ class Recurrent(nnx.RNN):
         found = {name: getattr(self, name) for name in SCAN_OPTIONS}
         return found | {"progress": label_of(found["progress"], type(self.cell).__name__)}
 
-    def _call(self, *, seq_lengths: Leaf, resets: Leaf, **overrides: bool | None) -> Call:
+    def _call(self, *, seq_lengths: Leaf, resets: Leaf, head_inputs: Tree, **overrides: bool | None) -> Call:
         """The options of one call; None stands for the layer's own."""
         chosen = {name: getattr(self, name) if given is None else given for name, given in overrides.items()}
-        return Call(**chosen, seq_lengths=seq_lengths, resets=resets)
+        return Call(**chosen, seq_lengths=seq_lengths, resets=resets, head_inputs=head_inputs)
 
     def _first_carry(self, inputs: jax.Array, rngs: Any, call: Call) -> Any:
         """The cell's own first carry."""
@@ -114,8 +124,9 @@ class Recurrent(nnx.RNN):
 
     @contextlib.contextmanager
     def _prepared(self, inputs: jax.Array, carry: Tree, rngs: Any, call: Call) -> Iterator[tuple[Lifted, Recurrence]]:
-        """The cell as a pure step, and the scan running it."""
+        """The cell and its head as a pure step, and the scan running it."""
         batch = batch_shape(inputs, self.cell.num_feature_axes, call.time_major)
+        check_head_inputs(self.head, call.head_inputs, batch, inputs.shape[call.time_axis(batch)], call.time_major)
         rngs = self.rngs if rngs is None else rngs
         if isinstance(rngs, nnx.Rngs):
             rngs = rngs.carry.fork()  # as in Flax
@@ -126,10 +137,10 @@ class Recurrent(nnx.RNN):
         broadcast = nnx.All(nnx.RngState, self.broadcast_rngs)
         axes = nnx.StateAxes({broadcast: None, **_checked_axes(self.state_axes)})
         # As in Flax, each call draws keys for all its steps to share; after it the streams are back, one key further.
-        only = self.broadcast_rngs
-        streams = nnx.split_rngs(self.cell, splits=1, only=only, squeeze=True, graph=True, graph_updates=True)
-        with streams, lifted_cell(self.cell, axes) as lifted:
-            yield lifted, recurrence(lifted, carry, inputs, batch, call, fresh)
+        only, modules = self.broadcast_rngs, modules_of(self.cell, self.head)
+        streams = nnx.split_rngs(modules, splits=1, only=only, squeeze=True, graph=True, graph_updates=True)
+        with streams, lifted_cell(self.cell, self.head, axes) as lifted:
+            yield lifted, recurrence(lifted, carry, (inputs, call.head_inputs), batch, call, fresh)
 
 
 def _checked_axes(state_axes: Any) -> nnx.StateAxes:

@@ -1,4 +1,4 @@
-"""An NNX cell as a pure step: its state goes in and out as in `flax.nnx.scan`.
+"""An NNX cell and its head as a pure step: their state goes in and out as in `flax.nnx.scan`.
 
 `flax.nnx.scan` sorts the variables of a module into three kinds: shared by all steps, handed from one step to the next,
 and separate for each step. Here they are sorted by the split and merge of Flax's own transformations, because these
@@ -15,6 +15,7 @@ import jax
 from flax import nnx
 
 from bptt_jax._jaxprs.types import Tree
+from bptt_jax._recurrent.heads import arguments_of
 
 _TAG = "bptt_jax.nnx"
 
@@ -23,14 +24,15 @@ States = list[Any]
 
 
 class Lifted:
-    """A cell as a pure step (carry, carried, x, given) -> (carry, carried, y, made).
+    """A cell with a head, as a pure step (carry, carried, (x, head_input), given) -> (carry, carried, outputs, made).
 
     Attributes:
       carried: the state handed from one step to the next.
       given: the state separate for each step, stacked along `given_axes`.
     """
 
-    def __init__(self, axes: nnx.StateAxes, graphdef: Any, states: States):
+    def __init__(self, head: Any, axes: nnx.StateAxes, graphdef: Any, states: States):
+        self._head = head
         self._axes = axes
         self._graphdef = graphdef
         self._states = states
@@ -39,18 +41,21 @@ class Lifted:
         self.given_axes = self.made_axes(self.given)
         self._shared = self._part(states, lambda axis: axis is None)
 
-    def step(self, carry: Tree, carried: States, x: Tree, given: States) -> tuple[Any, States, Any, States]:
+    def step(self, carry: Tree, carried: States, at: Any, given: States) -> tuple[Any, States, Any, States]:
+        x, head_input = at
         with nnx.merge_context(_TAG, inner=True) as context:
-            cell = context.merge(self._graphdef, *_whole(self._shared, carried, given))
-        carry, y = cell(carry, x)
+            modules = context.merge(self._graphdef, *_whole(self._shared, carried, given))
+        carry, outputs = modules["cell"](carry, x)
+        if (head := modules.get("head", self._head)) is not None:
+            outputs = head(*arguments_of(outputs, head_input))
         with nnx.split_context(_TAG) as context:
             # Kept for `publish`, because a step may make variables.
-            self._graphdef_after, *states = context.split(cell, *self._axes.filters)
-        self._check_structure(type(cell), states)
-        return carry, self._part(states, lambda axis: axis is nnx.Carry), y, self._part(states, _is_int)
+            self._graphdef_after, *states = context.split(modules, *self._axes.filters)
+        self._check_structure(type(modules["cell"]), states)
+        return carry, self._part(states, lambda axis: axis is nnx.Carry), outputs, self._part(states, _is_int)
 
     def publish(self, carried: States, made: States) -> None:
-        """Writes the results of the scan into the cell."""
+        """Writes the results of the scan into the modules."""
         states = _whole(self._shared, carried, made)
         with nnx.merge_context(_TAG, inner=False) as context:
             context.merge(self._graphdef_after, *states)
@@ -76,13 +81,18 @@ class Lifted:
                 )
 
 
+def modules_of(cell: nnx.Module, head: Any) -> dict[str, nnx.Module]:
+    """The modules of a layer. They are lifted together, because they may share variables."""
+    return {"cell": cell} | ({"head": head} if isinstance(head, nnx.Module) else {})
+
+
 @contextlib.contextmanager
-def lifted_cell(cell: nnx.Module, axes: nnx.StateAxes) -> Iterator[Lifted]:
-    """The pure step of a cell, to be run and published while the context lasts."""
+def lifted_cell(cell: nnx.Module, head: Any, axes: nnx.StateAxes) -> Iterator[Lifted]:
+    """The pure step of a cell and its head, to be run and published while the context lasts."""
     with nnx.update_context(_TAG):
         with nnx.split_context(_TAG) as context:
-            graphdef, *states = context.split(cell, *axes.filters)
-        yield Lifted(axes, graphdef, states)
+            graphdef, *states = context.split(modules_of(cell, head), *axes.filters)
+        yield Lifted(head, axes, graphdef, states)
 
 
 def _whole(*parts: States) -> States:

@@ -109,10 +109,11 @@ def test_readme_before_and_after_is_short():
     assert len(first.splitlines()) <= 12
 
 
-def test_byte_lm_learns_and_reports():
+@pytest.mark.parametrize("more", [[], pytest.param(["--loss-outside"], marks=pytest.mark.slow)], ids=str)
+def test_byte_lm_learns_and_reports(more):
     options = ["--length", "300", "--batch", "4", "--width", "32", "--steps", "12", "--budget", "30%"]
     run = subprocess.run(
-        [sys.executable, ROOT / "examples" / "byte_lm.py", *options],
+        [sys.executable, ROOT / "examples" / "byte_lm.py", *options, *more],
         capture_output=True,
         text=True,
         timeout=300,
@@ -121,7 +122,7 @@ def test_byte_lm_learns_and_reports():
     before, after = map(float, re.search(r"([\d.]+) before, ([\d.]+) after 12 steps", run.stdout).groups())
     assert after < before - 1
     plain, ours = (float(size) for size in re.findall(r"([\d.]+) MiB", run.stdout))
-    assert ours < plain
+    assert ours < plain * (0.3 if not more else 1)
 
 
 def test_byte_lm_refuses_nonsense():

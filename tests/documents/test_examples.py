@@ -1,15 +1,22 @@
-"""Training that is killed and resumed ends where an unbroken run ends; a model under vmap learns within its budget."""
+"""What examples promise: training goes on where it was killed, budgets are kept, and losses are the same anywhere."""
 
+import functools
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
+
+from examples import byte_lm
+from tests.support import comparison
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXAMPLE = EXAMPLES / "resumable.py"
@@ -104,3 +111,43 @@ def test_a_limit_too_small_for_a_training_step_is_answered():
     run = fit_memory("--within", "200KiB", "--length", 300, "--batch", 4, "--width", 16)
     assert run.returncode == 1
     assert re.search(r"--within: no budget makes the program fit within='200KiB'.*within=\d+ would do", run.stderr)
+
+
+@pytest.fixture
+def flax_promotion():
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+
+
+def test_a_language_model_has_its_loss_in_the_loop_or_behind_it(flax_promotion, monkeypatch):
+    cell = functools.partial(nn.OptimizedLSTMCell, param_dtype=jnp.float64)
+    monkeypatch.setattr(byte_lm.nn, "OptimizedLSTMCell", cell)
+    text = np.random.default_rng(0).integers(0, byte_lm.VOCABULARY, (201, 3))
+    inside, plain = byte_lm.LossInside(12, "30%"), byte_lm.LossOutside(functools.partial(nn.RNN, time_major=True), 12)
+    params = inside.init(jax.random.key(0), text)["params"]
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+
+    def result_of(model, params):
+        loss = jax.value_and_grad(lambda params: byte_lm.loss_of(model, params, text))
+        return loss(params), model.apply({"params": params}, text)
+
+    (loss, gradient), losses = result_of(inside, params)
+    wanted = result_of(plain, byte_lm.loss_outside(params))
+    comparison.assert_same(((loss, byte_lm.loss_outside(gradient)), losses), wanted, tolerance=1e-12)
+
+
+@pytest.mark.slow
+def test_the_language_models_training_step_takes_a_tenth_of_the_bytes(flax_promotion):
+    """At the example's own sizes; `python examples/byte_lm.py` has the time as well."""
+    jax.config.update("jax_enable_x64", False)
+    options = byte_lm.parse_options([])
+    plain = byte_lm.LossOutside(functools.partial(nn.RNN, time_major=True), options.width)
+    text = jnp.zeros((options.length + 1, options.batch), jnp.int32)
+
+    def temporaries(model):
+        optimizer = optax.adam(options.learning_rate)
+        params = jax.eval_shape(model.init, jax.random.key(0), text)["params"]
+        update = byte_lm.compile_update(model, optimizer, (params, jax.eval_shape(optimizer.init, params)), text)
+        return update.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(byte_lm.make_model(options)) <= 0.1 * temporaries(plain)

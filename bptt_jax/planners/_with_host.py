@@ -31,7 +31,9 @@ _BLOCKS = (1.0, 0.7, 0.45)  # lengths of blocks with residuals on the host, of t
 # Counts of the loops in a nest, by ascending steps.
 _INNER = ((), (2,), (3,), (4,), (6,), (8,), (12,), (4, 4), (24,), (32,), (8, 8), (12, 12), (16, 16))
 _LEAVES = 12  # lengths of leaves on a geometric grid
-_NEAR = 1.01  # of the least time: among such plans, the one of the fewest evaluations is taken
+# Of the least time: a plan that evaluates no step twice is taken up to so much, because times are rough, evaluations
+# certain.
+_NEAR = 1.1
 # Loops with carries on the host, the fastest first, for each loop with residuals there; and those of them whose rest is
 # too long to be kept.
 _TRIES, _TRIES_WITH_REST = 8, 1
@@ -51,15 +53,15 @@ def fastest(
       on_device: the planner of the device alone.
     """
     alone = on_device(length, budget_bytes)
-    fitting = [] if alone is None else [(time_of(alone, profile), cost(alone, profile).forward_steps, alone)]
+    plans = [] if alone is None else [alone]
     for plan in _Search(profile, on_device).plans(length, budget_bytes, host_bytes):
         taken = cost(plan, profile)
         if taken.peak_bytes <= budget_bytes and taken.host_bytes <= host_bytes:
-            fitting.append((time_of(plan, profile), taken.forward_steps, plan))
-    # Times are rough, evaluations certain.
-    enough = _NEAR * min((time for time, _, _ in fitting), default=0.0)
-    near = [(steps, time, number) for number, (time, steps, _) in enumerate(fitting) if time <= enough]
-    return fitting[min(near)[2]][2] if near else None
+            plans.append(plan)
+    times = {plan: time_of(plan, profile) for plan in plans}
+    once = [plan for plan in plans if cost(plan, profile).forward_steps == length]
+    near = [plan for plan in once if times[plan] <= _NEAR * min(times.values())]
+    return min(near or plans, key=times.__getitem__, default=None)
 
 
 def smallest_plan(profile: StepProfile, length: int, host_bytes: int, alone: Plan) -> Plan:

@@ -115,6 +115,15 @@ def test_rich_draws_two_bars():
     assert "call" not in text
 
 
+def test_lines_printed_meanwhile_stay_in_a_file(capsys):
+    bars, drawing, console, _ = rich_bars()
+    call(bars)
+    print("loss 0.5")
+    drawing.stop()
+    assert capsys.readouterr().out == "loss 0.5\n"
+    assert "loss" not in console.export_text()
+
+
 def test_rich_counts_calls_in_one_pair_of_bars():
     bars, drawing, console, _ = rich_bars()
     for _ in range(3):

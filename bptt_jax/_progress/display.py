@@ -1,14 +1,15 @@
 """Bars of progress on this process's terminal, by rich; lines of text where there is no rich or no terminal.
 
 Reports come from JAX's threads, of several programs at once: each names its bar by label and direction. A report of no
-steps, or one that goes back from the end, begins a new call, so a bar serves a whole training loop. It stays for a
-second after the last call has ended. A program that is interrupted never ends its bar: the bar is left as it stands
-after a while, or when Python exits. Everything is written to stderr.
+steps, or one going back from the end, begins a new call, so a bar serves a whole training loop. It stays for a
+second after the last call has ended. An interrupted program never ends its bar: the bar is left as it stands after a
+while, or when Python exits. Everything is written to stderr.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import sys
 import threading
@@ -23,6 +24,7 @@ Clock = Callable[[], float]
 
 _STAYS_SECONDS = 1.0  # after the last report, where all bars are full
 _GIVEN_UP_SECONDS = 60.0  # after the last report, where one is not; or ten times the longest wait before
+_REFRESHES_PER_SECOND = 2  # of 3 ms each; ten, as by default, take 3 % of a core
 _BETWEEN_LINES_SECONDS = 1.0  # from the second call of a label on: a loop of short calls is to have few lines
 
 
@@ -76,7 +78,8 @@ class Bars:
 
     def report(self, label: str, direction: Direction, total: int, done: int) -> None:
         """Takes a report of `done` steps out of `total`."""
-        with self._lock:
+        # A lost terminal must not end a training run: JAX raises errors of callbacks in the program.
+        with self._lock, contextlib.suppress(OSError, ValueError):
             bar = self._bars.setdefault((label, direction), Bar(label, direction, total))
             is_new = bar.begins_anew(total, done)
             if is_new:
@@ -160,12 +163,13 @@ class RichBars:
         columns = (
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TextColumn("steps"),
+            progress.TextColumn("{task.completed:,.0f} of {task.total:,.0f} steps"),
             progress.TimeElapsedColumn(),
             progress.TextColumn("{task.fields[call]}"),
         )
-        self._live, self._longest = progress.Progress(*columns, console=self._console), 0.0
+        # Where stdout is a file, lines printed meanwhile stay in it.
+        own: dict[str, Any] = {"redirect_stdout": sys.stdout.isatty(), "refresh_per_second": _REFRESHES_PER_SECOND}
+        self._live, self._longest = progress.Progress(*columns, console=self._console, **own), 0.0
         self._live.start()
         threading.Thread(target=self._watch, args=(self._live,), name="bptt_jax progress", daemon=True).start()
 

@@ -111,8 +111,17 @@ def test_rich_draws_two_bars():
     for name in ("training forward", "training backward"):
         (line,) = [line for line in text.splitlines() if line.startswith(name)][-1:]
         assert "━" * 20 in line
-        assert "100/100 steps" in line
+        assert "100 of 100 steps" in line
     assert "call" not in text
+
+
+def test_lines_printed_meanwhile_stay_in_a_file(capsys):
+    bars, drawing, console, _ = rich_bars()
+    call(bars)
+    print("loss 0.5")
+    drawing.stop()
+    assert capsys.readouterr().out == "loss 0.5\n"
+    assert "loss" not in console.export_text()
 
 
 def test_rich_counts_calls_in_one_pair_of_bars():
@@ -151,7 +160,7 @@ def test_rich_gives_up_a_call_that_is_interrupted():
     clock.now = 600.0
     assert drawing.is_over()
     drawing.stop()
-    assert "42/100" in console.export_text()
+    assert "42 of 100" in console.export_text()
 
 
 def test_the_watch_ends_full_bars():
@@ -193,6 +202,12 @@ def test_lines_without_rich_and_without_a_terminal(monkeypatch, capsys):
     display._rich_bars.cache_clear()
 
 
+def test_a_terminal_that_is_gone():
+    bars, _, file = lines()
+    file.close()
+    call(bars)
+
+
 IN_A_TERMINAL = """
 import jax, jax.numpy as jnp, bptt_jax
 step = lambda carry, x: (jnp.tanh(carry + x), None)
@@ -219,7 +234,7 @@ def test_on_a_terminal():
     os.close(ours)
     assert process.wait() == 0
     shown = text.decode()
-    assert shown.count("100/100") >= 2
+    assert shown.count("100 of 100") >= 2
     assert "training forward" in shown
     assert "training backward" in shown
     assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l") >= 0

@@ -19,6 +19,11 @@ SMALL = {
     },
     "04_long_sequences": {"LENGTH": 120, "BATCH": 2, "WIDTH": 4, "SYMBOLS": 2, "UPDATES": 20, "BUDGET": "60%"},
     "05_beyond_rnns": {"SIDE": 16, "STEPS": 200, "ITERATIONS": 3, "BUDGET": "1.5MiB"},
+    "06_bigger_than_memory": {
+        "LENGTH": 120, "BATCH": 2, "WIDTH": 8, "SYMBOLS": 16, "LIMITS": ["250KiB", "10KiB"], "WITHIN": "200KiB",
+        "UPDATES": 2, "HOST_LENGTH": 200, "HOST_BATCH": 2, "HOST_WIDTH": 16, "HOST_BUDGETS": ["20%", "50%", "70%"],
+        "MANY_STEPS": 1000,
+    },
 }  # fmt: skip
 
 

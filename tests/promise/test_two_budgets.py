@@ -1,0 +1,97 @@
+"""`host_budget` beside `budget`: on CPU both are of one memory, elsewhere plans use two; all doors hand it on."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import bptt_jax
+from bptt_jax.errors import BudgetError
+from bptt_jax.plans._nodes import uses_host
+from tests.support.targets import planning_for
+
+INIT, XS = jnp.zeros(512), jnp.ones((400, 512))
+KIB = 1024
+
+
+def step(carry, x):
+    return jnp.sin(carry) * jnp.cos(x) + carry, None
+
+
+def report(**options):
+    return bptt_jax.explain(step, INIT, XS, **options)
+
+
+def test_on_a_cpu_the_budget_is_the_sum():
+    together = report(budget=200 * KIB, host_budget=400 * KIB)
+    assert together.plan == report(budget=600 * KIB).plan
+    assert not uses_host(together.plan)
+    assert (together.budget_bytes, together.host_budget_bytes, together.host_bytes) == (200 * KIB, 400 * KIB, 0)
+    assert 200 * KIB < together.measured_bytes <= 600 * KIB
+    assert "budget on the host            400 KiB  (409,600 bytes)  added to the budget, because" in str(together)
+    assert "OVER" not in str(together)
+
+
+def test_an_error_on_a_cpu_says_so():
+    with pytest.raises(BudgetError, match="which is 20 bytes") as info:
+        report(budget=10, host_budget=10)
+    assert info.value.__notes__[:1] == [
+        "These bytes are of budget and host_budget together, because a CPU has one memory."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"host_budget": "1MiB"}, ValueError, "host_budget='1MiB' needs a budget: without one, everything is kept"),
+        ({"host_budget": "1MiB", "plan": "400"}, ValueError, "host_budget='1MiB' needs a budget"),
+        ({"budget": "1MiB", "host_budget": "auto"}, ValueError, 'host_budget="auto" is for what knows a device'),
+        ({"budget": "1MiB", "host_budget": "1 GiBi"}, ValueError, "host_budget='1 GiBi' has the unknown unit"),
+        ({"budget": "1MiB", "host_budget": True}, TypeError, "host_budget=True of type bool is not a budget"),
+        (
+            {"budget": "1MiB", "host_budget": -1},
+            ValueError,
+            "host_budget=-1 is -1 bytes, but a budget must be positive",
+        ),
+    ],
+)
+def test_malformed_options(options, error, message):
+    for call in (lambda: bptt_jax.scan(step, INIT, XS, **options), lambda: bptt_jax.checkpointed(step, **options)):
+        with pytest.raises(error, match=re.escape(message)):
+            call()
+    with pytest.raises(error, match=re.escape(message)):
+        bptt_jax.linen.RNN(nn.GRUCell(4), **options)
+
+
+def plans_of(function, *arguments):
+    """The plans of the scans that a function differentiates, made as for a GPU."""
+    with planning_for("gpu"):
+        return [report.plan for report in bptt_jax.explain_calls(jax.grad(function), *arguments).values()]
+
+
+def test_every_door_hands_it_on():
+    """Percentages are estimated, so nothing is compiled for the GPU that is not here."""
+    options = {"budget": "10%", "host_budget": "90%", "verify": False}
+    xs = jnp.ones((2, 600, 8), jnp.float32)
+    linen = bptt_jax.linen.RNN(nn.GRUCell(32), **options)
+    decorated = bptt_jax.linen.rnn(**options)(nn.GRUCell)(32)
+    modern = bptt_jax.nnx.RNN(nnx.GRUCell(8, 32, rngs=nnx.Rngs(0)), **options)
+    graph, state, others = nnx.split(modern, nnx.Param, ...)
+    losses = [
+        (lambda xs: bptt_jax.scan(step, INIT, xs, **options)[0].sum(), XS),
+        (lambda xs: bptt_jax.checkpointed(**options)(step)(INIT, xs)[0].sum(), XS),
+        (lambda v: linen.apply(v, xs).sum(), linen.init(jax.random.key(0), xs)),
+        (lambda v: decorated.apply(v, xs).sum(), decorated.init(jax.random.key(0), xs)),
+        (lambda state: nnx.merge(graph, state, others)(xs).sum(), state),
+    ]
+    for loss, argument in losses:
+        (plan,) = plans_of(loss, argument)
+        assert uses_host(plan)
+
+
+def test_without_it_no_plan_uses_the_host():
+    (plan,) = plans_of(lambda xs: bptt_jax.scan(step, INIT, xs, budget="10%", verify=False)[0].sum(), XS)
+    assert not uses_host(plan)

@@ -98,9 +98,9 @@ def scan(
       progress: a label such as "training", or True for "scan": a bar of the steps done, "training forward", and one of
         the backward pass, drawn by rich on stderr; lines of text where rich is not installed or stderr is no terminal.
         Calls of equal labels share their bars: each starts them anew. The compiled program reports before some fifty
-        of its blocks in each pass, by callbacks of 0.15 ms on CPU, once for all examples of a vmap, and never from
-        steps evaluated again. These count among the bytes of a budget, and keep JAX from exporting the program and
-        from storing it in its persistent compilation cache. Forward mode has the forward bar only, as have
+        of its blocks in each pass, by callbacks of half a millisecond or so on CPU: once for all examples of a vmap,
+        and never from steps evaluated again. These count among the bytes of a budget, and keep JAX from exporting the
+        program and from storing it in its persistent compilation cache. Forward mode has the forward bar only, as have
         `jax.disable_jit` and steps with effects that JAX itself has to differentiate. None and False: nothing is shown,
         traced or transferred.
       in_axes, out_axes: the time axes of `xs` and of `ys`: an int for all leaves, or a pytree of ints, a tree prefix of

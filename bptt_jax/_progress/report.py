@@ -1,8 +1,9 @@
 """Reports of steps done, from within a program: callbacks of `jax.debug` in its loops over blocks.
 
 A report is made before a block, and says how many steps are done by then. It depends on the place in a loop only, so
-under vmap there is one for all examples. A callback takes 0.15 ms on CPU: a pass has some tens of them, whatever its
-length, so most blocks of a long scan have none. In a `shard_map` the first device of the mesh reports.
+under vmap there is one for all examples. A callback takes half a millisecond or so on CPU, so a pass has
+some tens of them, whatever its length, and most blocks of a long scan have none. In a `shard_map` the
+first device of the mesh reports.
 """
 
 from __future__ import annotations

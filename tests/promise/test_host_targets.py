@@ -43,7 +43,7 @@ def report(cell, length, device, **budgets):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("budget", DEVICE)
+@pytest.mark.parametrize("budget", DEVICE, ids=lambda budget: budget.replace("%", "_percent"))
 @pytest.mark.parametrize("length", [1000, 10_000])
 @pytest.mark.parametrize("cell", [lstm, gru], ids=["lstm", "gru"])
 @pytest.mark.parametrize("target", [targets.h100, targets.v5e], ids=["h100", "v5e"])

@@ -78,17 +78,23 @@ def test_every_door_hands_it_on():
     xs = jnp.ones((2, 600, 8), jnp.float32)
     linen = bptt_jax.linen.RNN(nn.GRUCell(32), **options)
     decorated = bptt_jax.linen.rnn(**options)(nn.GRUCell)(32)
-    modern = bptt_jax.nnx.RNN(nnx.GRUCell(8, 32, rngs=nnx.Rngs(0)), **options)
+    modern = bptt_jax.nnx.RNN(nnx.GRUCell(8, 32, rngs=nnx.Rngs(0)), rngs=False, **options)
     graph, state, others = nnx.split(modern, nnx.Param, ...)
     losses = [
         (lambda xs: bptt_jax.scan(step, INIT, xs, **options)[0].sum(), XS),
         (lambda xs: bptt_jax.checkpointed(**options)(step)(INIT, xs)[0].sum(), XS),
         (lambda v: linen.apply(v, xs).sum(), linen.init(jax.random.key(0), xs)),
         (lambda v: decorated.apply(v, xs).sum(), decorated.init(jax.random.key(0), xs)),
-        (lambda state: nnx.merge(graph, state, others)(xs).sum(), state),
+        (
+            lambda state, others: nnx.merge(graph, state, others)(
+                xs, initial_carry=jnp.zeros((2, 32), jnp.float32)
+            ).sum(),
+            state,
+            others,
+        ),
     ]
-    for loss, argument in losses:
-        (plan,) = plans_of(loss, argument)
+    for loss, *arguments in losses:
+        (plan,) = plans_of(loss, *arguments)
         assert uses_host(plan)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from bptt_jax._jaxprs.types import Leaf, Tree
 from bptt_jax.errors import BudgetError
@@ -127,3 +128,14 @@ def _types(tree: Tree) -> str:
 def full_name(value: Leaf) -> str:
     """Name of a value's class with its package, for example "flax's LSTMCell"."""
     return f"{type(value).__module__.split('.')[0]}'s {type(value).__name__}"
+
+
+def with_any_input(run: Callable[[Any], Any], shape: tuple[int, ...]) -> Any:
+    """`run` of an x of a shape: of floats or, where it refuses these as embeddings do, of integers."""
+    try:
+        return run(jnp.zeros(shape))
+    except (TypeError, ValueError) as refusal:
+        try:
+            return run(jnp.zeros(shape, jnp.int32))
+        except (TypeError, ValueError):
+            raise refusal from None

@@ -7,10 +7,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from bptt_jax._jaxprs.types import Tree
-from bptt_jax._recurrent.cells import checked_cells
+from bptt_jax._recurrent.cells import checked_cells, with_any_input
 
 
 class Stack(nn.RNNCellBase):
@@ -79,8 +78,11 @@ class Stack(nn.RNNCellBase):
 def _y_shape(cell: nn.RNNCellBase, carry: Tree, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of a cell's y for an x of `input_shape`, by abstract evaluation because cells do not state it.
 
-    x has JAX's default float dtype, as when layers are initialised.
+    x has JAX's default float dtype, as when layers are initialised, or is of integers.
     """
     alone = cell.copy(parent=None, name=None)
-    _, y = jax.eval_shape(lambda: alone.init_with_output(jax.random.key(0), carry, jnp.zeros(input_shape))[0])
-    return tuple(y.shape)
+
+    def outputs(x: jax.Array) -> Any:
+        return jax.eval_shape(lambda: alone.init_with_output(jax.random.key(0), carry, x)[0])
+
+    return tuple(with_any_input(outputs, input_shape)[1].shape)

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from bptt_jax._jaxprs.types import Tree
-from bptt_jax._recurrent.cells import checked_cells
+from bptt_jax._recurrent.cells import checked_cells, with_any_input
 
 
 class Stack(nnx.RNNCellBase):
@@ -74,7 +73,7 @@ class Stack(nnx.RNNCellBase):
 def _y_shape(cell: Any, carry: Tree, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of a cell's y for inputs of `input_shape`, by abstract evaluation because cells do not state it.
 
-    x has JAX's default float dtype, as when layers are initialised.
+    x has JAX's default float dtype, as when layers are initialised, or is of integers.
     """
     graphdef, state = nnx.split(cell)
 
@@ -82,4 +81,4 @@ def _y_shape(cell: Any, carry: Tree, input_shape: tuple[int, ...]) -> tuple[int,
         copied: Any = nnx.merge(graphdef, state)
         return copied(carry, x)[1]
 
-    return tuple(jax.eval_shape(y, state, carry, jnp.zeros(input_shape)).shape)
+    return tuple(with_any_input(lambda x: jax.eval_shape(y, state, carry, x), input_shape).shape)

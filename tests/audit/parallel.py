@@ -44,7 +44,7 @@ def audited(case: Case, budgets: int, planted: str | None = None) -> list[Audite
     if planted:
         forget_everything()
     if planted == "wrong":
-        _check.temporaries_of_gradient = lambda *args: measure(*args) // 2
+        _check.temporaries_of_gradient = lambda *args: tuple(size // 2 for size in measure(*args))
     try:
         return [
             Audited(finding, finding.used < LITTLE and not planted and could_be_faster(case, problem, finding))

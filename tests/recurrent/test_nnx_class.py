@@ -156,3 +156,23 @@ def test_stacks_of_what_is_no_cell(package, make, error, match):
     cell = linen.LSTMCell(4) if flax is linen else nnx.LSTMCell(4, 4, rngs=nnx.Rngs(0))
     with pytest.raises(error, match=match):
         package.Stack(make(flax, cell))
+
+
+def test_the_lowest_cell_of_a_stack_may_take_integers():
+    """For example, one that embeds the symbol of its step."""
+
+    class Embedded(linen.RNNCellBase):
+        @linen.compact
+        def __call__(self, carry, symbol):
+            return linen.GRUCell(4, param_dtype=jnp.float64)(carry, linen.Embed(5, 3, param_dtype=jnp.float64)(symbol))
+
+        @linen.nowrap
+        def initialize_carry(self, rng, batch):
+            return jnp.zeros((*batch, 4))
+
+        num_feature_axes = 0
+
+    stack = bptt_jax.linen.Stack([Embedded(), linen.GRUCell(6, param_dtype=jnp.float64)])
+    layer, symbols = bptt_jax.linen.RNN(stack, budget="90%"), jnp.zeros((2, 30), jnp.int32)
+    variables = layer.init(jax.random.key(0), symbols)
+    assert layer.apply(variables, symbols).shape == (2, 30, 6)

@@ -21,6 +21,7 @@ for _unit, _name in {"kB": "kilobytes", "MB": "megabytes", "GB": "gigabytes", "T
     _MEANT |= dict.fromkeys((_unit[0].lower(), _name, _name.removesuffix("s")), _unit)
 _SHAPE = re.compile(r"\s*(?P<number>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>%|[A-Za-z]+)\s*")
 _NUMBERS = 'bytes as an int, a string such as "64MiB", "1.5GB" or "5%", or None for no limit'
+_ON_HOST = _NUMBERS.replace("for no limit", "for none there")
 _LIMITS = 'bytes as an int, a string such as "14GiB" or "1.5GB", or "auto" for what the device has'
 _FORMS = _NUMBERS.replace(", or None", ', "auto" for what the device has free, or None')
 
@@ -42,10 +43,13 @@ def budget_to_bytes(budget: object, store_all_bytes: int, name: str = "budget") 
     """
     if budget is None:
         return None
+    forms = _FORMS if name == "budget" else _ON_HOST
+    if budget == "auto" and name != "budget":
+        raise ValueError(f'{name}="auto" is not known: JAX does not tell what a host has free; use {forms}.')
     if budget == "auto":
-        raise ValueError(f'{name}="auto" is for what knows a device (scan, explain, layers); here use {_NUMBERS}.')
+        raise ValueError(f'budget="auto" is for what knows a device (scan, explain, layers); here use {_NUMBERS}.')
     if isinstance(budget, str):
-        bytes_ = _parse(budget, store_all_bytes, name)
+        bytes_ = _parse(budget, store_all_bytes, name, forms)
     elif not isinstance(budget, bool) and isinstance(budget, numbers.Integral):
         bytes_ = int(budget)
     else:
@@ -53,11 +57,11 @@ def budget_to_bytes(budget: object, store_all_bytes: int, name: str = "budget") 
         if isinstance(budget, float) and 0 < budget < math.inf:
             # Below 1 a share is probably meant, up to 100 per cent or bytes, above that bytes, for example 1e9.
             share = f"{100 * budget:g}%" if budget < 1 else f"{budget:g}%"
-            forms = [repr(share)] * (budget <= 100) + [str(int(budget))] * (budget >= 1)
-            meant = f" Did you mean {', or '.join(forms)}?"
-        raise TypeError(f"{name}={budget!r} of type {kind} is not a budget; use {_FORMS}.{meant}")
+            alike = [repr(share)] * (budget <= 100) + [str(int(budget))] * (budget >= 1)
+            meant = f" Did you mean {', or '.join(alike)}?"
+        raise TypeError(f"{name}={budget!r} of type {kind} is not a budget; use {forms}.{meant}")
     if bytes_ <= 0:
-        raise ValueError(f"{name}={budget!r} is {bytes_} bytes, but a budget must be positive; use {_FORMS}.")
+        raise ValueError(f"{name}={budget!r} is {bytes_} bytes, but a budget must be positive; use {forms}.")
     return bytes_
 
 
@@ -100,12 +104,12 @@ def is_percentage(budget: object) -> bool:
     return isinstance(budget, str) and "%" in budget
 
 
-def _parse(budget: str, store_all_bytes: int, name: str) -> int:
+def _parse(budget: str, store_all_bytes: int, name: str, forms: str) -> int:
     match = _SHAPE.fullmatch(budget)
     if match is None:
         text = budget.strip()
         meant = {"auto": " Did you mean 'auto'?", "none": " Did you mean None?"}.get(text.lower(), _without_unit(text))
-        raise ValueError(f"{name}={budget!r} is not a budget; use {_FORMS}.{meant}")
+        raise ValueError(f"{name}={budget!r} is not a budget; use {forms}.{meant}")
     number, unit = fractions.Fraction(match["number"]), match["unit"]
     if unit == "%":
         return max(math.ceil(number), int(number * store_all_bytes / 100))  # positive, also without residuals

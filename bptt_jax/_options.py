@@ -13,7 +13,8 @@ import numpy as np
 from bptt_jax._budget import Budget, budget_to_bytes
 from bptt_jax._device.machine import Machine, machine_for
 from bptt_jax._jaxprs.types import Device
-from bptt_jax.plans._nodes import Plan, uses_host
+from bptt_jax.plans._memories import uses_host
+from bptt_jax.plans._nodes import Plan
 from bptt_jax.plans._notation import parse
 from bptt_jax.plans._profile import Lowering
 

@@ -30,12 +30,13 @@ from bptt_jax._verify.ladder import Plans
 from bptt_jax._verify.search import Candidate, Check, Verdict, verify
 from bptt_jax.errors import BudgetError, BudgetWarning, UnverifiedWarning, warn
 from bptt_jax.planners._make_plan import shares
-from bptt_jax.plans._nodes import Chain, Plan, Steps, is_rematerialised_loop, uses_host
+from bptt_jax.plans._memories import host_loops
+from bptt_jax.plans._nodes import Plan, Remat, Steps
 from bptt_jax.plans._nodes import length as length_of
 from bptt_jax.plans._notation import notation
 from bptt_jax.plans._profile import StepProfile
 
-_FEWER = 0.97  # share of the host's bytes to plan for next, where they were exceeded
+_FEWER = (0.9, 0.5, 0.0)  # shares of the host's bytes to plan for next, where they were exceeded
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,8 +129,8 @@ def _choose(gradient: Gradient, _mesh: Any, _devices: int) -> Choice:
 
 def _require_kept(choice: Choice) -> None:
     """Raises for a plan with residuals on the host, if it runs as a nest: this leaves residuals to JAX."""
-    loops = choice.plan.children if isinstance(choice.plan, Chain) else (choice.plan,)
-    if choice.form is None and any(uses_host(loop) and not is_rematerialised_loop(loop) for loop in loops):
+    kept = [loop for loop in host_loops(choice.plan) if not isinstance(loop.child, Remat)]
+    if choice.form is None and kept:
         raise ValueError(
             f"the plan {notation(choice.plan)} keeps residuals on the host, and the nest of jax.checkpoint, which runs "
             "this step, can keep carries there only: for example, 10@[5] in place of 10@5."
@@ -206,12 +207,17 @@ def _planned(gradient: Gradient, asked: int, left: int, on_host: int) -> Choice:
 
 
 def _verified(plans: Plans, left: int, compiled: Callable[[Candidate], Check]) -> Verdict:
-    """The verdict of the search; where the host's bytes were exceeded, of another for plans with fewer there."""
+    """The verdict of the search; where the host's bytes were exceeded, of another for plans with fewer there.
+
+    The last search is for plans without the host; bytes that a step puts there by itself are not counted.
+    """
     verdict = verify(plans, left, compiled)
-    if verdict.best.host_bytes <= plans.host_bytes:
-        return verdict
-    fewer = int(plans.host_bytes**2 / verdict.best.host_bytes * _FEWER)
-    return _verified(dataclasses.replace(plans, host_bytes=fewer), left, compiled)
+    for share in _FEWER:
+        if verdict.best.host_bytes <= plans.host_bytes:
+            break
+        fewer = dataclasses.replace(plans, host_bytes=int(plans.host_bytes * share))
+        verdict = verify(fewer, left, compiled)
+    return verdict
 
 
 def _estimated(plans: Plans, asked: int, why: str) -> Verdict:
@@ -226,13 +232,13 @@ def _refused(gradient: Gradient, asked: int, left: int, smallest: Check) -> Budg
     is_refused = math.isinf(taken)  # by the compiler, so the bytes of the program are not known
     known = asked_for(gradient, max(candidate.predicted_bytes, left + 1) if is_refused else taken)
     made_of = shares(measure(gradient, candidate.form), candidate.plan, known)
-    error = BudgetError(call.length, call.options.budget, asked, known, made_of)
+    # On CPU the bytes asked for are of both budgets.
+    host_budget = None if call.options.may_use_host else call.options.host_budget
+    error = BudgetError(call.length, call.options.budget, asked, known, made_of, host_budget)
     if is_refused:
         error.add_note(
             "The compiler refuses the program of the smallest plan for its size: these bytes are an estimate."
         )
-    if call.options.host_budget is not None and call.options.machine.is_cpu:
-        error.add_note("These bytes are of budget and host_budget together, because a CPU has one memory.")
     if not is_percentage(call.options.budget):
         raise error
-    return BudgetWarning(call.length, str(call.options.budget), asked, known)
+    return BudgetWarning(call.length, str(call.options.budget), asked, known, host_budget)

@@ -83,9 +83,11 @@ class BudgetError(ValueError):
         budget_bytes: int,
         smallest_bytes: int,
         shares: Mapping[str, int] = types.MappingProxyType({}),
+        host_budget: object = None,
     ):
+        asked = _asked(budget, host_budget)
         message = (
-            f"no plan for a scan of length {length} fits budget={budget!r}, which is {_bytes(budget_bytes)}; "
+            f"no plan for a scan of length {length} fits {asked}, which is {_bytes(budget_bytes)}; "
             f"the smallest that would do is budget={smallest_bytes} "
             f"({format_bytes(smallest_bytes)}{_as_percentage(budget, budget_bytes, smallest_bytes)})."
         )
@@ -101,9 +103,18 @@ class BudgetError(ValueError):
         self.budget_bytes = budget_bytes
         self.smallest_bytes = smallest_bytes
         self.shares = dict(shares)
+        self._host_budget = host_budget
 
-    def __reduce__(self) -> tuple[type[BudgetError], tuple[int, object, int, int, dict[str, int]]]:
-        return type(self), (self.length, self.budget, self.budget_bytes, self.smallest_bytes, self.shares)
+    def __reduce__(self) -> tuple[type[BudgetError], tuple[Any, ...]]:
+        given = self.length, self.budget, self.budget_bytes, self.smallest_bytes, self.shares, self._host_budget
+        return type(self), given
+
+
+def _asked(budget: object, host_budget: object) -> str:
+    """A budget as it was given; on CPU with the one for the host, which is of the same memory."""
+    if host_budget is None:
+        return f"budget={budget!r}"
+    return f"budget={budget!r} and host_budget={host_budget!r} together, because a CPU has one memory"
 
 
 class FitError(ValueError):
@@ -161,18 +172,18 @@ class BudgetWarning(UserWarning):
     the smallest plan runs, because budget='5%' of this scan of length 23 is 800 bytes, and none takes so few; it needs a budget of 1,624 bytes (1.59 KiB, or "10.15%").
     """  # noqa: E501  the text of a message is one line
 
-    def __init__(self, length: int, budget: str, budget_bytes: int, smallest_bytes: int):
+    def __init__(self, length: int, budget: str, budget_bytes: int, smallest_bytes: int, host_budget: object = None):
         percentage = _as_percentage(budget, budget_bytes, smallest_bytes)
         super().__init__(
-            f"the smallest plan runs, because budget={budget!r} of this scan of length {length} is "
+            f"the smallest plan runs, because {_asked(budget, host_budget)} of this scan of length {length} is "
             f"{_bytes(budget_bytes)}, and none takes so few; it needs a budget of {_bytes(smallest_bytes)} "
             f"({format_bytes(smallest_bytes)}{percentage})."
         )
         self.budget_bytes = budget_bytes
         self.smallest_bytes = smallest_bytes
-        self._given = length, budget, budget_bytes, smallest_bytes
+        self._given = length, budget, budget_bytes, smallest_bytes, host_budget
 
-    def __reduce__(self) -> tuple[type[BudgetWarning], tuple[int, str, int, int]]:
+    def __reduce__(self) -> tuple[type[BudgetWarning], tuple[Any, ...]]:
         return type(self), self._given
 
 

@@ -19,7 +19,7 @@ from bptt_jax._budget import Budget, budget_to_bytes
 from bptt_jax._cli.arguments import Output, budget_of, budget_or_auto, pair, seconds_of, size
 from bptt_jax._cost.cost import cost
 from bptt_jax._cost.time import predicted_time
-from bptt_jax.errors import BudgetError, format_bytes
+from bptt_jax.errors import format_bytes
 from bptt_jax.planners import make_plan
 from bptt_jax.plans._nodes import Plan
 from bptt_jax.plans._picture import plot, svg
@@ -63,7 +63,11 @@ def main() -> None:
     "--budget", type=budget_of, metavar="BUDGET", required=True, help="Bytes, 64MiB, 5% of keeping everything, or none."
 )
 @click.option(
-    "--host-budget", type=budget_of, metavar="BUDGET", default="none", help="In the host's memory beside; likewise."
+    "--host-budget",
+    type=budget_of,
+    metavar="BUDGET",
+    default="none",
+    help="In the host's memory, for carries.",
 )
 @click.option("--x", type=size, metavar="BYTES", default="0", help="Bytes of one step's input.")
 @click.option("--y", type=size, metavar="BYTES", default="0", help="Bytes of one step's output.")
@@ -91,7 +95,7 @@ def plan(
     profile = StepProfile(carry, residual, x_bytes=x, y_bytes=y, param_bytes=param)
     try:
         found = make_plan(profile, length, budget, host_budget)
-    except BudgetError as error:
+    except ValueError as error:  # no plan fits, or there is a budget for the host alone
         raise click.ClickException(str(error)) from error
     Console().print(_plan_table(found, profile, length, budget))
     click.echo(render(found))

@@ -26,7 +26,8 @@ from bptt_jax._cost.rules import Rules
 from bptt_jax._cost.sweep import SweepRules
 from bptt_jax._figures import OTHER_BODY, SECOND_BODY
 from bptt_jax.plans._blocks import in_blocks, leaf_lengths
-from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, fold, length, require_plan, uses_host
+from bptt_jax.plans._memories import host_loops
+from bptt_jax.plans._nodes import Chain, Plan, Remat, Repeat, Steps, fold, length, require_plan
 from bptt_jax.plans._profile import Lowering, StepProfile, StepTimes, SweepProfile
 
 
@@ -67,9 +68,8 @@ def sweep_time(plan: Plan, profile: SweepProfile) -> float:
 
 def _waiting(plan: Plan, times: StepTimes, rules: Rules) -> float:
     """The time of waiting for the host, in both passes."""
-    loops = plan.children if isinstance(plan, Chain) else (plan,)
     waits = 0.0
-    for loop in filter(uses_host, loops):
+    for loop in host_loops(plan):
         moving, steps = rules.total(loop).host * times.transfer, length(loop)
         waits += max(moving - steps * times.recording, 0.0) + max(moving - steps * times.backward, 0.0)
     return waits

@@ -8,7 +8,8 @@ import math
 from bptt_jax._cost.cost import PlanCost, cost
 from bptt_jax._step.sizes import BlockSummary
 from bptt_jax.errors import format_bytes
-from bptt_jax.plans._nodes import Plan, uses_host
+from bptt_jax.plans._memories import uses_host
+from bptt_jax.plans._nodes import Plan
 from bptt_jax.plans._nodes import length as length_of
 from bptt_jax.plans._notation import notation
 from bptt_jax.plans._profile import Lowering, StepProfile
@@ -117,10 +118,15 @@ class Report:
         return (self.forward_steps / steps + _BACKWARD_TIME) / (1 + _BACKWARD_TIME)
 
     @property
+    def _limit_bytes(self) -> int:
+        """The budget; that of the host is added where both are of one memory."""
+        return (self.budget_bytes or 0) + (self.host_budget_bytes or 0) * self.is_one_memory
+
+    @property
     def summary(self) -> str:
         """Bytes, budget and plan in a line."""
         taken = "not known" if self.measured_bytes is None else format_bytes(self.measured_bytes)
-        budget = ", no budget" if self.budget_bytes is None else f" of a budget of {format_bytes(self.budget_bytes)}"
+        budget = ", no budget" if self.budget_bytes is None else f" of a budget of {format_bytes(self._limit_bytes)}"
         return f"{taken}{budget}, plan {notation(self.plan)}"
 
     def _block_rows(self) -> list[tuple[str, str]]:
@@ -156,8 +162,7 @@ class Report:
             return "not known: it cannot be compiled by itself here"
         if self.budget_bytes is None:
             return _bytes(self.measured_bytes)
-        limit = self.budget_bytes + (self.host_budget_bytes or 0) * self.is_one_memory
-        is_over = self.measured_bytes + self.beside_bytes > limit
+        is_over = self.measured_bytes + self.beside_bytes > self._limit_bytes
         return _bytes(self.measured_bytes) + "  OVER THE BUDGET" * is_over
 
     def _host_rows(self) -> list[tuple[str, str]]:

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.interpreters import ad
 
-from bptt_jax._jaxprs.arrays import zeros_like
+from bptt_jax._jaxprs.arrays import vary, varying_axes
 from bptt_jax._jaxprs.types import Leaf, Tree
 from bptt_jax.plans._nodes import Memory
 
@@ -80,7 +81,12 @@ def _blanks_of(make: Callable[[], Tree]) -> Any:
 def _blank_for(leaf: Leaf) -> Callable[[Any], Any]:
     """A function from the type of `leaf` to a value of it; PRNG keys have no zeros."""
     if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return zeros_like
+        return lambda aval: ad.instantiate_zeros(ad.Zero(aval))  # it knows the axes of a shard_map
     impl = jax.random.key_impl(leaf)
     words = jax.eval_shape(jax.random.key_data, leaf).shape[leaf.ndim :]
-    return lambda aval: jax.random.wrap_key_data(jnp.zeros((*aval.shape, *words), jnp.uint32), impl=impl)
+
+    def blank(aval: Any) -> Any:
+        keys = jax.random.wrap_key_data(jnp.zeros((*aval.shape, *words), jnp.uint32), impl=impl)
+        return vary(keys, varying_axes(aval))
+
+    return blank

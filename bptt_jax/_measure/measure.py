@@ -125,7 +125,7 @@ def _swept(gradient: Gradient, form: Swept) -> SweepProfile:
         # The backward of one step works on the cotangents of both its carries, the entering and the leaving one.
         fixed_bytes=sizes.fixed_bytes + 2 * carry_bytes + COUNTER_BYTES,
         together=most_together(call),
-        times=dataclasses.replace(_times(form), transfer=machine.transfer(moved_bytes(call.step, machine))),
+        times=dataclasses.replace(_times(form), transfer=_transfer(call.step, machine)),
     )
 
 
@@ -164,7 +164,13 @@ def _measure_plain(step: FlatStep, wrt: Mask, machine: Machine, types: tuple[Any
         fixed_bytes=fixed_bytes,
         copied_bytes=_widened_bytes(step, machine),
         unit_axis_bytes=machine.nbytes(with_unit_axes(step)),
+        times=StepTimes(transfer=_transfer(step, machine)),
     )
+
+
+def _transfer(step: FlatStep, machine: Machine) -> float:
+    """The time to move a byte to or from the host, in evaluations of a step; a CPU has no host beside it."""
+    return 0.0 if machine.is_cpu else machine.transfer(moved_bytes(step, machine))
 
 
 def _widened_bytes(step: FlatStep, machine: Machine) -> int:

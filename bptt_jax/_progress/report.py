@@ -147,10 +147,18 @@ def _here(done: Any) -> Any:
 
 
 def _after(done: int, arrays: Sequence[Any]) -> Any:
-    """The number as an array that is not known before the first of the floating arrays is."""
-    first = next((leaf for leaf in arrays if leaf is not None and is_float(leaf) and leaf.size), None)
+    """The number as an array that is not known before the first of some arrays is: a floating one, if there is any."""
+    some = [leaf for leaf in arrays if leaf is not None and leaf.size]
+    first = next((leaf for leaf in some if is_float(leaf)), some[0] if some else None)
     count = jnp.int32(done)
-    return count if first is None else _known_after(count, lax.stop_gradient(first))
+    return count if first is None else _known_after(count, _as_floats(lax.stop_gradient(first)))
+
+
+def _as_floats(leaf: Leaf) -> Any:
+    """An array as floats, which XLA does not know to be finite; keys as their data."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return leaf if is_float(leaf) else leaf.astype(jnp.float32)
 
 
 @jax.custom_batching.custom_vmap

@@ -10,6 +10,7 @@ import contextlib
 import dis
 import functools
 import inspect
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -66,12 +67,20 @@ def _read_by(function: Any) -> Iterator[Any]:
     yield getattr(function, "__self__", None)
     function = inspect.unwrap(getattr(function, "__func__", function))
     if inspect.isfunction(function):
-        used = {code.argval for code in dis.get_instructions(function) if code.opname == "LOAD_GLOBAL"}
+        used = set(_globals_of(function.__code__))
         yield from (value for name, value in function.__globals__.items() if name in used)
         yield from function.__defaults__ or ()
         for cell in function.__closure__ or ():
             with contextlib.suppress(ValueError):  # nothing has been put into it yet
                 yield cell.cell_contents
+
+
+def _globals_of(code: types.CodeType) -> Iterator[str]:
+    """The names of globals that a function's code reads, with those of functions within it."""
+    yield from (one.argval for one in dis.get_instructions(code) if one.opname == "LOAD_GLOBAL")
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _globals_of(constant)
 
 
 def check_head_inputs(head: Any, head_inputs: Tree, batch: tuple[int, ...], steps: int, time_major: bool) -> None:

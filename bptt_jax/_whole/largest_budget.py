@@ -30,8 +30,8 @@ def largest_budget(
     temporaries + machine code, where `memory_analysis()` reports some.
 
     Args:
-      make: from a budget in bytes to a jitted function whose scans or layers have this budget. For several layers
-        divide it: `share_budget(budget, layers)` of `bptt_jax.linen` and `bptt_jax.nnx`. It may return whatever has a
+      make: from a budget in bytes to a jitted function whose scans or layers have this budget, and where nothing else
+        depends on it: functions whose scans have equal plans count as equal. For several layers divide it: `share_budget(budget, layers)` of `bptt_jax.linen` and `bptt_jax.nnx`. It may return whatever has a
         method `lower`, as results of `jax.jit`, `flax.nnx.jit` and `equinox.filter_jit` have. Donate
         arguments to be overwritten (`donate_argnums`); otherwise they count twice, as they do when it runs.
       *args: the function's arguments: pytrees of arrays or `jax.ShapeDtypeStruct`s, with the shardings of the run;

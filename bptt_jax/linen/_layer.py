@@ -119,7 +119,8 @@ class Recurrent(nn.Module):
         call = options.call(seq_lengths=seq_lengths, resets=resets, head_inputs=head_inputs, **flags)
         with explaining_carry(initial_carry, functools.partial(self._first_carry, inputs, init_key, call)):
             lifted, run = self._prepare(inputs, initial_carry, init_key, call)
-            label = label_of(options.progress, type(self.cell).__name__)
+            progress = None if self.is_initializing() else options.progress
+            label = label_of(progress, type(self.cell).__name__)
             carry, carried, outputs, made = run.run(**(options.scan | {"progress": label}))
         lifted.publish(carried, made)
         return (carry, outputs) if call.return_carry else outputs

@@ -54,7 +54,8 @@ class RNN(Recurrent):
       budget, host_budget, plan, lowering, verify, unroll: as in `bptt_jax.scan`.
       progress: likewise, where True stands for the name of the cell's class.
       head: None, or `head(y)`, or `head(y, head_input)`: a module, whose state is lifted as the cell's, by
-        `state_axes`, and which may share variables with the cell; or a function of arrays that calls no modules.
+        `state_axes` (where paths begin with "cell" or "head" then), and which may share variables with the cell; or
+        a function of arrays that calls no modules.
 
     Raises:
       TypeError, ValueError: if `cell` is no recurrent cell, `head` cannot be called or an option is malformed; when

@@ -45,13 +45,14 @@ class Lifted:
         x, head_input = at
         with nnx.merge_context(_TAG, inner=True) as context:
             modules = context.merge(self._graphdef, *_whole(self._shared, carried, given))
-        carry, outputs = modules["cell"](carry, x)
-        if (head := modules.get("head", self._head)) is not None:
+        cell, head = (modules["cell"], modules["head"]) if isinstance(modules, dict) else (modules, self._head)
+        carry, outputs = cell(carry, x)
+        if head is not None:
             outputs = head(*arguments_of(outputs, head_input))
         with nnx.split_context(_TAG) as context:
             # Kept for `publish`, because a step may make variables.
             self._graphdef_after, *states = context.split(modules, *self._axes.filters)
-        self._check_structure(type(modules["cell"]), states)
+        self._check_structure(type(cell), states)
         return carry, self._part(states, lambda axis: axis is nnx.Carry), outputs, self._part(states, _is_int)
 
     def publish(self, carried: States, made: States) -> None:
@@ -81,9 +82,12 @@ class Lifted:
                 )
 
 
-def modules_of(cell: nnx.Module, head: Any) -> dict[str, nnx.Module]:
-    """The modules of a layer. They are lifted together, because they may share variables."""
-    return {"cell": cell} | ({"head": head} if isinstance(head, nnx.Module) else {})
+def modules_of(cell: nnx.Module, head: Any) -> Any:
+    """The modules of a layer: the cell or, with a module for a head, both by name, because they may share variables.
+
+    A cell alone has the paths of `flax.nnx.scan`, which filters may ask for.
+    """
+    return {"cell": cell, "head": head} if isinstance(head, nnx.Module) else cell
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def make_plan(
     Raises:
       BudgetError: if nothing fits; it names the smallest budget with a plan.
       TypeError: if `profile` is not a `StepProfile`.
-      TypeError, ValueError: for a malformed budget or a negative length.
+      TypeError, ValueError: for a malformed budget, one for the host alone, or a negative length.
 
     >>> profile = StepProfile(carry_bytes=1, residual_bytes=4)
     >>> make_plan(profile, 100)
@@ -59,6 +59,8 @@ def make_plan(
     require_profile(profile)
     length = as_count(length, 0, "length")
     budget_bytes = budget_to_bytes(budget, profile.store_all_bytes(length))
+    if budget is None and host_budget is not None:
+        raise ValueError(f"host_budget={host_budget!r} needs a budget: without one, everything is kept on the device.")
     host_bytes = budget_to_bytes(host_budget, profile.store_all_bytes(length), "host_budget") or 0
     plan = Steps(length) if budget_bytes is None else fastest_plan(profile, length, budget_bytes, host_bytes)
     if plan is None:

@@ -31,9 +31,9 @@ _BLOCKS = (1.0, 0.7, 0.45)  # lengths of blocks with residuals on the host, of t
 # Counts of the loops in a nest, by ascending steps.
 _INNER = ((), (2,), (3,), (4,), (6,), (8,), (12,), (4, 4), (24,), (32,), (8, 8), (12, 12), (16, 16))
 _LEAVES = 12  # lengths of leaves on a geometric grid
-# Of the least time: a plan that evaluates no step twice is taken up to so much, because times are rough, evaluations
-# certain.
-_NEAR = 1.1
+# Of the least time, because times are rough: up to so much more a plan is taken that evaluates no step twice, or one
+# with less on the host.
+_ONCE, _NEAR = 1.1, 1.01
 # Loops with carries on the host, the fastest first, for each loop with residuals there; and those of them whose rest is
 # too long to be kept.
 _TRIES, _TRIES_WITH_REST = 8, 1
@@ -58,10 +58,13 @@ def fastest(
         taken = cost(plan, profile)
         if taken.peak_bytes <= budget_bytes and taken.host_bytes <= host_bytes:
             plans.append(plan)
+    if not plans:
+        return None
     times = {plan: time_of(plan, profile) for plan in plans}
-    once = [plan for plan in plans if cost(plan, profile).forward_steps == length]
-    near = [plan for plan in once if times[plan] <= _NEAR * min(times.values())]
-    return min(near or plans, key=times.__getitem__, default=None)
+    least = min(times.values())
+    once = [plan for plan in plans if cost(plan, profile).forward_steps == length and times[plan] <= _ONCE * least]
+    near = once or [plan for plan in plans if times[plan] <= _NEAR * least]
+    return min(near, key=lambda plan: (cost(plan, profile).host_bytes, times[plan]))
 
 
 def smallest_plan(profile: StepProfile, length: int, host_bytes: int, alone: Plan) -> Plan:

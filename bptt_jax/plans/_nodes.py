@@ -83,7 +83,7 @@ def _require_on_device(child: Plan, parent: str) -> None:
     if child._uses_host:
         raise ValueError(
             f'{parent}.child has a loop with kept="host", but only outermost loops keep values on the host: the plan '
-            "itself, or a child of a Chain that is the plan."
+            "itself, or a part of a Chain."
         )
 
 
@@ -210,15 +210,6 @@ def brief(record: Any) -> str:
     fields = [(f.name, getattr(record, f.name), f.default) for f in dataclasses.fields(record)]
     given = [f"{name}={value!r}" for name, value, usual in fields if value != usual]
     return f"{type(record).__name__}({', '.join(given)})"
-
-
-def uses_host(plan: Plan) -> bool:
-    """Whether a loop of a plan keeps values on the host.
-
-    >>> uses_host(Chain((Repeat(40, Remat(Steps(25)), kept="host"), Steps(9))))
-    True
-    """
-    return plan._uses_host
 
 
 def length(plan: Plan) -> int:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bptt_jax.errors import as_count
-from bptt_jax.plans._nodes import Plan, length, require_plan, uses_host
+from bptt_jax.plans._memories import uses_host
+from bptt_jax.plans._nodes import Plan, length, require_plan
 from bptt_jax.plans._notation import notation
 from bptt_jax.plans._profile import StepTimes
 from bptt_jax.plans._schedule import Advance, Backward, Event, Free, Record, Restore, Save, simulate

@@ -8,7 +8,8 @@ import itertools
 from collections.abc import Iterator
 
 from bptt_jax.errors import as_count
-from bptt_jax.plans._nodes import Memory, Plan, length, require_plan, uses_host
+from bptt_jax.plans._memories import uses_host
+from bptt_jax.plans._nodes import Memory, Plan, length, require_plan
 from bptt_jax.plans._notation import notation
 from bptt_jax.plans._profile import Lowering
 from bptt_jax.plans._schedule import Advance, Backward, Event, Free, Record, Save, simulate

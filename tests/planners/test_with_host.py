@@ -12,7 +12,7 @@ from bptt_jax import Remat, Repeat, StepProfile, Steps, cost, make_plan
 from bptt_jax._cost.time import time_of
 from bptt_jax.errors import BudgetError
 from bptt_jax.plans import length, simulate
-from bptt_jax.plans._nodes import uses_host
+from bptt_jax.plans._memories import uses_host
 from bptt_jax.plans._profile import StepTimes, SweepProfile
 from tests.support.executor import Items, execute
 
@@ -108,9 +108,20 @@ def test_a_larger_device_uses_no_host():
         (0, ValueError, "host_budget=0 is 0 bytes, but a budget must be positive"),
         ("1 GiBi", ValueError, "host_budget='1 GiBi' has the unknown unit 'GiBi'"),
         (1.5, TypeError, "host_budget=1.5 of type float is not a budget"),
-        ("auto", ValueError, 'host_budget="auto" is for what knows a device'),
+        ("auto", ValueError, 'host_budget="auto" is not known: JAX does not tell what a host has free'),
     ],
 )
 def test_malformed_budgets_of_the_host(host, error, message):
     with pytest.raises(error, match=re.escape(message)):
         make_plan(SWEPT, 100, 1000, host)
+
+
+def test_a_budget_for_the_host_alone_is_refused():
+    with pytest.raises(ValueError, match="host_budget=7 needs a budget: without one, everything is kept on the device"):
+        make_plan(SWEPT, 100, None, 7)
+
+
+def test_a_plan_that_is_hardly_faster_does_not_use_the_host():
+    """As `python -m bptt_jax plan --length 1000 --carry 32KiB --residual 190KiB --budget 10MiB --host-budget 1GiB`."""
+    profile = StepProfile(carry_bytes=32 << 10, residual_bytes=190 << 10)
+    assert make_plan(profile, 1000, "10MiB", "1GiB") == make_plan(profile, 1000, "10MiB")

@@ -263,3 +263,19 @@ def test_checks_run_nothing_and_serve_all_labels():
         assert list(bptt_jax.explain_calls(jax.grad(loss_by(shown(budget=3_000), LONG)), INIT)) == ["scan"]
         assert check._measured.cache_info().misses == misses
     assert found.reports == []
+
+
+def test_a_scan_of_integers_and_keys_is_done_last():
+    """Its results have no floats that the last report could wait for."""
+
+    def draw(carry, _):
+        key, tokens = carry
+        key, own = jax.random.split(key)
+        return (key, tokens + jax.random.randint(own, tokens.shape, 0, 3, tokens.dtype)), tokens
+
+    def sample(key):
+        return bptt_jax.scan(draw, (key, jnp.zeros(3, jnp.int32)), None, 200, progress="sample")
+
+    done, _ = passes(jax.jit(sample), jax.random.key(0))
+    assert done == sorted(done)
+    assert (done[0], done[-1], len(set(done))) == (0, 200, len(done))

@@ -1,5 +1,6 @@
 """`host_budget` beside `budget`: on CPU both are of one memory, elsewhere plans use two; all doors hand it on."""
 
+import pickle
 import re
 
 import flax.linen as nn
@@ -9,8 +10,8 @@ import pytest
 from flax import nnx
 
 import bptt_jax
-from bptt_jax.errors import BudgetError
-from bptt_jax.plans._nodes import uses_host
+from bptt_jax.errors import BudgetError, BudgetWarning
+from bptt_jax.plans._memories import uses_host
 from tests.support.targets import planning_for
 
 INIT, XS = jnp.zeros(512), jnp.ones((400, 512))
@@ -35,12 +36,19 @@ def test_on_a_cpu_the_budget_is_the_sum():
     assert "OVER" not in str(together)
 
 
-def test_an_error_on_a_cpu_says_so():
-    with pytest.raises(BudgetError, match="which is 20 bytes") as info:
+def test_errors_and_warnings_on_a_cpu_say_so():
+    together = "budget=10 and host_budget=10 together, because a CPU has one memory, which is 20 bytes"
+    with pytest.raises(BudgetError, match=together) as info:
         report(budget=10, host_budget=10)
-    assert info.value.__notes__[:1] == [
-        "These bytes are of budget and host_budget together, because a CPU has one memory."
-    ]
+    assert str(pickle.loads(pickle.dumps(info.value))) == str(info.value)
+    report(budget=info.value.smallest_bytes - 10, host_budget=10)
+    with pytest.warns(BudgetWarning, match="budget='0.01%' and host_budget='0.01%' together, because a CPU"):
+        report(budget="0.01%", host_budget="0.01%")
+
+
+def test_the_summary_is_of_both():
+    together = report(budget=200 * KIB, host_budget=400 * KIB)
+    assert " of a budget of 600 KiB, plan" in together.summary
 
 
 @pytest.mark.parametrize(
@@ -48,7 +56,7 @@ def test_an_error_on_a_cpu_says_so():
     [
         ({"host_budget": "1MiB"}, ValueError, "host_budget='1MiB' needs a budget: without one, everything is kept"),
         ({"host_budget": "1MiB", "plan": "400"}, ValueError, "host_budget='1MiB' needs a budget"),
-        ({"budget": "1MiB", "host_budget": "auto"}, ValueError, 'host_budget="auto" is for what knows a device'),
+        ({"budget": "1MiB", "host_budget": "auto"}, ValueError, 'host_budget="auto" is not known: JAX does not tell'),
         ({"budget": "1MiB", "host_budget": "1 GiBi"}, ValueError, "host_budget='1 GiBi' has the unknown unit"),
         ({"budget": "1MiB", "host_budget": True}, TypeError, "host_budget=True of type bool is not a budget"),
         (

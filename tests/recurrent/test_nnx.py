@@ -193,3 +193,21 @@ def test_vmap_over_layers():
 
     ours = ensemble(lambda cell: pair(cell)[0])
     comparison.assert_same(ours, ensemble(nnx.RNN), tolerance=1e-10)
+
+
+def test_filters_are_given_the_paths_of_flax():
+    """A cell without a head is lifted by itself: filters by path may ask for its own names."""
+
+    class Counting(Elman.cell_class):
+        def __init__(self, rngs):
+            super().__init__(4, rngs=rngs)
+            self.count = nnx.Variable(jnp.int32(0))
+
+        def __call__(self, carry, x):
+            self.count[...] += 1
+            return super().__call__(carry, x)
+
+    axes = nnx.StateAxes({(lambda path, _: tuple(path) == ("count",)): nnx.Carry, ...: None})
+    layer = bptt_jax.nnx.RNN(Counting(nnx.Rngs(0)), state_axes=axes)
+    layer(inputs(2, 30, 5))
+    assert layer.cell.count[...] == 30

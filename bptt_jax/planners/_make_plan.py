@@ -54,7 +54,7 @@ def make_plan(
     >>> make_plan(profile, 1000, "10%")
     Chain(children=(Repeat(k=10, child=Remat(child=Steps(n=91))), Steps(n=90)))
     >>> make_plan(profile, 1000, 60, host_budget=100)
-    Chain(children=(Repeat(k=99, child=Remat(child=Steps(n=10)), kept='host'), Steps(n=10)))
+    Chain(children=(Repeat(k=71, child=Remat(child=Steps(n=14)), kept='host'), Steps(n=6)))
     """
     require_profile(profile)
     length = as_count(length, 0, "length")

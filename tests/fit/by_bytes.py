@@ -11,8 +11,8 @@ import numpy as np
 
 import bptt_jax
 from bptt_jax import _figures
-from bptt_jax._pipeline import Plans
 from bptt_jax._verify.check import check
+from bptt_jax._verify.ladder import Plans
 from tests.audit import Case, gradient
 from tests.audit.kinds import KINDS
 

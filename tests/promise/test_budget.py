@@ -11,6 +11,7 @@ import pytest
 import bptt_jax
 from bptt_jax import Remat, Repeat, Steps, _pipeline
 from bptt_jax._cost.time import time_of
+from bptt_jax._verify import beside
 from bptt_jax.errors import BudgetError
 from tests import audit
 from tests.audit import LITTLE, MAPPINGS, Case
@@ -81,7 +82,7 @@ def test_the_smallest_budget_is_the_smallest(kind, lowering):
     problem = case.problem()
     smallest = audit.smallest_budget(case, problem)
     choice = audit.decide(case, problem, smallest)
-    assert smallest - _pipeline._beside_bytes(choice.gradient) in [check.measured_bytes for check in choice.checks]
+    assert smallest - beside._beside_bytes(choice.gradient) in [check.measured_bytes for check in choice.checks]
     with pytest.raises(BudgetError) as info:
         audit.decide(case, problem, smallest - 1)
     assert info.value.smallest_bytes == smallest

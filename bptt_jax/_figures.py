@@ -31,10 +31,10 @@ CERTAINLY_FITS = 1.5
 # 1007 of tests/support/random_steps.py, of single numbers, where everything kept takes 5,700 bytes for 2,939 predicted.
 CHECKED_BYTES = 1 << 16
 
-# Count: reports of progress in one pass through a scan. Judged: a callback takes 0.15 ms in a loop of its own, up to
-# 0.6 ms in a program on a busy machine. Would bind: an LSTM (16, 256) of 2,000 steps, whose gradient takes a second and
-# has two passes (`python -m pytest tests/bench/test_progress.py -s -o addopts=""`).
-REPORTS = 50
+# Count: reports of progress in one pass through a scan. A callback takes about a millisecond beside other work. Binds:
+# an LSTM (16, 256) of 2,000 steps, whose gradient takes 1.8 seconds: 50 reports in each pass take 4 to 7 % more, 10
+# take less than 1 % (`python -m pytest tests/bench/test_progress.py -s -o addopts=""`).
+REPORTS = 10
 
 # Times, relative to one advanced step of the sweep; a block's products count as 2 steps. Binds: LSTM (16, 256) on CPU.
 SWEEP_TIMES = {"forward": 1.0, "recording": 1.2, "backward": 1.6, "block": 2.0}

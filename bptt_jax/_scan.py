@@ -97,8 +97,8 @@ def scan(
         example, one of `jax.experimental.topologies.get_topology_desc(...).devices`. Plans are checked for it.
       progress: a label such as "training", or True for "scan": a bar of the steps done, "training forward", and one of
         the backward pass, drawn by rich on stderr; lines of text where rich is not installed or stderr is no terminal.
-        Calls of equal labels share their bars: each starts them anew. The compiled program reports before some fifty
-        of its blocks in each pass, by callbacks of half a millisecond or so on CPU: once for all examples of a vmap,
+        Calls of equal labels share their bars: each starts them anew. The compiled program reports before some ten
+        of its blocks in each pass, by callbacks of a millisecond or so on CPU: once for all examples of a vmap,
         and never from steps evaluated again. These count among the bytes of a budget, and keep JAX from exporting the
         program and from storing it in its persistent compilation cache. Forward mode has the forward bar only, as have
         `jax.disable_jit` and steps with effects that JAX itself has to differentiate. None and False: nothing is shown,

@@ -1,9 +1,8 @@
 """Reports of steps done, from within a program: callbacks of `jax.debug` in its loops over blocks.
 
 A report is made before a block, and says how many steps are done by then. It depends on the place in a loop only, so
-under vmap there is one for all examples. A callback takes half a millisecond or so on CPU, so a pass has
-some tens of them, whatever its length, and most blocks of a long scan have none. In a `shard_map` the
-first device of the mesh reports.
+under vmap there is one for all examples. A callback takes a millisecond or so on CPU, so a pass has some ten of them,
+whatever its length, and most blocks of a long scan have none. In a `shard_map` the first device of the mesh reports.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Pass:
     @property
     def every(self) -> int:
         """The steps between two reports."""
-        return max(-(-self.length // REPORTS), 1)
+        return max(self.length // REPORTS, 1)
 
     def before(self, done: Index, n: int, after: Sequence[Any] = ()) -> None:
         """Reports the steps done before n more are run, if it is time.

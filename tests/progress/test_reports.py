@@ -87,12 +87,12 @@ def test_each_step_counts_once(plan, lowering, transformation):
         ("(5*[20])", "nested", [(i, 1) for i in range(100)]),
     ],
 )
-def test_about_fifty_reports_in_a_pass(plan, lowering, blocks, reverse):
-    """Of 100 steps, at each second or at the next block."""
+def test_about_ten_reports_in_a_pass(plan, lowering, blocks, reverse):
+    """Of 100 steps, at each tenth or at the next block."""
     scan = shown(plan=plan, lowering=lowering, reverse=reverse)
     found = passes(jax.grad(loss_by(scan, LONG)), INIT)
-    assert found == expected(blocks or leaves(parse(plan)), every=2)
-    assert max(map(len, found)) <= 51
+    assert found == expected(blocks or leaves(parse(plan)), every=10)
+    assert max(map(len, found)) <= 11
 
 
 @pytest.mark.one_in(2)
@@ -103,7 +103,7 @@ def test_a_scan_that_is_not_differentiated(length):
         forward, backward = passes(transform(loss_by(shown(budget="1KiB"), xs)), INIT)
         assert forward == sorted(set(forward)), "each once, in order"
         assert (forward[0], forward[-1], backward) == (0 if length > 1 else 1, length, [])
-        assert min(length - 1, 25) < len(forward) <= 51
+        assert min(length - 1, 9) < len(forward) <= 13
     ours, theirs = (jax.jit(lambda i, scan=scan: scan(step, i, xs))(INIT) for scan in (shown(), lax.scan))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 

@@ -255,8 +255,12 @@ def checkpointed(
         def run(init: Tree, xs: Tree = None, length: int | None = None, reverse: bool = False) -> Any:  # type: ignore[misc]
             return scan(step, init, xs, length, reverse, **options)
 
-    # No __wrapped__, because the signature is run's own; the names and the docstring are the step's.
+    _name_after(run, step)
+    return run
+
+
+def _name_after(run: Callable[..., Any], step: Callable[..., Any]) -> None:
+    """Gives `run` the names and the docstring of the step; no __wrapped__, because the signature is its own."""
     for name in ("__name__", "__qualname__", "__module__", "__doc__"):
         if hasattr(step, name):
             setattr(run, name, getattr(step, name))
-    return run

@@ -18,7 +18,7 @@ from bptt_jax._bench.cells import CELLS, default_size
 from bptt_jax._budget import Budget, budget_to_bytes
 from bptt_jax._cli.arguments import Output, budget_of, budget_or_auto, pair, seconds_of, size
 from bptt_jax._cost.cost import cost
-from bptt_jax._cost.time import predicted_time
+from bptt_jax._cost.time import time_of
 from bptt_jax.errors import format_bytes
 from bptt_jax.planners import make_plan
 from bptt_jax.plans._nodes import Plan
@@ -112,7 +112,7 @@ def _plan_table(found: Plan, profile: StepProfile, length: int, budget: Budget) 
     taken, everything = cost(found, profile), profile.store_all_bytes(length)
     limit = budget_to_bytes(budget, everything)
     times = profile.times
-    overhead = predicted_time(found, times) / (length * (times.recording + times.backward))
+    overhead = time_of(found, profile) / (length * (times.recording + times.backward))
     rows = Table.grid(padding=(0, 2))
     rows.add_row("budget", "none" if limit is None else f"{format_bytes(limit)}  ({limit:,} bytes)")
     rows.add_row("the plan takes", f"{format_bytes(taken.peak_bytes)}  ({taken.peak_bytes:,} bytes)")

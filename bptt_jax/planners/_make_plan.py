@@ -41,7 +41,7 @@ def make_plan(
 
     The plan is in normal form. Each `Remat` is the child of a `Repeat` with k ≥ 2. The children of a `Chain` are loops
     of this kind, but the last child may be any node except a `Remat`. Results are remembered by profile, length and
-    budget.
+    budgets.
 
     Raises:
       BudgetError: if nothing fits; it names the smallest budget with a plan.

@@ -31,14 +31,6 @@ PLANS = (
     "((2@4 + 2@[4]) + 2*[4])",
 )
 CARRIES = tuple(plan for plan in PLANS if plan.count("@") == plan.count("@["))
-DERIVATIVES = (
-    comparison.value_and_grad,
-    comparison.eager_grad,
-    comparison.vmapped_grad,
-    comparison.jvp,
-    comparison.forward_over_reverse,
-    comparison.reverse_over_reverse,
-)
 
 
 def assert_equals_lax_scan(name, derivative, tolerance=1e-12, reverse=False, **options):
@@ -51,14 +43,14 @@ def assert_equals_lax_scan(name, derivative, tolerance=1e-12, reverse=False, **o
 
 @pytest.mark.one_in(6)
 @pytest.mark.parametrize(("name", "reverse"), [("mixed", False), ("outputs", True)])
-@pytest.mark.parametrize("derivative", DERIVATIVES)
+@pytest.mark.parametrize("derivative", comparison.DERIVATIVES)
 @pytest.mark.parametrize("plan", PLANS)
 def test_sweeps_equal_lax_scan(plan, derivative, name, reverse):
     assert_equals_lax_scan(name, derivative, plan=plan, reverse=reverse)
 
 
 @pytest.mark.one_in(5)
-@pytest.mark.parametrize("derivative", DERIVATIVES)
+@pytest.mark.parametrize("derivative", comparison.DERIVATIVES)
 @pytest.mark.parametrize("plan", CARRIES)
 def test_nests_equal_lax_scan(plan, derivative):
     assert_equals_lax_scan("mixed", derivative, plan=plan, lowering="nested")

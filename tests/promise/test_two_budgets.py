@@ -10,6 +10,10 @@ import pytest
 from flax import nnx
 
 import bptt_jax
+from bptt_jax import _pipeline
+from bptt_jax._caches import forget_everything
+from bptt_jax._measure.measure import measure
+from bptt_jax._verify.check import Measured
 from bptt_jax.errors import BudgetError, BudgetWarning
 from bptt_jax.plans._memories import uses_host
 from tests.support.targets import planning_for
@@ -109,3 +113,21 @@ def test_every_door_hands_it_on():
 def test_without_it_no_plan_uses_the_host():
     (plan,) = plans_of(lambda xs: bptt_jax.scan(step, INIT, xs, budget="10%", verify=False)[0].sum(), XS)
     assert not uses_host(plan)
+
+
+def test_plans_have_less_on_the_host_where_more_is_measured_there_than_predicted(monkeypatch):
+    on_host = []
+
+    def doubled(gradient, plan, form):
+        taken = bptt_jax.cost(plan, measure(gradient, form))
+        on_host.append(2 * taken.host_bytes)
+        return Measured(taken.peak_bytes, 0.0, host_bytes=2.0 * taken.host_bytes)
+
+    monkeypatch.setattr(_pipeline, "check", doubled)
+    forget_everything()
+    loss = jax.grad(lambda xs: bptt_jax.scan(step, INIT, xs, budget="10%", host_budget="90%")[0].sum())
+    with planning_for("gpu"):
+        (found,) = bptt_jax.explain_calls(loss, XS).values()
+    forget_everything()
+    assert found.host_bytes <= found.host_budget_bytes < on_host[0]
+    assert found.measured_bytes <= found.budget_bytes

@@ -19,18 +19,7 @@ from tests.support.steps import Case, case_named, normal
 LENGTHS = (0, 1, 2, 7, 97, 100, 1000, 1009)
 BUDGETS = ("smallest", "between", "everything", None)
 STEPS = ("bare", "outputs", "mixed", "no_inputs")
-TRANSFORMS = tuple(
-    (lowering, derivative)
-    for lowering in (None, "nested")
-    for derivative in (
-        comparison.value_and_grad,
-        comparison.eager_grad,
-        comparison.vmapped_grad,
-        comparison.jvp,
-        comparison.forward_over_reverse,
-        comparison.reverse_over_reverse,
-    )
-)
+TRANSFORMS = tuple(itertools.product((None, "nested"), comparison.DERIVATIVES))
 DIRECTIONS = (False, True)
 REST = Chain((Repeat(2, Remat(Steps(2))), Steps(2)))
 INLINED = Chain((Repeat(2, Remat(Repeat(2, Remat(Steps(1))))), Repeat(2, Steps(1))))

@@ -125,6 +125,9 @@ def reverse_over_reverse(loss: Any, floats: list[Any]) -> Any:
     return jax.jit(jax.grad(lambda f: sum(jnp.vdot(g, jnp.cos(g)) for g in grad(f))))(floats)
 
 
+DERIVATIVES = (value_and_grad, eager_grad, vmapped_grad, jvp, forward_over_reverse, reverse_over_reverse)
+
+
 def assert_same(ours: Any, theirs: Any, tolerance: float) -> None:
     """Equal structure, shapes and dtypes; floats within `tolerance` of the largest in the leaf, the rest exactly."""
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)

@@ -71,6 +71,12 @@ class Choice:
         """Peak temporary bytes of the plan, predicted from the profile."""
         return cost(self.plan, self.profile).peak_bytes
 
+    @property
+    def own_check(self) -> Check | None:
+        """The check of the plan; None where it was not compiled for one."""
+        ran = self.plan, self.form
+        return next((one for one in self.checks if (one.candidate.plan, one.candidate.form) == ran), None)
+
     def program(self, waits: bool = True) -> Program:
         """The program for one example, made once for each argument; see `program_of`."""
         return self._waiting if waits else self._not_waiting

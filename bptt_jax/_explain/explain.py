@@ -109,7 +109,7 @@ def report_on(gradient: Gradient) -> Report:
             found.candidate.predicted_bytes,
             found.measured_bytes,
             found.seconds,
-            (found.candidate.plan, found.candidate.form) == (choice.plan, form),
+            found is choice.own_check,
             found.host_bytes,
         )
         for found in choice.checks
@@ -141,10 +141,8 @@ def _together(choice: Choice) -> tuple[int, ...]:
 
 def _measured_bytes(choice: Choice) -> tuple[int | None, int | None]:
     """The bytes XLA reports for the plan, on the device and on the host; None where it cannot be compiled."""
-    ran = choice.plan, choice.form
-    known = [one for one in choice.checks if (one.candidate.plan, one.candidate.form) == ran]
-    if known:
-        on_device, on_host = known[0].measured_bytes, known[0].host_bytes
+    if choice.own_check is not None:
+        on_device, on_host = choice.own_check.measured_bytes, choice.own_check.host_bytes
     else:  # `measured` and not `check`, because processes agree on a check and here one may ask alone
         found = measured(choice.gradient, choice.plan, choice.form)
         on_device, on_host = found.temporary_bytes, found.host_bytes

@@ -11,7 +11,7 @@ from bptt_jax._jaxprs.types import Device, Tree
 from bptt_jax._options import check_options
 from bptt_jax._whole.program import Program, argument_bytes, placed, traced
 from bptt_jax._whole.report import FitReport, does_not_fit
-from bptt_jax._whole.search import LEAST_BUDGET, Refused, Taken, search
+from bptt_jax._whole.search import LEAST_BUDGET, Answer, PassedOver, Refused, Taken, search
 from bptt_jax._whole.within import within_bytes
 from bptt_jax.errors import BudgetError
 
@@ -79,7 +79,7 @@ def largest_budget(
     errors: list[BudgetError] = []
     known: dict[Any, Taken] = {}
 
-    def attempt(budget: int) -> Taken | Refused:
+    def attempt(budget: int, worth: Callable[[int], bool]) -> Answer:
         try:
             program = traced(make, budget, given)
         except BudgetError as error:
@@ -88,6 +88,8 @@ def largest_budget(
         plans = program.scans.plans
         if plans in known:
             return dataclasses.replace(known[plans], budget=budget, is_compiled=False)
+        if not worth(program.scans.temporary_bytes):
+            return PassedOver(budget)
         programs.append(program.compile())
         total = greatest_of_processes(programs[-1].total_bytes)
         known[plans] = Taken(budget, program.scans.temporary_bytes, total, program.scans.is_everything)

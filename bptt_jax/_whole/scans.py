@@ -60,9 +60,7 @@ def scans_of(jaxpr: Jaxpr) -> Scans:
 
 
 def _temporary_bytes(choice: Choice) -> int:
-    ran = choice.plan, choice.form
-    known = (one.measured_bytes for one in choice.checks if (one.candidate.plan, one.candidate.form) == ran)
-    found = next(known, math.inf)
+    found = math.inf if choice.own_check is None else choice.own_check.measured_bytes
     return int(found) if math.isfinite(found) else choice.predicted_bytes
 
 

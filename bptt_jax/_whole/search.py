@@ -6,13 +6,16 @@ program has all the bytes left by its arguments, and its excess tells the rest. 
 programs gives the next, with the bytes of the scans and not the budget on its axis: a plan takes 0.9 to 1.0 of its
 budget, and a scan keeping everything takes no more however much it may.
 
-Neighbouring budgets often have the same plans, so the same program. This is known when it is traced, so such a budget
-is tried without compiling: it only narrows the interval in which to look.
+A budget is traced before it is compiled, so its plans and the bytes of its scans are known. Neighbouring budgets often
+have the same plans, so the same program; and a program takes at most a byte less for each byte that its scans take less
+than those of one over the limit. Where this tells enough, nothing is compiled, and the interval in which to look is
+narrower. A plan takes 0.86 to 1.0 of its budget, so smaller budgets are tried too, where a program leaves much room.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -27,6 +30,7 @@ _GAIN = 0.15  # share of the scans' bytes worth a further program
 _USED = 0.95  # share of its budget mostly taken by a plan
 _LEAST_SLOPE = 0.25  # bytes of the program for a byte of its scans, at least: a secant of less would lead too far
 _NARROW = 1.01  # ratio of neighbouring budgets; between them nothing is looked for
+_BELOW = 0.97  # ratio of budgets tried one after the other below one that fits
 _MOST_ATTEMPTS = 24  # budgets tried, with those in need of no program of their own
 _LATE = 14  # attempts; after them only the smallest budget is tried, if none has fitted
 
@@ -64,11 +68,25 @@ class Refused:
 
 
 @dataclasses.dataclass(frozen=True)
+class PassedOver:
+    """A budget whose program is not compiled: surely over the limit, or with no more for its scans than one that fits.
+
+    Attributes:
+      budget: the budget.
+    """
+
+    budget: int
+
+
+Answer = Taken | Refused | PassedOver
+
+
+@dataclasses.dataclass(frozen=True)
 class Outcome:
     """The result of a search.
 
     Attributes:
-      best: the compiled program with the largest budget that fits; None if none does.
+      best: of the compiled programs that fit, the one whose scans take the most bytes; None if none fits.
       taken: all compiled programs, in their order.
       refused: the budgets with no program.
       least: the smallest budget with a program, compiled or of known plans.
@@ -80,30 +98,54 @@ class Outcome:
     least: int
 
 
-def search(within: int, first: int, attempt: Callable[[int], Taken | Refused]) -> Outcome:
-    """Compiles at most four programs, to find the largest budget whose program takes at most `within` bytes.
+def search(within: int, first: int, attempt: Callable[[int, Callable[[int], bool]], Answer]) -> Outcome:
+    """Compiles at most four programs, to find the budget whose program has the most for its scans within a limit.
 
     If none fits, the last program has the smallest budget with one.
 
     Args:
       within: the limit, in bytes.
       first: the budget of the first program.
-      attempt: makes the program for a budget, and compiles it unless its plans are known.
+      attempt: (budget, worth) -> answer: makes the program for a budget, and compiles it unless its plans are known, or
+        `worth` of the bytes of its scans is False.
     """
-    answers: list[Taken | Refused] = []
+    answers: list[Answer] = []
     while len(answers) < _MOST_ATTEMPTS and len(_compiled(answers)) < MOST_PROGRAMS:
         budget = next_budget(within, first, answers)
         if budget is None:
             break
-        answers.append(attempt(budget))
+        answers.append(attempt(budget, functools.partial(is_worth, within, answers, budget)))
     compiled = _compiled(answers)
     refused = tuple(one for one in answers if isinstance(one, Refused))
     least = min((one.budget for one in answers if isinstance(one, Taken)), default=LEAST_BUDGET)
-    return Outcome(fitting(within, compiled), tuple(compiled), refused, least)
+    return Outcome(_best(within, compiled), tuple(compiled), refused, least)
 
 
-def _compiled(answers: Sequence[Taken | Refused]) -> list[Taken]:
+def _compiled(answers: Sequence[Answer]) -> list[Taken]:
     return [one for one in answers if isinstance(one, Taken) and one.is_compiled]
+
+
+def is_worth(within: int, answers: Sequence[Answer], budget: int, scan_bytes: int) -> bool:
+    """Whether a program is worth compiling, by the bytes of its scans.
+
+    Args:
+      within: the limit.
+      answers: to the budgets tried.
+      budget, scan_bytes: of the program.
+    """
+    compiled = _compiled(answers)
+    low, best = fitting(within, compiled), _best(within, compiled)
+    if low is None or best is None:
+        return True
+    over = (one for one in compiled if within < one.total_bytes < math.inf)
+    if any(one.total_bytes - within > max(one.scan_bytes - scan_bytes, 0) for one in over):
+        return False
+    return budget > low.budget or scan_bytes > best.scan_bytes
+
+
+def _best(within: int, taken: Sequence[Taken]) -> Taken | None:
+    fits = (one for one in taken if one.total_bytes <= within)
+    return max(fits, key=lambda one: (one.scan_bytes, one.budget), default=None)
 
 
 def fitting(within: int, taken: Sequence[Taken]) -> Taken | None:
@@ -111,7 +153,7 @@ def fitting(within: int, taken: Sequence[Taken]) -> Taken | None:
     return max((one for one in taken if one.total_bytes <= within), key=lambda one: one.budget, default=None)
 
 
-def next_budget(within: int, first: int, answers: Sequence[Taken | Refused]) -> int | None:
+def next_budget(within: int, first: int, answers: Sequence[Answer]) -> int | None:
     """The next budget to try; None where no other is worth it.
 
     Args:
@@ -122,23 +164,33 @@ def next_budget(within: int, first: int, answers: Sequence[Taken | Refused]) -> 
     least = max([LEAST_BUDGET, *(one.smallest for one in answers if isinstance(one, Refused))])
     if not taken:
         return max(first, least)
-    low = fitting(within, taken)
-    high = min((one for one in taken if one.total_bytes > within), key=lambda one: one.budget, default=None)
-    if low is None:
-        assert high is not None
+    low, best = fitting(within, taken), _best(within, taken)
+    if low is None or best is None:
+        high = min(one.budget for one in taken)
         # The last program is for the smallest budget, because only this one can tell.
         left = MOST_PROGRAMS - len(_compiled(answers))
         is_last, aim = left == 1 or len(answers) >= _LATE, _SAFE_AIM if left == 2 else _AIM
-        aimed = least if is_last else min(_aimed(within, taken, aim), int(high.budget / _NARROW))
-        return max(least, aimed) if high.budget > least else None
-    if low.is_everything or (low.total_bytes >= ENOUGH * within and not _may_gain(within, low, taken)):
+        aimed = least if is_last else min(_aimed(within, taken, aim), int(high / _NARROW))
+        return max(least, aimed) if high > least else None
+    if low.is_everything or (best.total_bytes >= ENOUGH * within and not _may_gain(within, best, taken)):
         return None
-    if high is None:
+    over = [one.budget for one in taken if one.total_bytes > within]
+    over += [one.budget for one in answers if isinstance(one, PassedOver) and one.budget > low.budget]
+    if not over:
         return max(_aimed(within, taken), int(low.budget * _NARROW) + 1)
-    if high.budget <= low.budget * _NARROW:
-        return None
+    high = min(over)
+    if high <= low.budget * _NARROW:
+        return _below(low, best, answers)
     aimed = _aimed(within, taken)
-    return aimed if low.budget < aimed < high.budget else (low.budget + high.budget) // 2
+    return aimed if low.budget < aimed < high else (low.budget + high) // 2
+
+
+def _below(low: Taken, best: Taken, answers: Sequence[Answer]) -> int | None:
+    """The next budget below the largest one that fits, for a plan that takes more bytes; None at the last."""
+    tried, budget = {one.budget for one in answers}, int(_BELOW * low.budget)
+    while budget in tried:
+        budget = int(_BELOW * budget)
+    return budget if budget > max(best.scan_bytes, LEAST_BUDGET) else None
 
 
 def _may_gain(within: int, low: Taken, taken: Sequence[Taken]) -> bool:

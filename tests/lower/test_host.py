@@ -127,7 +127,7 @@ def test_in_a_shard_map_and_on_an_explicit_mesh(monkeypatch):
     assert done.stdout.strip() == "equal", done.stderr
 
 
-def lowered_for_h100(plan, lowering=None):
+def compiled_for_h100(plan, lowering=None):
     device = targets.or_skip(targets.h100)
     shape = functools.partial(
         jax.ShapeDtypeStruct, dtype=jnp.float32, sharding=jax.sharding.SingleDeviceSharding(device)
@@ -137,11 +137,21 @@ def lowered_for_h100(plan, lowering=None):
         scan = functools.partial(bptt_jax.scan, plan=plan, target=device, lowering=lowering)
         return jnp.sum(scan(lambda c, x: (jnp.tanh(c + x), None), c, xs)[0])
 
-    return jax.jit(jax.grad(loss)).lower(shape((64, 256)), shape((1000, 64, 256))).compile().memory_analysis()
+    return jax.jit(jax.grad(loss)).lower(shape((64, 256)), shape((1000, 64, 256))).compile()
 
 
 @pytest.mark.parametrize("lowering", [None, "nested"])
 def test_a_whole_program_for_an_h100_has_on_the_host_what_the_plan_says(lowering):
     """JAX adds no transfers to a program unless it finds one in it: our primitives show theirs."""
     for plan, on_host in (("100@[10]", 100 * 64 * 256 * 4), ("100*[10]", 0)):
-        assert lowered_for_h100(plan, lowering).host_temp_size_in_bytes == on_host
+        assert compiled_for_h100(plan, lowering).memory_analysis().host_temp_size_in_bytes == on_host
+
+
+def test_an_h100_reads_values_of_a_block_back_while_another_runs():
+    lines = compiled_for_h100("10@100").as_text().splitlines()
+    starts = [i for i, line in enumerate(lines) if " = " in line and "dynamic-slice-start" in line.split(" = ")[0]]
+    assert starts, "reads that the program need not wait for"
+    for i in starts:
+        name = lines[i].split()[0]
+        done = next(j for j in range(i, len(lines)) if f"fusion-done({name})" in lines[j])
+        assert any(" while(" in line for line in lines[i:done])

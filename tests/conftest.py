@@ -27,15 +27,16 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out tests that are marked slow
 def pytest_collection_modifyitems(config, items):
-    """Of a test marked `one_in(n)` the first case and each n-th after it stay; the others are marked slow."""
+    """Of a test marked `one_in(n)` the first case and each n-th after it stay; the others are slow and further."""
     seen, times = collections.Counter(), config.getoption("--cases")
     if any("::" in argument for argument in config.args):  # cases that are named run
         return
     for item in items:
         if (marker := item.get_closest_marker("one_in")) is not None:
             test = item.nodeid.partition("[")[0]
-            if seen[test] % -(-marker.args[0] // times):
+            if seen[test] % (-(-marker.args[0] // times) | 1):  # odd, so cases of two kinds in turn are both taken
                 item.add_marker(pytest.mark.slow)
+                item.add_marker(pytest.mark.further)
             seen[test] += 1
 
 

@@ -81,6 +81,7 @@ def test_help_has_examples_that_run(tmp_path, monkeypatch):
     assert (tmp_path / "plan.png").exists()
 
 
+@pytest.mark.slow
 def test_bench_measures_every_method(tmp_path):
     found = run(*BENCH, "--budget", "70%", "--budget", "1kB", "--budget", "none", "--vmap", "--json",
                 tmp_path / "found.json", "--plot", tmp_path / "found.png")  # fmt: skip

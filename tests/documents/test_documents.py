@@ -54,6 +54,7 @@ def run_code(path, capsys):
     return namespace, outputs
 
 
+@pytest.mark.slow
 def test_readme_code_runs_and_prints_what_it_shows(lax_modes, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, outputs = run_code(ROOT / "README.md", capsys)

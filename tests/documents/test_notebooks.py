@@ -42,7 +42,7 @@ def test_each_notebook_has_a_small_setting():
     assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == set(SMALL)
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of Jupyter's client
 def test_it_runs_at_a_small_setting(name, tmp_path):

@@ -23,7 +23,7 @@ from tests.support.targets import planning_for
 from tests.support.transformations import ROWS
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("limit", ["none", "plan", "budget"])
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_every_transformation(row, limit):
@@ -34,6 +34,7 @@ def test_every_transformation(row, limit):
     comparison.assert_same(ours, reference(row, name), 1e-9)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("plan", ["40", "(2*[16] + 8)", "2*[2*[10]]", "(13*[3] + 1)"])
 def test_layers(plan, reverse):

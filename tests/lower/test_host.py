@@ -41,7 +41,7 @@ def assert_equals_lax_scan(name, derivative, tolerance=1e-12, reverse=False, **o
     comparison.assert_same(*results, tolerance=tolerance)
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(13)
 @pytest.mark.parametrize(("name", "reverse"), [("mixed", False), ("outputs", True)])
 @pytest.mark.parametrize("derivative", comparison.DERIVATIVES)
 @pytest.mark.parametrize("plan", PLANS)
@@ -49,7 +49,7 @@ def test_sweeps_equal_lax_scan(plan, derivative, name, reverse):
     assert_equals_lax_scan(name, derivative, plan=plan, reverse=reverse)
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize("derivative", comparison.DERIVATIVES)
 @pytest.mark.parametrize("plan", CARRIES)
 def test_nests_equal_lax_scan(plan, derivative):

@@ -148,7 +148,7 @@ def is_finite(tree):
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize(("picked", "form", "lowering", "limit"), pairwise(("carry", "h"), FORMS, LOWERINGS, LIMITS))
 def test_outputs_that_are_not_in_the_loss(picked, form, lowering, limit):
     ours, theirs = ours_and_theirs(functools.partial(logged_loss, picked), form, lowering, limit)
@@ -156,7 +156,7 @@ def test_outputs_that_are_not_in_the_loss(picked, form, lowering, limit):
     assert_same(ours, theirs)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize(("form", "lowering", "limit"), pairwise(FORMS[1:4], LOWERINGS, LIMITS))
 def test_metrics_in_a_carry_that_are_not_in_the_loss(form, lowering, limit):
     """`jax.lax.scan` may give NaN here, which need not be given."""
@@ -166,7 +166,7 @@ def test_metrics_in_a_carry_that_are_not_in_the_loss(form, lowering, limit):
         comparison.assert_same(*(jnp.where(jnp.isfinite(b), leaf, 0.0) for leaf in (a, b)), tolerance=1e-9)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize(
     ("picked", "lowering", "limit"),
     pairwise(("norm", "log", "of w", "of x", "of x and w"), LOWERINGS[1:], LIMITS),
@@ -188,7 +188,7 @@ MASKS = {
 }
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize(("mask", "form", "lowering", "limit"), pairwise(tuple(MASKS), FORMS[1:4], LOWERINGS, LIMITS))
 def test_branches_that_are_not_taken(mask, form, lowering, limit):
     ours, theirs = ours_and_theirs(functools.partial(masked_loss, mask), form, lowering, limit)
@@ -197,7 +197,7 @@ def test_branches_that_are_not_taken(mask, form, lowering, limit):
     assert_same(ours, theirs)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("limit", ["none", "chain"])
 @pytest.mark.parametrize("lowering", [None, "nested"])
 @pytest.mark.parametrize("picked", ["carry", "h"])

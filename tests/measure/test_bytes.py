@@ -53,7 +53,7 @@ STEPS = {
 }
 
 
-@pytest.mark.one_in(7)
+@pytest.mark.one_in(15)
 @pytest.mark.parametrize("lowering", [None, "nested"])
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("plan", EXACT + OVER_ESTIMATED, ids=notation)

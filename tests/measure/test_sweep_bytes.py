@@ -85,7 +85,7 @@ def temporaries(cell, derivative, length, **options):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize(("length", "budget"), BUDGETS.items())
 @pytest.mark.parametrize("derivative", [pullback, gradient_of_xs, gradient_of_weighted_ys])
 @pytest.mark.parametrize("cell", CELLS)

@@ -83,7 +83,7 @@ def counted(step):
     return wrapper, calls
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("lowering", [None, "nested"])
 @pytest.mark.parametrize("budget", [None, "60%", "20%"])
 def test_number_of_traces_does_not_depend_on_the_length(budget, lowering):

@@ -32,7 +32,7 @@ MADE = {
 }
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize(("progress", "label"), [("encoder", "encoder"), (True, "GRUCell"), (None, None)])
 @pytest.mark.parametrize("made", MADE)
 def test_layers(made, progress, label):

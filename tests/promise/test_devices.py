@@ -80,7 +80,7 @@ def of_arrays(found):
     return [one for one in found if one.loops or one.result_bytes > 16]
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(13)
 @pytest.mark.parametrize("layout", ["batch", "hidden"])
 @pytest.mark.parametrize("mode", ["automatic", "explicit", "shard_map"])
 def test_on_four_devices(mode, layout):

@@ -80,7 +80,7 @@ def seen_by(place, scan, transform=jax.grad, ordered=False):
     return found, len(seen)
 
 
-@pytest.mark.one_in(13)
+@pytest.mark.one_in(29)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("transformation", TRANSFORMATIONS)
 @pytest.mark.parametrize("options", WAYS, ids=str)

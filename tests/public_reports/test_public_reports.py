@@ -45,7 +45,7 @@ def test_every_argument_by_keyword():
     assert bptt_jax.checkpointed(step)(init=INIT, xs=XS, reverse=True)[0].shape == (8,)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("options", WAYS[:3], ids=str)
 def test_a_step_that_reads_numbers_without_jit(options):
     """A Python `if` on the carry, and `float` of it, under `jax.disable_jit`, also in a gradient."""
@@ -74,7 +74,7 @@ jax.tree_util.register_pytree_node(
 )
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("options", WAYS, ids=str)
 def test_a_carry_whose_class_converts_its_leaves(options):
     """Unflattening calls a constructor with `jnp.asarray` and `jnp.broadcast_to`."""
@@ -101,7 +101,7 @@ def test_a_step_that_fails_is_called_once():
         assert len(calls) == 1
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize(
     "transform",
     [
@@ -127,6 +127,7 @@ def test_scans_in_scans_in_scans_call_the_innermost_step_at_most_twice(transform
     assert 1 <= len(calls) <= 2
 
 
+@pytest.mark.slow
 def test_nothing_leaks_from_a_layers_gradient():
     """`jax.checking_leaks` around the gradient of a Linen and of an NNX layer."""
     inputs = normal(0, 2, 30, 3).astype(jnp.float32)
@@ -138,7 +139,7 @@ def test_nothing_leaks_from_a_layers_gradient():
         nnx.grad(lambda model: model(inputs).sum())(model)
 
 
-@pytest.mark.one_in(7)
+@pytest.mark.one_in(15)
 @pytest.mark.parametrize("options", WAYS, ids=str)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("form", ["evaluated", "jit", "gradient", "jvp"])
@@ -168,7 +169,7 @@ def test_a_reference_that_the_step_writes(form, reverse, options):
         comparison.assert_same(run(scan), run(lax.scan), tolerance=1e-12)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("flag", ["time_major", "return_carry", "reverse", "keep_order"])
 @pytest.mark.parametrize("given", ["10%", 2, None])
 def test_a_flag_that_is_no_bool(flag, given):
@@ -242,7 +243,7 @@ def test_a_shape_in_the_place_of_inputs():
         bptt_jax.nnx.explain(bptt_jax.nnx.RNN(nnx.GRUCell(16, 4, rngs=nnx.Rngs(0))), (4, 100, 16))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("options", WAYS, ids=str)
 def test_a_callback_with_a_result(options, ordered):
@@ -296,7 +297,7 @@ def test_modules_list_their_public_names(module):
     assert dir(module) == sorted(module.__all__)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize(
     "options", [{}, {"plan": Repeat(5, Remat(Steps(4)))}, {"budget": "50%", "verify": False}], ids=str
 )
@@ -321,7 +322,7 @@ def test_an_export_for_any_batch(options, differentiated):
         comparison.assert_same(exported.call(variables, inputs), theirs, tolerance=1e-12)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(
     "options", [{"budget": 100_000}, {"budget": 100_000, "verify": False}, {"budget": "50%"}], ids=str
 )

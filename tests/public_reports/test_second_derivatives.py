@@ -69,7 +69,7 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.one_in(11)
+@pytest.mark.one_in(23)
 @pytest.mark.parametrize("jitted", [True, False])
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("options", WAYS, ids=str)
@@ -92,6 +92,7 @@ def bytes_of(scan, program):
     return run.lower(weight, xs).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("lowering", ["sweep", "nested"])
 @pytest.mark.parametrize(
     ("name", "most"),

@@ -102,7 +102,7 @@ def gradient(scan, step, order=1):
     return first(*arguments) if order == 1 else jax.jvp(first, arguments, arguments)[1]
 
 
-@pytest.mark.one_in(13)
+@pytest.mark.one_in(29)
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def test_keywords_of_profile_partials_and_layers():
     assert bptt_jax.nnx.RNN(nnx.GRUCell(3, 4, rngs=nnx.Rngs(0)))(inputs=inputs).shape == (2, 9, 4)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("options", WAYS[:3], ids=str)
 def test_without_jit(options):
     """`jax.disable_jit`: other axes of time, a length alone, decorators, second derivatives, vmap, NNX, `explain`."""

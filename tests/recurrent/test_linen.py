@@ -54,7 +54,7 @@ def in_double(variables):
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize(
     ("cell_class", "order"), [(cell, ORDERS[i % 3]) for i, cell in enumerate([*CELLS, nn.LSTMCell, nn.LSTMCell])]
 )
@@ -177,7 +177,7 @@ def test_explain_of_a_layer_within_a_model_takes_its_part_of_the_variables():
             bptt_jax.linen.explain(layer, wrong, inputs)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(("dtype", "most"), [(jnp.float32, 2e-6), (jnp.bfloat16, 1e-2)])
 def test_gradients_differ_by_rounding(dtype, most):
     """Relative to the largest of each leaf; `pytest tests/recurrent/test_linen.py -k rounding -s -n 0` prints it.

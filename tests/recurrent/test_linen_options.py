@@ -47,7 +47,7 @@ class Cell(nn.RNNCellBase):
         return 1
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("order", [{}, {"reverse": True}, {"reverse": True, "keep_order": True}], ids=str)
 @pytest.mark.parametrize("time_major", [False, True])
 def test_lengths_of_sequences(order, time_major):
@@ -134,7 +134,7 @@ def test_a_shared_collection_cannot_be_changed():
         RNN(Cell(norm=True)).init(jax.random.key(0), INPUTS)
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize("cell", [Cell(dropout=True), Cell(own_key=True), Cell(dropout=True, own_key=True)], ids=str)
 @pytest.mark.parametrize("split", [True, False])
 @pytest.mark.parametrize("reverse", [True, False])

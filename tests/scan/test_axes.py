@@ -46,7 +46,7 @@ def time_last(scan):
 
 
 # The planned ways look for a length along the first axis.
-@pytest.mark.one_in(11)
+@pytest.mark.one_in(23)
 @pytest.mark.parametrize(
     ("row", "name", "lowering", "limit"), [row for row in rows() if row[3] != "plan"][::3], ids=str
 )
@@ -82,7 +82,7 @@ def moved(f, init, xs, reverse=False):
     return carry, {name: jnp.moveaxis(leaf, 0, OUT_AXES[name]) for name, leaf in ys.items()}
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("lowering", [None, "nested"])
@@ -182,7 +182,7 @@ def test_an_audit_of_it_says_the_same_as_scan():
     assert report.measured_bytes > 0
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("axis", [1, 2])
 @pytest.mark.parametrize(("of_x", "of_y"), [(32, 32), (96, 32), (32, 96)])
 @pytest.mark.parametrize("budget", [307_200, 380_000, 500_000])
@@ -288,7 +288,7 @@ def gradient(axes, run, w, init, xs, lengths):
 MAPPED = [None, (None, None, 0, None), (None, None, 2, 0), (None, 0, None, 1), (0, None, None, None), (0, 1, 1, 1)]
 
 
-@pytest.mark.one_in(11)
+@pytest.mark.one_in(23)
 @pytest.mark.parametrize(
     ("axes", "keep_order", "lowering", "plan"),
     list(itertools.product(MAPPED, (False, True), (None, "nested"), ("none", "deep"))),

@@ -54,7 +54,7 @@ def budget_in_bytes(kind, case, length, lowering=None, derivative=comparison.val
     return {"smallest": smallest, "between": (smallest + everything) // 2, "everything": max(everything, 1)}[kind]
 
 
-@pytest.mark.one_in(7)
+@pytest.mark.one_in(15)
 @pytest.mark.parametrize(
     ("length", "budget", "name", "transform", "reverse"),
     pairwise(LENGTHS, BUDGETS, STEPS, TRANSFORMS, DIRECTIONS),
@@ -73,7 +73,7 @@ def test_equals_lax_scan(length, budget, name, transform, reverse):
     comparison.assert_same(*results, tolerance=1e-12)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("name", STEPS)
 def test_equals_lax_scan_in_single_precision(name):
     case = case_named(name, jnp.float32)
@@ -165,7 +165,7 @@ def test_any_pytree_length_and_budget(carry_kinds, x_kinds, length, share, rever
     comparison.assert_same(*results, tolerance=1e-12)
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize("lowering", [None, "nested"])
 @pytest.mark.parametrize("batched", ["all", "first", "last"])
 @pytest.mark.parametrize(("name", "plan"), [(name, p) for name in STEPS[1:3] for p in (Steps(6), REST, INLINED)])

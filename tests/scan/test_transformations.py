@@ -73,7 +73,7 @@ def depends_on_checkpoints(row, name):
     return False
 
 
-@pytest.mark.one_in(17)
+@pytest.mark.one_in(37)
 @pytest.mark.parametrize(("row", "name", "lowering", "limit"), rows(), ids=str)
 def test_equals_lax_scan(row, name, lowering, limit):
     if name == "own_rule" and limit != "none" and depends_on_checkpoints(row, name):
@@ -93,7 +93,7 @@ REVERSE_OF_A_LOOP = (
 )
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize(
     ("row", "lowering", "limit"),
     [(row, *way) for row in ROWS if str(row) in REVERSE_OF_A_LOOP for way in WAYS],
@@ -131,7 +131,7 @@ def test_debug_nans_finds_what_is_not_a_number(lowering, plan):
                 gradient(init)
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize(("lowering", "limit"), WAYS)
 def test_spmd_axis_name_reaches_the_step(lowering, limit):
     """A sharding of one example's carry is one of the batch's, in each pass."""

@@ -86,7 +86,7 @@ def bytes_of_lax_scan(part):
     return bytes_of(part, lax.scan)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize(("part", "lowering", "limit"), list(itertools.product(PARTS, LOWERINGS, ("none", "budget"))))
 def test_equals_lax_scan(part, lowering, limit):
     def of(scan):
@@ -102,7 +102,7 @@ def test_equals_lax_scan(part, lowering, limit):
     comparison.assert_same(found, of(lax.scan), tolerance=1e-10)
 
 
-@pytest.mark.one_in(11)
+@pytest.mark.one_in(23)
 @pytest.mark.parametrize(("lowering", "part", "share"), list(itertools.product(LOWERINGS, PARTS, (0.4, 0.2))))
 def test_within_a_budget_of_its_own(lowering, part, share):
     """A share of what `jax.lax.scan` takes for that gradient, or the smallest that does; and a percentage is of it."""
@@ -225,7 +225,7 @@ def layer_made(budget):
     return lambda: jax.tree.leaves(layer.init(jax.random.key(0), jnp.ones((2, LENGTH, 8), jnp.float32)))
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(5)
 @pytest.mark.usefixtures("implicit_broadcasting")
 @pytest.mark.parametrize("make", [evaluated, evaluated_without_jit, evaluated_under_vmap, layer_applied, layer_made])
 def test_an_evaluation_compiles_nothing_for_its_budget(make):
@@ -279,7 +279,7 @@ def traces(scan, form, deep):
     return seen
 
 
-@pytest.mark.one_in(11)
+@pytest.mark.one_in(23)
 @pytest.mark.parametrize(("deep", "options", "form"), list(itertools.product((1, 3), OPTIONS, FORMS)), ids=str)
 def test_a_step_is_traced_as_often_as_in_lax_scan(deep, options, form):
     """In three scans within each other, each step; also where a budget is planned for, which the last options have."""

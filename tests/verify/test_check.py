@@ -192,7 +192,7 @@ def test_steps_with_other_rules_are_measured_apart():
     assert many.plan != few.plan == again.plan
 
 
-@pytest.mark.one_in(7)
+@pytest.mark.one_in(15)
 @pytest.mark.parametrize(("kind", "lowering"), [(kind, way) for kind in KINDS for way in ("sweep", "nested")])
 @pytest.mark.usefixtures("implicit_broadcasting")
 def test_code_that_is_not_optimised_takes_the_same_buffers(monkeypatch, kind, lowering):
@@ -279,7 +279,7 @@ def test_a_percentage_of_a_short_scan_works(length, lowering):
     jax.tree.map(np.testing.assert_allclose, evaluated, jax.lax.scan(step, ARGUMENTS[0], ARGUMENTS[1][:length]))
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(5)
 @pytest.mark.usefixtures("implicit_broadcasting")
 @pytest.mark.parametrize("length", [1, 5, 23])
 @pytest.mark.parametrize("flax", ["linen", "nnx"])

@@ -21,7 +21,7 @@ def unlimited(layers):
     return total_bytes(make_for(layers)(None).lower(*shapes_of(start(layers))).compile())
 
 
-@pytest.mark.one_in(10)
+@pytest.mark.one_in(21)
 @pytest.mark.parametrize("share", [0.8, 0.9, 0.7, 0.65, 0.97])
 @pytest.mark.parametrize("layers", [2, 1])
 def test_the_chosen_program_fills_its_limit(layers, share):

@@ -24,7 +24,7 @@ Clock = Callable[[], float]
 
 _STAYS_SECONDS = 1.0  # after the last report, where all bars are full
 _GIVEN_UP_SECONDS = 60.0  # after the last report, where one is not; or ten times the longest wait before
-_REFRESHES_PER_SECOND = 2  # of 3 ms each; ten, as by default, take 3 % of a core
+_REFRESHES_PER_SECOND = 1  # of 3 ms each; ten, as by default, take 3 % of a core
 _BETWEEN_LINES_SECONDS = 1.0  # from the second call of a label on: a loop of short calls is to have few lines
 
 

@@ -1,6 +1,7 @@
 """Strict modes for every test, and a default run of a few minutes: of many similar cases it takes few."""
 
 import collections
+import zlib
 from pathlib import Path
 
 import jax
@@ -17,7 +18,10 @@ _STRICT = {
 
 
 def pytest_addoption(parser):
-    parser.addoption("--cases", type=int, default=1, metavar="N", help="N times as many cases of tests marked one_in")
+    parser.addoption(
+        "--cases", type=int, default=1, metavar="N", help="some N times as many cases of tests with one_in"
+    )
+    parser.addoption("--turn", type=int, metavar="N", help="other cases of them, drawn by this number")
 
 
 def pytest_configure(config):
@@ -27,17 +31,23 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out tests that are marked slow
 def pytest_collection_modifyitems(config, items):
-    """Of a test marked `one_in(n)` the first case and each n-th after it stay; the others are slow and further."""
-    seen, times = collections.Counter(), config.getoption("--cases")
+    """Of a test marked `one_in(n)` one case of n stays, by default the first; the others are slow and further."""
     if any("::" in argument for argument in config.args):  # cases that are named run
         return
+    cases = collections.defaultdict(list)
     for item in items:
-        if (marker := item.get_closest_marker("one_in")) is not None:
-            test = item.nodeid.partition("[")[0]
-            if seen[test] % (-(-marker.args[0] // times) | 1):  # odd, so cases of two kinds in turn are both taken
+        if item.get_closest_marker("one_in") is not None:
+            cases[item.nodeid.partition("[")[0]].append(item)
+    times, turn = config.getoption("--cases"), config.getoption("--turn")
+    for test, of_test in cases.items():
+        # Odd, so of cases of two kinds in turn both are taken.
+        n = -(-of_test[0].get_closest_marker("one_in").args[0] // times) | 1
+        for start in range(0, len(of_test), n):
+            group = of_test[start : start + n]
+            stays = 0 if turn is None else zlib.crc32(f"{test} {start} {turn}".encode()) % len(group)
+            for item in group[:stays] + group[stays + 1 :]:
                 item.add_marker(pytest.mark.slow)
                 item.add_marker(pytest.mark.further)
-            seen[test] += 1
 
 
 @pytest.fixture(autouse=True)

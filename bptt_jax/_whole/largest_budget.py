@@ -11,7 +11,7 @@ from bptt_jax._jaxprs.types import Device, Tree
 from bptt_jax._options import check_options
 from bptt_jax._whole.program import Program, argument_bytes, placed, traced
 from bptt_jax._whole.report import FitReport, does_not_fit
-from bptt_jax._whole.search import LEAST_BUDGET, Answer, PassedOver, Refused, Taken, search
+from bptt_jax._whole.search import LEAST_BUDGET, Answer, PutOff, Refused, Taken, search
 from bptt_jax._whole.within import within_bytes
 from bptt_jax.errors import BudgetError
 
@@ -24,7 +24,7 @@ def largest_budget(
     A budget counts the temporaries of one scan. Beside them a program has arguments (weights, the optimiser's state, a
     batch), results, and other temporaries (outputs of layers, logits). How much of these is held while the scan is at
     its peak is known to the compiler alone. So the program is compiled, one to four times, with budgets approaching the
-    limit; nothing is run. The scans' own checks come on top, and are remembered.
+    limit; nothing is run. The scans' own checks come on top, for up to two dozen budgets, and are remembered.
 
     Counted are the bytes of one device: arguments + results - aliases (results in the place of donated arguments) +
     temporaries + machine code, where `memory_analysis()` reports some.
@@ -44,7 +44,8 @@ def largest_budget(
 
     Returns:
       (budget, report): the budget in bytes, as an int, for the scans and layers; and a `FitReport`. If the program fits
-      while its scans keep everything, the budget lets them do so.
+      while its scans keep everything, the budget lets them do so; of other programs found to fit, it is the one whose
+      scans take the most.
 
     Raises:
       FitError: if the program does not fit with the smallest budget; it has the shares of its bytes.
@@ -89,7 +90,7 @@ def largest_budget(
         if plans in known:
             return dataclasses.replace(known[plans], budget=budget, is_compiled=False)
         if not worth(program.scans.temporary_bytes):
-            return PassedOver(budget)
+            return PutOff(budget, program.scans.temporary_bytes)
         programs.append(program.compile())
         total = greatest_of_processes(programs[-1].total_bytes)
         known[plans] = Taken(budget, program.scans.temporary_bytes, total, program.scans.is_everything)

@@ -61,8 +61,8 @@ class FitReport:
 
     @property
     def _notes(self) -> list[str]:
-        notes, larger = [], [one for one in self.programs if one.budget_bytes > self.chosen.budget_bytes]
-        if larger and self.chosen.total_bytes < _FULL * self.within_bytes:
+        notes, over = [], [one for one in self.programs if one.total_bytes > self.within_bytes]
+        if over and self.chosen.total_bytes < _FULL * self.within_bytes:
             notes.append("plans are steps: the next larger one that was found is over the limit")
         if self.target is not None and not self.chosen.platforms <= {self.target.platform}:
             planned = ", ".join(sorted(self.chosen.platforms))

@@ -1,15 +1,16 @@
-"""The search for the largest budget with which a whole program fits, in at most four programs.
+"""The search for the budget with which a whole program fills its limit, in at most four programs.
 
 A program takes the bytes of its scans and a rest, which is not known: arguments, logits, an optimiser. Where both are
 held at the same time, the program grows by a byte for each byte of the scans; where they are not, by less. So the first
 program has all the bytes left by its arguments, and its excess tells the rest. A secant through the bytes of two
-programs gives the next, with the bytes of the scans and not the budget on its axis: a plan takes 0.9 to 1.0 of its
+programs gives the next, with the bytes of the scans and not the budget on its axis: a plan takes 0.86 to 1.0 of its
 budget, and a scan keeping everything takes no more however much it may.
 
 A budget is traced before it is compiled, so its plans and the bytes of its scans are known. Neighbouring budgets often
-have the same plans, so the same program; and a program takes at most a byte less for each byte that its scans take less
-than those of one over the limit. Where this tells enough, nothing is compiled, and the interval in which to look is
-narrower. A plan takes 0.86 to 1.0 of its budget, so smaller budgets are tried too, where a program leaves much room.
+have the same plans, so the same program, which is not compiled again. Nor is one that is over the limit if it takes at
+most a byte less for each byte that its scans take less than those of a known one: it is put off, and compiled only
+where programs are left at the end. Where the largest budget that fits leaves much room, budgets a little below it are
+tried, because their plans may take more.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _USED = 0.95  # share of its budget mostly taken by a plan
 _LEAST_SLOPE = 0.25  # bytes of the program for a byte of its scans, at least: a secant of less would lead too far
 _NARROW = 1.01  # ratio of neighbouring budgets; between them nothing is looked for
 _BELOW = 0.97  # ratio of budgets tried one after the other below one that fits
+_LOWEST = 0.86  # of these budgets; a plan takes as much of its own at least
 _MOST_ATTEMPTS = 24  # budgets tried, with those in need of no program of their own
 _LATE = 14  # attempts; after them only the smallest budget is tried, if none has fitted
 
@@ -68,17 +70,19 @@ class Refused:
 
 
 @dataclasses.dataclass(frozen=True)
-class PassedOver:
-    """A budget whose program is not compiled: surely over the limit, or with no more for its scans than one that fits.
+class PutOff:
+    """A budget whose program is not compiled for now, being probably over the limit or no gain; see `is_worth`.
 
     Attributes:
       budget: the budget.
+      scan_bytes: as of `Taken`.
     """
 
     budget: int
+    scan_bytes: int
 
 
-Answer = Taken | Refused | PassedOver
+Answer = Taken | Refused | PutOff
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +90,8 @@ class Outcome:
     """The result of a search.
 
     Attributes:
-      best: of the compiled programs that fit, the one whose scans take the most bytes; None if none fits.
+      best: of the compiled programs that fit, one whose scans keep everything, or else take the most bytes; None if
+        none fits.
       taken: all compiled programs, in their order.
       refused: the budgets with no program.
       least: the smallest budget with a program, compiled or of known plans.
@@ -99,7 +104,7 @@ class Outcome:
 
 
 def search(within: int, first: int, attempt: Callable[[int, Callable[[int], bool]], Answer]) -> Outcome:
-    """Compiles at most four programs, to find the budget whose program has the most for its scans within a limit.
+    """Compiles at most four programs, to find the one that has the most for its scans within a limit.
 
     If none fits, the last program has the smallest budget with one.
 
@@ -126,7 +131,7 @@ def _compiled(answers: Sequence[Answer]) -> list[Taken]:
 
 
 def is_worth(within: int, answers: Sequence[Answer], budget: int, scan_bytes: int) -> bool:
-    """Whether a program is worth compiling, by the bytes of its scans.
+    """Whether a program is worth compiling now, by the bytes of its scans; one that was put off before is.
 
     Args:
       within: the limit.
@@ -135,7 +140,7 @@ def is_worth(within: int, answers: Sequence[Answer], budget: int, scan_bytes: in
     """
     compiled = _compiled(answers)
     low, best = fitting(within, compiled), _best(within, compiled)
-    if low is None or best is None:
+    if low is None or best is None or any(isinstance(one, PutOff) and one.budget == budget for one in answers):
         return True
     over = (one for one in compiled if within < one.total_bytes < math.inf)
     if any(one.total_bytes - within > max(one.scan_bytes - scan_bytes, 0) for one in over):
@@ -145,7 +150,7 @@ def is_worth(within: int, answers: Sequence[Answer], budget: int, scan_bytes: in
 
 def _best(within: int, taken: Sequence[Taken]) -> Taken | None:
     fits = (one for one in taken if one.total_bytes <= within)
-    return max(fits, key=lambda one: (one.scan_bytes, one.budget), default=None)
+    return max(fits, key=lambda one: (one.is_everything, one.scan_bytes, one.budget), default=None)
 
 
 def fitting(within: int, taken: Sequence[Taken]) -> Taken | None:
@@ -175,22 +180,29 @@ def next_budget(within: int, first: int, answers: Sequence[Answer]) -> int | Non
     if low.is_everything or (best.total_bytes >= ENOUGH * within and not _may_gain(within, best, taken)):
         return None
     over = [one.budget for one in taken if one.total_bytes > within]
-    over += [one.budget for one in answers if isinstance(one, PassedOver) and one.budget > low.budget]
+    over += [one.budget for one in answers if isinstance(one, PutOff) and one.budget > low.budget]
     if not over:
         return max(_aimed(within, taken), int(low.budget * _NARROW) + 1)
     high = min(over)
     if high <= low.budget * _NARROW:
-        return _below(low, best, answers)
+        return _below(low, best, least, answers) or _put_off(within, best, answers)
     aimed = _aimed(within, taken)
     return aimed if low.budget < aimed < high else (low.budget + high) // 2
 
 
-def _below(low: Taken, best: Taken, answers: Sequence[Answer]) -> int | None:
+def _below(low: Taken, best: Taken, least: int, answers: Sequence[Answer]) -> int | None:
     """The next budget below the largest one that fits, for a plan that takes more bytes; None at the last."""
     tried, budget = {one.budget for one in answers}, int(_BELOW * low.budget)
     while budget in tried:
         budget = int(_BELOW * budget)
-    return budget if budget > max(best.scan_bytes, LEAST_BUDGET) else None
+    return budget if budget > max(_LOWEST * low.budget, best.scan_bytes, least) else None
+
+
+def _put_off(within: int, best: Taken, answers: Sequence[Answer]) -> int | None:
+    """The budget put off whose scans take the fewest bytes beyond those of the best program; None if there is none."""
+    most = min((one.scan_bytes for one in answers if isinstance(one, Taken) and one.total_bytes > within), default=0)
+    left = [one for one in answers if isinstance(one, PutOff) and best.scan_bytes < one.scan_bytes < most]
+    return min(left, key=lambda one: one.scan_bytes).budget if left else None
 
 
 def _may_gain(within: int, low: Taken, taken: Sequence[Taken]) -> bool:

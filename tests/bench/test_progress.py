@@ -56,8 +56,8 @@ def ratios(make, arguments):
     rounds = []
     for i in range(ROUNDS + 1):
         found = {}
-        for k in (0, 1, 2) if i % 2 else (2, 1, 0):
-            found[k] = seconds(programs[k], arguments)
+        for k in range(3):
+            found[(i + k) % 3] = seconds(programs[(i + k) % 3], arguments)
         rounds.append(found)
     del rounds[0]
     with_bar, again = (statistics.median(found[k] / found[0] for found in rounds) for k in (1, 2))

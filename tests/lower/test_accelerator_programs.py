@@ -23,7 +23,7 @@ from tests.support.targets import planning_for
 from tests.support.transformations import ROWS
 
 
-@pytest.mark.one_in(9)
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize("limit", ["none", "plan", "budget"])
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_every_transformation(row, limit):

@@ -176,6 +176,19 @@ def test_the_watch_ends_full_bars():
     assert threading.active_count() <= threads
 
 
+def test_a_report_does_not_wait_for_rich_to_draw(monkeypatch):
+    """After the first one of all, also where it is the first of a bar or of a call: rich's thread draws."""
+    monkeypatch.setattr(display, "_REFRESHES_PER_SECOND", 0.001)
+    bars, drawing, console, _ = rich_bars()
+    bars.report("training", "forward", 100, 0)
+    before = console.file.getvalue()
+    call(bars)
+    call(bars)
+    assert console.file.getvalue() == before
+    drawing.stop()
+    assert "call 2" in console.file.getvalue()
+
+
 def test_reports_from_many_threads():
     bars, drawing, _, _ = rich_bars()
     threads = [

@@ -85,7 +85,7 @@ def compiled():
     monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.one_in(15)
+@pytest.mark.one_in(17)
 @pytest.mark.parametrize("options", WAYS, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_the_second_call_compiles_nothing(activation, options, compiled):

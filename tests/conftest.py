@@ -21,7 +21,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--cases", type=int, default=1, metavar="N", help="some N times as many cases of tests with one_in"
     )
-    parser.addoption("--turn", type=int, metavar="N", help="other cases of them, drawn by this number")
+    parser.addoption("--turn", type=int, metavar="N", help="others of them too, drawn by this number")
 
 
 def pytest_configure(config):
@@ -31,7 +31,10 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out tests that are marked slow
 def pytest_collection_modifyitems(config, items):
-    """Of a test marked `one_in(n)` one case of n stays, by default the first; the others are slow and further."""
+    """Of a test marked `one_in(n)` one case of n stays, the first; the others are slow and further.
+
+    With a turn, drawn cases stay beside those of the default run.
+    """
     if any("::" in argument for argument in config.args):  # cases that are named run
         return
     cases = collections.defaultdict(list)
@@ -40,14 +43,15 @@ def pytest_collection_modifyitems(config, items):
             cases[item.nodeid.partition("[")[0]].append(item)
     times, turn = config.getoption("--cases"), config.getoption("--turn")
     for test, of_test in cases.items():
-        # Odd, so of cases of two kinds in turn both are taken.
-        n = -(-of_test[0].get_closest_marker("one_in").args[0] // times) | 1
-        for start in range(0, len(of_test), n):
-            group = of_test[start : start + n]
-            stays = 0 if turn is None else zlib.crc32(f"{test} {start} {turn}".encode()) % len(group)
-            for item in group[:stays] + group[stays + 1 :]:
-                item.add_marker(pytest.mark.slow)
-                item.add_marker(pytest.mark.further)
+        one_in = of_test[0].get_closest_marker("one_in").args[0]
+        n = -(-one_in // times) | 1  # odd, so of cases of two kinds in turn both are taken
+        stay = set(range(0, len(of_test), n if turn is None else one_in | 1))
+        if turn is not None:
+            starts = range(0, len(of_test), n)
+            stay |= {i + zlib.crc32(f"{test} {i} {turn}".encode()) % min(n, len(of_test) - i) for i in starts}
+        for item in (item for i, item in enumerate(of_test) if i not in stay):
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.further)
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,8 @@
 A program takes the bytes of its scans and a rest, which is not known: arguments, logits, an optimiser. Where both are
 held at the same time, the program grows by a byte for each byte of the scans; where they are not, by less. So the first
 program has all the bytes left by its arguments, and its excess tells the rest. A secant through the bytes of two
-programs gives the next, with the bytes of the scans and not the budget on its axis: a plan takes 0.86 to 1.0 of its
-budget, and a scan keeping everything takes no more however much it may.
+programs gives the next, with the bytes of the scans and not the budget on its axis: a plan mostly takes 0.86 to 1.0 of
+its budget, and a scan keeping everything takes no more however much it may.
 
 A budget is traced before it is compiled, so its plans and the bytes of its scans are known. Neighbouring budgets often
 have the same plans, so the same program, which is not compiled again. Nor is one that is over the limit if it takes at
@@ -32,7 +32,7 @@ _USED = 0.95  # share of its budget mostly taken by a plan
 _LEAST_SLOPE = 0.25  # bytes of the program for a byte of its scans, at least: a secant of less would lead too far
 _NARROW = 1.01  # ratio of neighbouring budgets; between them nothing is looked for
 _BELOW = 0.97  # ratio of budgets tried one after the other below one that fits
-_LOWEST = 0.86  # of these budgets; a plan takes as much of its own at least
+_LOWEST = 0.86  # of these budgets; a plan mostly takes as much of its own
 _MOST_ATTEMPTS = 24  # budgets tried, with those in need of no program of their own
 _LATE = 14  # attempts; after them only the smallest budget is tried, if none has fitted
 

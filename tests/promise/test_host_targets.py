@@ -34,13 +34,12 @@ def gru(weights, h, x):
     return (1 - z) * jnp.tanh(of_x[2] + r * of_h[2]) + z * h, None
 
 
-def report(cell, length, device, **budgets):
+def report(cell, length, device, dtype=jnp.float32, **options):
     h = jnp.zeros((BATCH, WIDTH), jnp.float32)
     gates, init = (4, (h, h)) if cell is lstm else (3, h)
     weights = [jnp.zeros(shape, jnp.float32) for shape in ((WIDTH, gates * WIDTH),) * 2 + ((gates * WIDTH,),)]
-    # Of other inputs of products XLA for a TPU makes a copy in bfloat16, as a whole: 328 MB for 10,000 steps.
-    xs = jax.ShapeDtypeStruct((length, BATCH, WIDTH), jnp.bfloat16 if device.platform == "tpu" else jnp.float32)
-    return bptt_jax.explain(functools.partial(cell, weights), init, xs, target=device, **budgets)
+    xs = jax.ShapeDtypeStruct((length, BATCH, WIDTH), dtype)
+    return bptt_jax.explain(functools.partial(cell, weights), init, xs, target=device, **options)
 
 
 @pytest.mark.slow
@@ -50,8 +49,10 @@ def report(cell, length, device, **budgets):
 @pytest.mark.parametrize("target", [targets.h100, targets.v5e], ids=["h100", "v5e"])
 def test_bytes_of_both_memories_are_within_both_budgets(target, cell, length, budget):
     device, evaluations = targets.or_skip(target), []
+    # A TPU's copy of long inputs in float32, see below, leaves no room for 2 %.
+    dtype = jnp.bfloat16 if device.platform == "tpu" and length > 1000 else jnp.float32
     for host in HOST:
-        found = report(cell, length, device, budget=budget, host_budget=host)
+        found = report(cell, length, device, dtype, budget=budget, host_budget=host)
         evaluations.append(found.forward_steps / length)
         print(f"{cell.__name__}, {length} steps on {device}, {budget} and {host}: {notation(found.plan)}", end=", ")
         print(f"{found.measured_bytes:,} and {found.host_bytes:,} bytes, {evaluations[-1]:.3f} evaluations")
@@ -67,3 +68,13 @@ def test_explain_shows_both_memories_of_an_h100():
     text = str(report(lstm, 1000, device, budget="5%", host_budget="20MiB"))
     for row in ("budget on the host", "predicted on the host", "measured on the host", "on the host for"):
         assert row in text
+
+
+@pytest.mark.slow
+def test_a_v5e_has_a_copy_of_long_inputs_in_bfloat16():
+    device = targets.or_skip(targets.v5e)
+    of_float32, of_bfloat16 = (
+        report(lstm, 10_000, device, dtype, plan="(199*[50] + 50)").measured_bytes
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    assert (of_float32 - of_bfloat16) / (10_000 * BATCH * WIDTH * 2) == pytest.approx(1, rel=0.02)

@@ -128,7 +128,7 @@ PLANS = {  # of two Flax layers with Adam, as measured: least budget -> bytes of
 }
 
 
-def by_table(plans, compiled=(), everything=None):
+def by_table(plans, compiled, everything):
     """`attempt` for plans as in PLANS; smaller budgets are refused."""
 
     def attempt(budget, worth):

@@ -1,9 +1,9 @@
 """The time of a bar of progress: programs with one beside the same without.
 
 A report takes half a millisecond to one, because JAX moves its number to a device first. So calls of two seconds or
-more are for 2 %; an LSTM of 2,000 steps, 0.8 s, takes some 3 % longer, and a million steps of eight numbers, 0.13 s,
-more: both miss the bound. Not part of the suite; on a quiet machine, where the same program again takes less than a
-hundredth more or less:
+more are for 2 %; an LSTM of 2,000 steps, 0.8 s, takes some 3 % longer, and a million steps of eight numbers, 0.06 s,
+half as long again: both miss the bound. Not part of the suite; on a quiet machine, where the same program again takes
+less than a hundredth more or less:
 
 python -m pytest tests/bench/test_progress.py -s -o addopts=""
 """
